@@ -1,0 +1,119 @@
+"""Operators that treat each element alone, with numpy's broadcasting and torch's promotion of types."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ir.graph import Attributes
+from ir.ops.definition import OpDef, Tensors, Types, require, torch_dtype
+from ir.types import DType, TensorType, broadcast_shapes, promote
+
+
+def _same(operands: Types, _attributes: Attributes) -> tuple[TensorType, ...]:
+    return (operands[0],)
+
+
+def _to_float(operands: Types, _attributes: Attributes) -> tuple[TensorType, ...]:
+    dtype = operands[0].dtype
+    return (operands[0].with_dtype(dtype if dtype.is_float else DType.F32),)
+
+
+def _to_bool(operands: Types, _attributes: Attributes) -> tuple[TensorType, ...]:
+    return (operands[0].with_dtype(DType.BOOL),)
+
+
+def _broadcast(operands: Types, dtype: DType) -> tuple[TensorType, ...]:
+    shape = broadcast_shapes(operand.shape for operand in operands)
+    require(shape is not None, f"shapes do not broadcast: {', '.join(map(str, operands))}")
+    assert shape is not None
+    return (TensorType(dtype, shape),)
+
+
+def _with_scalar(operands: Types, attributes: Attributes) -> DType:
+    """The common type of the operands and the attribute ``scalar``, which takes a second operand's place."""
+    require((len(operands) == 2) != ("scalar" in attributes), "takes two operands, or one and a scalar")
+    if "scalar" not in attributes:
+        return promote(operands)
+    scalar = attributes["scalar"]
+    scalar_dtype = {bool: DType.BOOL, int: DType.I64, float: DType.F32}[type(scalar)]
+    return promote((*operands, TensorType(scalar_dtype, ())))
+
+
+def _arithmetic(operands: Types, attributes: Attributes) -> tuple[TensorType, ...]:
+    return _broadcast(operands, _with_scalar(operands, attributes))
+
+
+def _quotient(operands: Types, attributes: Attributes) -> tuple[TensorType, ...]:
+    dtype = _with_scalar(operands, attributes)
+    return _broadcast(operands, dtype if dtype.is_float else DType.F32)
+
+
+def _comparison(operands: Types, attributes: Attributes) -> tuple[TensorType, ...]:
+    _with_scalar(operands, attributes)
+    return _broadcast(operands, DType.BOOL)
+
+
+def _where(operands: Types, _attributes: Attributes) -> tuple[TensorType, ...]:
+    require(operands[0].dtype is DType.BOOL, "the condition must be boolean")
+    return _broadcast(operands, promote(operands[1:]))
+
+
+def _masked_fill(operands: Types, _attributes: Attributes) -> tuple[TensorType, ...]:
+    require(operands[1].dtype is DType.BOOL, "the mask must be boolean")
+    return _broadcast(operands, operands[0].dtype)
+
+
+def _cast(operands: Types, attributes: Attributes) -> tuple[TensorType, ...]:
+    return (operands[0].with_dtype(DType(attributes["dtype"])),)
+
+
+def _unary(name: str, infer: Callable[..., tuple[TensorType, ...]], home: str = "torch") -> OpDef:
+    def reference(torch: Any, tensors: Tensors, _attributes: Attributes) -> Any:
+        functions = torch if home == "torch" else torch.nn.functional
+        return getattr(functions, name)(tensors[0])
+
+    return OpDef(name, infer, reference, (1, 1))
+
+
+def _binary(name: str, infer: Callable[..., tuple[TensorType, ...]], torch_name: str | None = None) -> OpDef:
+    def reference(torch: Any, tensors: Tensors, attributes: Attributes) -> Any:
+        second = attributes["scalar"] if "scalar" in attributes else tensors[1]
+        return getattr(torch, torch_name or name)(tensors[0], second)
+
+    return OpDef(name, infer, reference, (1, 2))
+
+
+def _reference_gelu(torch: Any, tensors: Tensors, attributes: Attributes) -> Any:
+    return torch.nn.functional.gelu(tensors[0], approximate=attributes["approximate"])
+
+
+def _reference_clamp(torch: Any, tensors: Tensors, attributes: Attributes) -> Any:
+    return torch.clamp(tensors[0], attributes.get("min"), attributes.get("max"))
+
+
+ELEMENTWISE = (
+    *(_unary(name, _same) for name in ("neg", "abs", "floor", "ceil", "round", "sign", "relu", "bitwise_not")),
+    *(
+        _unary(name, _to_float)
+        for name in ("exp", "log", "sqrt", "rsqrt", "reciprocal", "sin", "cos", "tanh", "sigmoid", "erf")
+    ),
+    *(
+        _unary(name, _same, "torch.nn.functional")
+        for name in ("silu", "softplus", "mish", "hardsigmoid", "hardswish", "elu", "leaky_relu")
+    ),
+    _unary("logical_not", _to_bool),
+    OpDef("gelu", _same, _reference_gelu, (1, 1)),
+    OpDef("clamp", _same, _reference_clamp, (1, 1)),
+    OpDef("cast", _cast, lambda torch, ts, a: ts[0].to(torch_dtype(torch, a["dtype"])), (1, 1)),
+    *(
+        _binary(name, _arithmetic)
+        for name in ("add", "sub", "mul", "pow", "remainder", "floor_divide", "bitwise_and", "bitwise_or")
+    ),
+    _binary("maximum", _arithmetic),
+    _binary("minimum", _arithmetic),
+    _binary("div", _quotient),
+    *(_binary(name, _comparison) for name in ("eq", "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or")),
+    OpDef("where", _where, lambda torch, ts, _a: torch.where(*ts), (3, 3)),
+    OpDef("masked_fill", _masked_fill, lambda _torch, ts, a: ts[0].masked_fill(ts[1], a["value"]), (2, 2)),
+)

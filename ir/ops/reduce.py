@@ -1,0 +1,115 @@
+"""Operators along axes: reductions, normalisations, sorting and indexing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ir.graph import Attributes
+from ir.ops.definition import OpDef, Tensors, Types, require
+from ir.ops.layout import axis
+from ir.types import DType, TensorType
+
+
+def _reduce(operands: Types, attributes: Attributes) -> tuple[TensorType, ...]:
+    dims, rank = attributes["dims"], len(operands[0].shape)
+    require(isinstance(dims, tuple) and all(isinstance(d, int) and 0 <= d < rank for d in dims), f"bad axes {dims}")
+    kept = [(i in dims, size) for i, size in enumerate(operands[0].shape)]
+    if attributes["keepdim"]:
+        return (operands[0].with_shape(tuple(1 if reduced else size for reduced, size in kept)),)
+    return (operands[0].with_shape(tuple(size for reduced, size in kept if not reduced)),)
+
+
+def _sum(operands: Types, attributes: Attributes) -> tuple[TensorType, ...]:
+    (result,) = _reduce(operands, attributes)
+    return (result if result.dtype.is_float else result.with_dtype(DType.I64),)
+
+
+def _argmax(operands: Types, attributes: Attributes) -> tuple[TensorType, ...]:
+    (result,) = _reduce(operands, attributes)
+    return (result.with_dtype(DType.I64),)
+
+
+def _along(operands: Types, attributes: Attributes) -> tuple[TensorType, ...]:
+    axis(attributes, len(operands[0].shape))
+    return (operands[0],)
+
+
+def _cumsum(operands: Types, attributes: Attributes) -> tuple[TensorType, ...]:
+    (result,) = _along(operands, attributes)
+    return (result if result.dtype.is_float else result.with_dtype(DType.I64),)
+
+
+def _norm(operands: Types, _attributes: Attributes) -> tuple[TensorType, ...]:
+    width = operands[0].shape[-1:]
+    require(all(operand.shape == width for operand in operands[1:]), "scale and shift must be as long as the last axis")
+    return (operands[0],)
+
+
+def _reference_layer_norm(torch: Any, tensors: Tensors, attributes: Attributes) -> Any:
+    x, *affine = tensors
+    return torch.nn.functional.layer_norm(x, x.shape[-1:], *affine, eps=attributes["epsilon"])
+
+
+def _reference_rms_norm(torch: Any, tensors: Tensors, attributes: Attributes) -> Any:
+    x, *scale = tensors
+    return torch.nn.functional.rms_norm(x, x.shape[-1:], *scale, eps=attributes["epsilon"])
+
+
+def _topk(operands: Types, attributes: Attributes) -> tuple[TensorType, ...]:
+    shape = list(operands[0].shape)
+    dim, count = axis(attributes, len(shape)), attributes["k"]
+    size = shape[dim]
+    require(isinstance(count, int) and isinstance(size, int) and 0 < count <= size, f"top {count} of {size}")
+    shape[dim] = count
+    values = operands[0].with_shape(tuple(shape))
+    return values, values.with_dtype(DType.I64)
+
+
+def _reference_topk(torch: Any, tensors: Tensors, attributes: Attributes) -> Any:
+    """Largest first; equal values by their lowest index, so that every machine chooses the same experts."""
+    values, indices = torch.sort(tensors[0], dim=attributes["dim"], descending=True, stable=True)
+    return (
+        values.narrow(attributes["dim"], 0, attributes["k"]),
+        indices.narrow(attributes["dim"], 0, attributes["k"]),
+    )
+
+
+def _gather(operands: Types, attributes: Attributes) -> tuple[TensorType, ...]:
+    data, indices = operands
+    require(len(data.shape) == len(indices.shape) and not indices.dtype.is_float, "indices do not fit the data")
+    axis(attributes, len(data.shape))
+    return (data.with_shape(indices.shape),)
+
+
+def _scatter(operands: Types, attributes: Attributes) -> tuple[TensorType, ...]:
+    require(len(operands[0].shape) == len(operands[1].shape), "indices do not fit the data")
+    return _along(operands, attributes)
+
+
+def _reference_scatter(torch: Any, tensors: Tensors, attributes: Attributes) -> Any:
+    data, indices, *source = tensors
+    return torch.scatter(data, attributes["dim"], indices, source[0] if source else attributes["value"])
+
+
+def _embedding(operands: Types, _attributes: Attributes) -> tuple[TensorType, ...]:
+    table, indices = operands
+    require(len(table.shape) == 2 and not indices.dtype.is_float, "takes a table [rows, width] and integer indices")
+    return (table.with_shape((*indices.shape, table.shape[1])),)
+
+
+REDUCE = (
+    OpDef("sum", _sum, lambda torch, ts, a: torch.sum(ts[0], a["dims"], a["keepdim"]), (1, 1)),
+    OpDef("mean", _reduce, lambda torch, ts, a: torch.mean(ts[0], a["dims"], a["keepdim"]), (1, 1)),
+    OpDef("amax", _reduce, lambda torch, ts, a: torch.amax(ts[0], a["dims"], a["keepdim"]), (1, 1)),
+    OpDef("amin", _reduce, lambda torch, ts, a: torch.amin(ts[0], a["dims"], a["keepdim"]), (1, 1)),
+    OpDef("argmax", _argmax, lambda torch, ts, a: torch.argmax(ts[0], a["dims"][0], a["keepdim"]), (1, 1)),
+    OpDef("cumsum", _cumsum, lambda torch, ts, a: torch.cumsum(ts[0], a["dim"]), (1, 1)),
+    OpDef("softmax", _along, lambda torch, ts, a: torch.softmax(ts[0], a["dim"]), (1, 1)),
+    OpDef("log_softmax", _along, lambda torch, ts, a: torch.log_softmax(ts[0], a["dim"]), (1, 1)),
+    OpDef("layer_norm", _norm, _reference_layer_norm, (1, 3)),
+    OpDef("rms_norm", _norm, _reference_rms_norm, (1, 2)),
+    OpDef("topk", _topk, _reference_topk, (1, 1)),
+    OpDef("gather", _gather, lambda torch, ts, a: torch.gather(ts[0], a["dim"], ts[1]), (2, 2)),
+    OpDef("scatter", _scatter, _reference_scatter, (2, 3)),
+    OpDef("embedding", _embedding, lambda torch, ts, _a: torch.nn.functional.embedding(ts[1], ts[0]), (2, 2)),
+)

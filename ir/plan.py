@@ -1,0 +1,132 @@
+"""A plan: which wafer and rectangle of tiles holds every block and expert, and what flows between wafers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ir.machine import Machine
+from ir.model import BlockKind
+from ir.workload import Workload
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Rectangle:
+    """Tiles of one wafer: the corner nearest the origin, and the size in tiles."""
+
+    column: int
+    row: int
+    columns: int
+    rows: int
+
+    @property
+    def tiles(self) -> int:
+        """Number of tiles."""
+        return self.columns * self.rows
+
+    def contains(self, other: Rectangle) -> bool:
+        """Whether ``other`` lies inside."""
+        return (
+            self.column <= other.column
+            and self.row <= other.row
+            and other.column + other.columns <= self.column + self.columns
+            and other.row + other.rows <= self.row + self.rows
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedExpert:
+    """One routed expert: its number in the group, and where its weights lie."""
+
+    index: int
+    wafer: int
+    region: Rectangle
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedBlock:
+    """A block on its wafer. Byte counts are claims that the checker derives again.
+
+    ``tile_bytes`` is what its fullest tile holds, the reserve for code, stack and buffers left out.
+    """
+
+    name: str
+    kind: BlockKind
+    layer: int | None
+    wafer: int
+    region: Rectangle
+    parameters: tuple[str, ...]
+    weight_bytes: int
+    cache_bytes: int
+    activation_bytes: int
+    tile_bytes: int
+    macs_per_token: int
+    experts: tuple[PlacedExpert, ...] = ()
+    active_experts: int = 0
+
+    @property
+    def bytes(self) -> int:
+        """Everything that the block keeps on its wafer."""
+        return self.weight_bytes + self.cache_bytes + self.activation_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """``value`` goes from the wafer of block ``source`` to another wafer, once, for all blocks there that read it."""
+
+    value: str
+    source: str
+    source_wafer: int
+    target_wafer: int
+    bytes_per_token: int
+
+
+@dataclass(frozen=True, slots=True)
+class SolverRecord:
+    """What the solver says of the placement; ``objective`` names what was minimised, in its unit.
+
+    ``status`` is ``optimal`` or ``feasible``; ``proof`` names the second argument that confirms the bound.
+    """
+
+    status: str
+    objective: str
+    objective_value: int
+    best_bound: int
+    proof: str
+    traffic_bytes_per_token: int
+    seed: int
+    deterministic_time_limit: float
+
+    @property
+    def gap(self) -> float:
+        """Relative distance of the value from the bound."""
+        return (self.objective_value - self.best_bound) / max(1, self.objective_value)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Where everything lies, for one model on one machine under one workload."""
+
+    model_name: str
+    machine: Machine
+    workload: Workload
+    blocks: tuple[PlacedBlock, ...]
+    transfers: tuple[Transfer, ...]
+    solver: SolverRecord
+
+    def on_wafer(self, wafer: int) -> tuple[PlacedBlock, ...]:
+        """The blocks of one wafer, in pipeline order."""
+        return tuple(block for block in self.blocks if block.wafer == wafer)
+
+    @property
+    def wafers_used(self) -> tuple[int, ...]:
+        """Wafers that hold a block, in order."""
+        return tuple(sorted({block.wafer for block in self.blocks}))
+
+    def wafer_bytes(self, wafer: int) -> int:
+        """Bytes kept on one wafer."""
+        return sum(block.bytes for block in self.on_wafer(wafer))
+
+    @property
+    def largest_wafer_bytes(self) -> int:
+        """Bytes of the fullest wafer."""
+        return max(self.wafer_bytes(wafer) for wafer in self.wafers_used)

@@ -1,0 +1,1 @@
+"""Which rectangle of tiles each block of a wafer gets."""

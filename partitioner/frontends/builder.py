@@ -1,0 +1,66 @@
+"""Building a graph node by node, with types inferred as it grows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ir.diagnostics import Diagnostic, UnsupportedModelError
+from ir.encoding import Encoding
+from ir.graph import Attribute, Graph, Node, Parameter, Value
+from ir.ops import OPS, OpTypeError
+from ir.types import TensorType
+
+
+class GraphBuilder:
+    """Collects inputs, parameters and nodes; every frontend writes its graph through it."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._inputs: list[Value] = []
+        self._parameters: list[Parameter] = []
+        self._nodes: list[Node] = []
+        self._types: dict[str, TensorType] = {}
+
+    def input(self, name: str, type_: TensorType) -> str:
+        """Add an input of the graph."""
+        self._define(name, type_, name)
+        self._inputs.append(Value(name, type_))
+        return name
+
+    def parameter(self, name: str, type_: TensorType, encoding: Encoding) -> str:
+        """Add a weight."""
+        self._define(name, type_, name)
+        self._parameters.append(Parameter(name, type_, encoding))
+        return name
+
+    def type(self, name: str) -> TensorType:
+        """The type of a name that is already defined."""
+        return self._types[name]
+
+    def add(
+        self, op: str, inputs: Sequence[str], origin: str, names: Sequence[str] = (), **attributes: Attribute
+    ) -> str:
+        """Add a node and return the name of its first result; ``names`` are its results' names, else made up.
+
+        Raises:
+            UnsupportedModelError: W0303, the operands do not fit the operator.
+        """
+        try:
+            types = OPS[op].infer([self._types[name] for name in inputs], attributes)
+        except (OpTypeError, KeyError, TypeError, ValueError) as error:
+            raise UnsupportedModelError(Diagnostic("W0303", f"{op} cannot be lowered: {error}", origin)) from None
+        made_up = [f"v{len(self._nodes)}" if i == 0 else f"v{len(self._nodes)}.{i}" for i in range(len(types))]
+        results = tuple(Value(name, type_) for name, type_ in zip(list(names) or made_up, types, strict=True))
+        for value in results:
+            self._define(value.name, value.type, origin)
+        self._nodes.append(Node(op, tuple(inputs), results, attributes, origin))
+        return results[0].name
+
+    def finish(self, outputs: Sequence[str]) -> Graph:
+        """The graph built so far, with these outputs."""
+        return Graph(self._name, tuple(self._inputs), tuple(self._parameters), tuple(self._nodes), tuple(outputs))
+
+    def _define(self, name: str, type_: TensorType, origin: str) -> None:
+        if name in self._types:
+            raise UnsupportedModelError(Diagnostic("W0304", f"the name {name} is defined twice", origin))
+        self._types[name] = type_

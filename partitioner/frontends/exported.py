@@ -1,0 +1,242 @@
+"""From ``torch.export`` to the graph."""
+
+from __future__ import annotations
+
+import operator
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+
+from ir.diagnostics import Diagnostic, UnsupportedModelError
+from ir.encoding import plain
+from ir.graph import Attribute, Graph
+from ir.types import Dim, DType, Size, TensorType
+from partitioner.frontends.aten import RULES
+from partitioner.frontends.builder import GraphBuilder
+
+DTYPES = {
+    torch.float64: DType.F64,
+    torch.float32: DType.F32,
+    torch.float16: DType.F16,
+    torch.bfloat16: DType.BF16,
+    torch.int64: DType.I64,
+    torch.int32: DType.I32,
+    torch.int16: DType.I16,
+    torch.int8: DType.I8,
+    torch.uint8: DType.U8,
+    torch.bool: DType.BOOL,
+}
+_CHECKS = ("_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range", "sym_size")
+_MOST_CONSTANT_ELEMENTS = 1 << 16
+
+
+def lower_exported(
+    program: ExportedProgram,
+    name: str,
+    constants: Mapping[str, torch.Tensor],
+    axes: Mapping[tuple[str, int], str],
+    prefix: str = "",
+) -> Graph:
+    """The graph of a functional exported program (``run_decompositions({})`` applied).
+
+    Args:
+        program: what to lower.
+        name: the graph's name.
+        constants: values of buffers that are computed, not stored, by their full name.
+        axes: names of symbolic axes by input and axis; others are named after their input.
+        prefix: leading part of module paths to drop.
+
+    Raises:
+        UnsupportedModelError: W0201, one for each operator that has no rule or a form that it does not cover.
+    """
+    return _Lowering(program, name, constants, axes, prefix).run()
+
+
+class _Lowering:
+    """One pass over an exported program; implements :class:`partitioner.frontends.aten.Translator`."""
+
+    def __init__(
+        self,
+        program: ExportedProgram,
+        name: str,
+        constants: Mapping[str, torch.Tensor],
+        axes: Mapping[tuple[str, int], str],
+        prefix: str,
+    ) -> None:
+        self._program = program
+        self._builder = GraphBuilder(name)
+        self._constants = constants
+        self._axes = axes
+        self._prefix = prefix
+        self._symbols: dict[str, str] = {}
+        self._values: dict[fx.Node, Any] = {}
+        self._parameters: set[str] = set()
+        self._unsupported: Counter[tuple[str, str]] = Counter()
+        self._first: dict[tuple[str, str], str] = {}
+        self._node: fx.Node
+        self._results = 0
+
+    def run(self) -> Graph:
+        """Lower every node in order."""
+        kinds = {spec.arg.name: spec for spec in self._program.graph_signature.input_specs}
+        outputs: Sequence[str] = ()
+        for node in self._program.graph.nodes:
+            self._node, self._results = node, 0
+            if node.op == "placeholder":
+                self._values[node] = self._placeholder(node, kinds[node.name])
+            elif node.op == "output":
+                outputs = [self._values[value] for value in node.args[0] if isinstance(value, fx.Node)]
+            else:
+                self._values[node] = self._call(node)
+        if self._unsupported:
+            raise UnsupportedModelError(*(self._report(key, count) for key, count in self._unsupported.items()))
+        return self._builder.finish(outputs)
+
+    # --- what rules use ---------------------------------------------------------------------------------------------
+
+    @property
+    def result(self) -> TensorType:
+        """Type of the node's result, as torch states it."""
+        value = self._node.meta["val"]
+        return self._type_of(value[0] if isinstance(value, (tuple, list)) else value)
+
+    def type(self, name: str) -> TensorType:
+        """Type of a name in the graph."""
+        return self._builder.type(name)
+
+    def is_parameter(self, name: str) -> bool:
+        """Whether ``name`` is a stored weight."""
+        return name in self._parameters
+
+    def add(self, op: str, *inputs: str, **attributes: Attribute) -> str:
+        """Add a node named after the exported one."""
+        base = self._node.name if not self._results else f"{self._node.name}.{self._results}"
+        self._results += 1
+        names = (base, f"{base}.indices") if op == "topk" else (base,)
+        return self._builder.add(op, inputs, self._origin(), names, **attributes)
+
+    # --- nodes ------------------------------------------------------------------------------------------------------
+
+    def _placeholder(self, node: fx.Node, spec: Any) -> Any:
+        if spec.kind is InputKind.USER_INPUT:
+            value = node.meta.get("val")
+            if not isinstance(value, torch.Tensor):
+                return value
+            self._learn_symbols(node.name, value)
+            return self._builder.input(node.name, self._type_of(value))
+        name = spec.target.removeprefix(self._prefix)
+        if spec.target in self._constants:
+            return self._constant(name, self._constants[spec.target]) if node.users else None
+        type_ = self._type_of(node.meta["val"])
+        self._parameters.add(name)
+        return self._builder.parameter(name, type_, plain(type_.dtype))
+
+    def _constant(self, name: str, tensor: torch.Tensor) -> str:
+        dtype, shape = DTYPES[tensor.dtype], tuple(tensor.shape)
+        if tensor.numel() > _MOST_CONSTANT_ELEMENTS:
+            self._parameters.add(name)
+            return self._builder.parameter(name, TensorType(dtype, shape), plain(dtype))
+        values = tuple(tensor.double().flatten().tolist() if dtype.is_float else tensor.flatten().tolist())
+        return self._builder.add("constant", (), name, (name,), values=values, shape=shape, dtype=dtype)
+
+    def _call(self, node: fx.Node) -> Any:
+        value = node.meta.get("val")
+        if isinstance(value, (int, torch.SymInt)):
+            return self._size(value)
+        if node.target is operator.getitem:
+            source = self._values[node.args[0]]  # type: ignore[index]
+            return None if source is None else source[node.args[1]]
+        name = self._rule_name(node.target)
+        if name.split(".")[0] in _CHECKS or not node.users:
+            return None
+        rule = RULES.get(name) or RULES.get(name.split(".")[0])
+        try:
+            if rule is None:
+                raise NotImplementedError("no rule")
+            if any(self._values[operand] is None for operand in node.all_input_nodes):
+                return None  # an operator before it is not supported, and will be reported
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), self._values.__getitem__)
+            result = rule(self, *self._plain(args), **self._plain(kwargs))
+        except NotImplementedError as error:
+            key = (name, str(error))
+            self._unsupported[key] += 1
+            self._first.setdefault(key, self._origin())
+            return None
+        self._cross_check(result, value)
+        return result
+
+    def _plain(self, argument: Any) -> Any:
+        """Arguments with torch's own kinds replaced by ours."""
+        if isinstance(argument, torch.SymInt):
+            return self._size(argument)
+        if isinstance(argument, dict):
+            return {key: self._plain(item) for key, item in argument.items()}
+        if isinstance(argument, (tuple, list)):
+            return [self._plain(item) for item in argument]
+        return argument
+
+    def _rule_name(self, target: Any) -> str:
+        namespace, _, rest = str(target).partition(".")
+        return (rest if namespace == "aten" else f"{namespace}.{rest}").removesuffix(".default")
+
+    def _cross_check(self, result: Any, value: Any) -> None:
+        """Our inference must agree with torch's, or the graph would mean something else."""
+        names = result if isinstance(result, tuple) else (result,)
+        stated = value if isinstance(value, (tuple, list)) else (value,)
+        for name, tensor in zip(names, stated, strict=False):
+            if self.type(name) != self._type_of(tensor):
+                fault = f"{self._node.target} yields {self.type(name)} here and {self._type_of(tensor)} in torch"
+                raise UnsupportedModelError(Diagnostic("W0305", fault, self._origin()))
+
+    def _origin(self) -> str:
+        stack = self._node.meta.get("nn_module_stack") or {}
+        path = next((path for path, _ in reversed(stack.values()) if not path.startswith("_")), "")
+        return (path + ".").removeprefix(self._prefix).removesuffix(".")
+
+    # --- types ------------------------------------------------------------------------------------------------------
+
+    def _learn_symbols(self, name: str, value: torch.Tensor) -> None:
+        """Name each symbolic axis of an input; the first name that a symbol gets stays."""
+        for axis, size in enumerate(value.shape):
+            if isinstance(size, torch.SymInt):
+                self._symbols.setdefault(str(size.node.expr), self._axes.get((name, axis), f"{name}_{axis}"))
+
+    def _type_of(self, tensor: torch.Tensor) -> TensorType:
+        if tensor.dtype not in DTYPES:
+            raise UnsupportedModelError(Diagnostic("W0201", f"element type {tensor.dtype} is unknown", self._origin()))
+        return TensorType(DTYPES[tensor.dtype], tuple(self._size(size) for size in tensor.shape))
+
+    def _size(self, size: int | torch.SymInt) -> Size:
+        if isinstance(size, int):
+            return size
+        expression = size.node.expr
+        return self._polynomial(expression)
+
+    def _polynomial(self, expression: Any) -> Size:
+        """A sympy expression as a polynomial over our symbols."""
+        if expression.is_Integer:
+            return int(expression)
+        if expression.is_Symbol and str(expression) in self._symbols:
+            return Dim.symbol(self._symbols[str(expression)])
+        parts = [self._polynomial(part) for part in expression.args] if expression.is_Add or expression.is_Mul else []
+        if not parts:
+            raise UnsupportedModelError(Diagnostic("W0306", f"a size is {expression}", self._origin()))
+        total = parts[0]
+        for part in parts[1:]:
+            total = total + part if expression.is_Add else total * part
+        return total
+
+    def _report(self, key: tuple[str, str], count: int) -> Diagnostic:
+        name, reason = key
+        return Diagnostic(
+            "W0201",
+            f"operator {name} is not supported: {reason}",
+            self._first[key],
+            {"occurrences": count},
+            ("an operator is added in ir/ops and partitioner/frontends/aten.py: see CONTRIBUTING.md",),
+        )

@@ -1,0 +1,105 @@
+"""Two operators of ours in the place of attention and of the experts' products, for transformers to call.
+
+With them every model of the library exports with one ``attention`` node and two ``grouped_linear`` nodes a layer,
+instead of the masks, sorts and scatters that a particular kernel needs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+NAME = "waferc"
+"""The name under which the hooks are registered with transformers."""
+
+
+@torch.library.custom_op("waferc::attention", mutates_args=())
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    sinks: Tensor | None,
+    scale: float,
+    causal: bool,
+    window: int,
+    softcap: float,
+) -> Tensor:
+    """See ``ir.ops.matrix``; only ever traced."""
+    raise NotImplementedError
+
+
+@attention.register_fake
+def _(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    sinks: Tensor | None,
+    scale: float,
+    causal: bool,
+    window: int,
+    softcap: float,
+) -> Tensor:
+    return query.new_empty(query.shape[0], query.shape[2], query.shape[1], value.shape[3])
+
+
+@torch.library.custom_op("waferc::grouped_linear", mutates_args=())
+def grouped_linear(x: Tensor, weight: Tensor, bias: Tensor | None, indices: Tensor, transposed: bool) -> Tensor:
+    """See ``ir.ops.matrix``; only ever traced."""
+    raise NotImplementedError
+
+
+@grouped_linear.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, indices: Tensor, transposed: bool) -> Tensor:
+    return x.new_empty(indices.shape[0], indices.shape[1], weight.shape[2 if transposed else 1])
+
+
+def _attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    _mask: Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    s_aux: Tensor | None = None,
+    softcap: float | None = None,
+    is_causal: bool | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Transformers' attention interface; what a mask would say is in the keyword arguments."""
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    result = torch.ops.waferc.attention(
+        query, key, value, s_aux, float(scale), bool(causal), sliding_window or 0, softcap or 0.0
+    )
+    return result, None
+
+
+def _experts_forward(module: Any, hidden: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
+    """Transformers' experts interface: hidden [tokens, width], indices and weights [tokens, k] -> [tokens, width]."""
+
+    def project(x: Tensor, name: str) -> Tensor:
+        bias = getattr(module, f"{name}_bias") if module.has_bias else None
+        return torch.ops.waferc.grouped_linear(x, getattr(module, name), bias, indices, module.is_transposed)  # type: ignore[no-any-return]
+
+    if module.has_gate:
+        inner = module._apply_gate(project(hidden.unsqueeze(1), "gate_up_proj"))
+    else:
+        inner = module.act_fn(project(hidden.unsqueeze(1), "up_proj"))
+    outputs = project(inner, "down_proj")
+    if getattr(module, "has_post_expert_norm", False):
+        outputs = module.post_expert_norm(outputs)
+    return (outputs * weights.unsqueeze(-1)).sum(dim=1).to(hidden.dtype)
+
+
+def register() -> None:
+    """Make the hooks known to transformers under :data:`NAME`; harmless when repeated."""
+    from transformers import AttentionInterface
+    from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+    from transformers.masking_utils import AttentionMaskInterface
+
+    AttentionInterface.register(NAME, _attention_forward)
+    AttentionMaskInterface.register(NAME, lambda *_args, **_kwargs: None)
+    ALL_EXPERTS_FUNCTIONS.register(NAME, _experts_forward)

@@ -1,0 +1,36 @@
+"""What every frontend returns: the graph, and how to find the model again when the plan is run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ir.graph import Graph
+
+Json = dict[str, "Json"] | list["Json"] | str | int | float | bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a model came from, as far as a later run needs it; written into the plan's folder as it is.
+
+    Attributes:
+        kind: ``config`` (a transformers configuration), ``onnx`` or ``module``.
+        config: the configuration, for ``config``; else empty.
+        path: the ONNX file or checkpoint folder that holds the weights; empty where there is none.
+        sha256: of the ONNX file; empty otherwise.
+    """
+
+    kind: str
+    config: dict[str, Json]
+    path: str = ""
+    sha256: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Lowered:
+    """A model in the graph's terms. ``notes`` tell the user what was left out or ignored."""
+
+    graph: Graph
+    origin: Origin
+    max_context: int | None = None
+    notes: tuple[str, ...] = ()

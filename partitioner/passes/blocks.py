@@ -1,0 +1,280 @@
+"""Cutting a graph into blocks: where they begin is read off the operators, how far they reach off the module paths.
+
+Attention, routed experts, embeddings and matrix products seed blocks. Nodes without a product of their own (norms,
+residual sums, activations) join a seeded block: inside a module of their own the one that reads them, else the one
+that they read.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import networkx as nx
+
+from ir.graph import Graph, Node
+from ir.model import Block, BlockKind, Cache, Edge, Model
+from ir.ops import OPS, Kind
+from ir.types import for_one_token
+from partitioner.passes.cache import find_caches, token_dependent
+from partitioner.passes.origins import layer_of
+
+
+@dataclass(frozen=True, slots=True)
+class _Key:
+    """Nodes with the same key make one block."""
+
+    layer: str
+    part: str
+    kind: BlockKind
+
+
+def find_blocks(graph: Graph) -> Model:
+    """The model that ``graph`` makes: blocks in topological order, edges, caches, and what must stay together."""
+    keys = _merge_cycles(graph, _join_rest(graph, _seeds(graph)))
+    members: defaultdict[_Key, list[int]] = defaultdict(list)
+    for index, key in enumerate(keys):
+        members[key].append(index)
+    order = _topological(graph, keys, members)
+    caches = find_caches(graph)
+    names = _names(order)
+    layers = {path: number for number, path in enumerate(dict.fromkeys(key.layer for key in order if key.layer))}
+    depends = token_dependent(graph)
+    blocks = tuple(
+        _block(graph, names[key], key, layers.get(key.layer), members[key], caches, depends) for key in order
+    )
+    position = {key: number for number, key in enumerate(order)}
+    edges = _edges(graph, [position[key] for key in keys])
+    return Model(graph, blocks, edges, _together(order))
+
+
+# --- which node belongs where ---------------------------------------------------------------------------------------
+
+
+def _seeds(graph: Graph) -> dict[int, _Key]:
+    """Nodes whose block is certain: those in modules that hold a product, attention or an embedding."""
+    parts: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
+    seeds: dict[int, _Key] = {}
+    for index, node in enumerate(graph.nodes):
+        layer, rest = layer_of(node.origin)
+        if layer:
+            parts[layer, rest.split(".")[0]].append(index)
+        elif node.op == "embedding" and node.inputs[0] in graph.parameter:
+            seeds[index] = _Key("", node.origin, BlockKind.EMBEDDING)
+        elif OPS[node.op].kind in (Kind.MATRIX, Kind.STATE):
+            kind = BlockKind.HEAD if _reaches_output_alone(graph, index) else BlockKind.OTHER
+            seeds[index] = _Key("", node.origin, kind)
+    for (layer, part), nodes in parts.items():
+        seeds |= _seed_part(graph, layer, part, nodes)
+    return seeds
+
+
+def _seed_part(graph: Graph, layer: str, part: str, nodes: list[int]) -> dict[int, _Key]:
+    """The blocks of one direct child of a layer."""
+    ops = {graph.nodes[index].op for index in nodes}
+    if "grouped_linear" in ops:
+        return _seed_moe(graph, layer, nodes)
+    if any(OPS[op].kind is Kind.STATE for op in ops):
+        return dict.fromkeys(nodes, _Key(layer, part, BlockKind.ATTENTION))
+    if any(OPS[op].kind is Kind.MATRIX for op in ops):
+        return dict.fromkeys(nodes, _Key(layer, part, BlockKind.DENSE_MLP))
+    return {}
+
+
+def _seed_moe(graph: Graph, layer: str, nodes: list[int]) -> dict[int, _Key]:
+    """Router, routed experts and shared expert of one mixture of experts, told apart by how data flows."""
+    inside = set(nodes)
+    products = [index for index in nodes if graph.nodes[index].op == "grouped_linear"]
+    module = graph.nodes[products[0]].origin
+    routed = {index for index in nodes if f"{graph.nodes[index].origin}.".startswith(f"{module}.")}
+    router = _ancestors(graph, routed, inside) - routed
+    keys = {index: _Key(layer, "router", BlockKind.ROUTER) for index in router}
+    rest = [index for index in nodes if index not in router | routed]
+    for index in rest:
+        path = layer_of(graph.nodes[index].origin)[1]
+        has_product = any(
+            OPS[graph.nodes[other].op].kind is Kind.MATRIX for other in rest if _same_child(graph, index, other)
+        )
+        if has_product and "." in path:
+            keys[index] = _Key(layer, "shared_expert", BlockKind.SHARED_EXPERT)
+    return {index: keys.get(index, _Key(layer, "experts", BlockKind.EXPERTS)) for index in nodes}
+
+
+def _same_child(graph: Graph, a: int, b: int) -> bool:
+    """Whether two nodes stand in the same child of the mixture's module."""
+    paths = [layer_of(graph.nodes[index].origin)[1].split(".")[:2] for index in (a, b)]
+    return paths[0] == paths[1]
+
+
+def _ancestors(graph: Graph, start: Iterable[int], inside: set[int]) -> set[int]:
+    found: set[int] = set()
+    pending = list(start)
+    while pending:
+        operands = {graph.producer[name] for name in graph.nodes[pending.pop()].inputs if name in graph.producer}
+        fresh = (operands & inside) - found
+        found |= fresh
+        pending.extend(fresh)
+    return found
+
+
+def _reaches_output_alone(graph: Graph, index: int) -> bool:
+    """Whether nothing but cheap operations lies between a node and the graph's outputs."""
+    pending, seen = [index], {index}
+    while pending:
+        for value in graph.nodes[pending.pop()].results:
+            for reader in graph.consumers.get(value.name, ()):
+                if OPS[graph.nodes[reader].op].kind in (Kind.MATRIX, Kind.STATE):
+                    return False
+                if reader not in seen:
+                    seen.add(reader)
+                    pending.append(reader)
+    return True
+
+
+def _join_rest(graph: Graph, seeds: dict[int, _Key]) -> list[_Key]:
+    """A key for every node: the others go with those that read them, or with those that they read."""
+    keys = dict(seeds)
+    for index in reversed(range(len(graph.nodes))):
+        node = graph.nodes[index]
+        layer, part = layer_of(node.origin)
+        if index not in keys and (part or not layer):
+            readers = [r for value in node.results for r in graph.consumers.get(value.name, ()) if r in keys]
+            beside = [r for r in readers if keys[r].layer == layer]
+            if beside:
+                keys[index] = keys[min(beside)]
+    outside = (key for _, key in sorted(seeds.items()) if not key.layer)
+    fallback = next(outside, _Key("", graph.name, BlockKind.OTHER))
+    for index, node in enumerate(graph.nodes):
+        if index not in keys:
+            operands = [graph.producer[name] for name in node.inputs if name in graph.producer]
+            keys[index] = keys[max(operands)] if operands else fallback
+    return [keys[index] for index in range(len(graph.nodes))]
+
+
+# --- order ----------------------------------------------------------------------------------------------------------
+
+
+def _quotient(graph: Graph, keys: list[_Key]) -> nx.DiGraph[_Key]:
+    quotient: nx.DiGraph[_Key] = nx.DiGraph()
+    quotient.add_nodes_from(keys)
+    for index, node in enumerate(graph.nodes):
+        sources = {keys[graph.producer[name]] for name in node.inputs if name in graph.producer}
+        quotient.add_edges_from((source, keys[index]) for source in sources if source != keys[index])
+    return quotient
+
+
+def _merge_cycles(graph: Graph, keys: list[_Key]) -> list[_Key]:
+    """Blocks that need each other's values become one, named after its first."""
+    merged: dict[_Key, _Key] = {}
+    first = {key: index for index, key in reversed(list(enumerate(keys)))}
+    for component in nx.strongly_connected_components(_quotient(graph, keys)):
+        leader = min(component, key=first.__getitem__)
+        merged |= dict.fromkeys(component, leader)
+    return [merged[key] for key in keys]
+
+
+def _topological(graph: Graph, keys: list[_Key], members: dict[_Key, list[int]]) -> list[_Key]:
+    order = nx.lexicographical_topological_sort(_quotient(graph, keys), key=lambda key: members[key][0])
+    return list(order)
+
+
+def _names(order: list[_Key]) -> dict[_Key, str]:
+    """Short names that stay unique: the path of the layer without what all layers share."""
+    lists = {key.layer.rpartition(".")[0] for key in order if key.layer}
+    drop = len(lists.pop().rpartition(".")[0]) if len(lists) == 1 else 0
+    names: dict[_Key, str] = {}
+    for key in order:
+        part = key.part if key.kind is BlockKind.OTHER else key.kind.value
+        stem = f"{key.layer[drop:].lstrip('.')}.{part}" if key.layer else part or key.kind.value
+        taken = set(names.values())
+        number = next(n for n in range(len(order) + 1) if (f"{stem}.{n}" if n else stem) not in taken)
+        names[key] = f"{stem}.{number}" if number else stem
+    return names
+
+
+def _together(order: list[_Key]) -> tuple[tuple[int, ...], ...]:
+    mixture = (BlockKind.ROUTER, BlockKind.SHARED_EXPERT, BlockKind.EXPERTS)
+    groups: defaultdict[str, list[int]] = defaultdict(list)
+    for number, key in enumerate(order):
+        if key.kind in mixture:
+            groups[key.layer].append(number)
+    return tuple(tuple(group) for group in groups.values() if len(group) > 1)
+
+
+# --- what a block takes ---------------------------------------------------------------------------------------------
+
+
+def _block(
+    graph: Graph,
+    name: str,
+    key: _Key,
+    layer: int | None,
+    nodes: list[int],
+    caches: dict[int, Cache],
+    depends: frozenset[str],
+) -> Block:
+    members = [graph.nodes[index] for index in nodes]
+    read = dict.fromkeys(n for node in members for n in node.inputs if n in graph.parameter)
+    parameters = [graph.parameter[n] for n in read]
+    group = next((node for node in members if node.op == "grouped_linear"), None)
+    work = [_work(graph, node) for node in members]
+    return Block(
+        name=name,
+        kind=key.kind,
+        layer=layer,
+        nodes=tuple(nodes),
+        parameters=tuple(read),
+        weight_bytes=sum(parameter.stored_bytes for parameter in parameters),
+        experts=graph.parameter[group.inputs[1]].shape[0] if group else 0,
+        active_experts=int(graph.types[group.inputs[2]].shape[1]) if group else 0,  # type: ignore[arg-type]
+        caches=tuple(caches[index] for index in nodes if index in caches),
+        macs_per_token=sum(fixed for fixed, _ in work),
+        macs_per_cached_token=sum(seen for _, seen in work),
+        live_bytes_per_token=_peak_live_bytes(graph, nodes, depends),
+    )
+
+
+def _work(graph: Graph, node: Node) -> tuple[int, int]:
+    """Multiply-adds for one token, and more for each token that attention sees."""
+    operands = [graph.types[name] for name in node.inputs]
+    work = OPS[node.op].work(operands, [value.type for value in node.results], node.attributes)
+    fixed = for_one_token(work, context=0)
+    return fixed, for_one_token(work, context=1) - fixed
+
+
+def _peak_live_bytes(graph: Graph, nodes: list[int], depends: frozenset[str]) -> int:
+    """The largest sum of values alive at once while the block works on one token; views take no memory, and what does
+    not depend on the token is counted with the weights.
+    """
+    inside = set(nodes)
+    base: dict[str, str] = {}
+    last_read: dict[str, int] = {}
+    for index in nodes:
+        node = graph.nodes[index]
+        operands = [base.get(name, name) for name in node.inputs if name in depends]
+        last_read |= dict.fromkeys(operands, index)
+        if OPS[node.op].kind is Kind.VIEW and operands:
+            base[node.result.name] = operands[0]
+    for index in nodes:
+        for value in graph.nodes[index].results:
+            readers = graph.consumers.get(value.name, ())
+            if value.name in graph.outputs or any(reader not in inside for reader in readers):
+                last_read[base.get(value.name, value.name)] = nodes[-1]
+    alive = {name for name in last_read if graph.producer.get(name, -1) not in inside}
+    peak = 0
+    for index in nodes:
+        alive |= {value.name for value in graph.nodes[index].results if value.name in depends - base.keys()}
+        peak = max(peak, sum(for_one_token(graph.types[name].bytes) for name in alive))
+        alive = {name for name in alive if last_read.get(name, -1) > index}
+    return peak
+
+
+def _edges(graph: Graph, block_of: list[int]) -> tuple[Edge, ...]:
+    found: dict[tuple[int, int, str], int] = {}
+    for index, node in enumerate(graph.nodes):
+        for name in node.inputs:
+            source = block_of[graph.producer[name]] if name in graph.producer else block_of[index]
+            if source != block_of[index]:
+                found[source, block_of[index], name] = for_one_token(graph.types[name].bytes)
+    return tuple(Edge(source, target, value, size) for (source, target, value), size in sorted(found.items()))

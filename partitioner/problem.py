@@ -1,0 +1,125 @@
+"""From a model to integers: what must be placed, how large it is, and what flows between its parts."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+import networkx as nx
+
+from ir.machine import Machine
+from ir.model import Block, Model
+from ir.workload import Workload
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """Bytes that one block keeps on its wafer."""
+
+    weight_bytes: int
+    cache_bytes: int
+    activation_bytes: int
+
+    @property
+    def bytes(self) -> int:
+        """All of them."""
+        return self.weight_bytes + self.cache_bytes + self.activation_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """Blocks (indices into the model's) that must share a wafer, and what they need of it at least."""
+
+    blocks: tuple[int, ...]
+    bytes: int
+    tiles: int
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """A value that item ``source`` makes and the items ``targets`` read (indices), in bytes per token."""
+
+    source: int
+    targets: tuple[int, ...]
+    bytes_per_token: int
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Items in topological order, for ``systems`` wafers of ``tiles`` tiles each.
+
+    ``apart`` holds sets of items that are known not to fit on one wafer together, though their bytes would.
+    """
+
+    items: tuple[Item, ...]
+    flows: tuple[Flow, ...]
+    systems: int
+    tiles: int
+    apart: tuple[frozenset[int], ...] = ()
+
+    @property
+    def is_chain(self) -> bool:
+        """Whether each item feeds the next, so that only one order of the items exists."""
+        fed = {(flow.source, target) for flow in self.flows for target in flow.targets}
+        return all((index, index + 1) in fed for index in range(len(self.items) - 1))
+
+
+def footprint(block: Block, workload: Workload) -> Footprint:
+    """What ``block`` keeps in memory under ``workload``."""
+    return Footprint(
+        weight_bytes=block.weight_bytes,
+        cache_bytes=block.cache_bytes(workload.users, workload.context),
+        activation_bytes=block.live_bytes_per_token * workload.chunk,
+    )
+
+
+def least_tiles(block: Block, workload: Workload, machine: Machine) -> int:
+    """Tiles without which the block cannot hold its bytes, however they are spread; each expert has its own."""
+    total = footprint(block, workload).bytes
+    if block.experts:
+        return block.experts * -(-total // (block.experts * machine.tile_bytes))
+    return max(1, -(-total // machine.tile_bytes))
+
+
+def measure(model: Model, machine: Machine, workload: Workload) -> Problem:
+    """The placement problem of ``model`` on ``machine`` under ``workload``."""
+    groups = _groups(model)
+    item_of = {block: number for number, group in enumerate(groups) for block in group}
+    items = tuple(
+        Item(
+            blocks=group,
+            bytes=sum(footprint(model.blocks[block], workload).bytes for block in group),
+            tiles=sum(least_tiles(model.blocks[block], workload, machine) for block in group),
+        )
+        for group in groups
+    )
+    return Problem(items, _flows(model, item_of), machine.systems, machine.tiles)
+
+
+def _groups(model: Model) -> list[tuple[int, ...]]:
+    """Blocks that stay together, in an order in which values only flow forward.
+
+    Blocks on a path between two that stay together stay with them: the pipeline never returns to a wafer.
+    """
+    leader = {block: group[0] for group in model.together for block in group}
+    quotient: nx.DiGraph[int] = nx.DiGraph()
+    quotient.add_nodes_from(leader.get(block, block) for block in range(len(model.blocks)))
+    pairs = ((leader.get(edge.source, edge.source), leader.get(edge.target, edge.target)) for edge in model.edges)
+    quotient.add_edges_from((source, target) for source, target in pairs if source != target)
+    condensed = nx.condensation(quotient)
+    members: defaultdict[int, list[int]] = defaultdict(list)
+    for block in range(len(model.blocks)):
+        members[condensed.graph["mapping"][leader.get(block, block)]].append(block)
+    order = nx.lexicographical_topological_sort(condensed, key=lambda component: members[component][0])
+    return [tuple(members[component]) for component in order]
+
+
+def _flows(model: Model, item_of: dict[int, int]) -> tuple[Flow, ...]:
+    targets: defaultdict[tuple[int, str], set[int]] = defaultdict(set)
+    sizes: dict[str, int] = {}
+    for edge in model.edges:
+        source, target = item_of[edge.source], item_of[edge.target]
+        sizes[edge.value] = edge.bytes_per_token
+        if source != target:
+            targets[source, edge.value].add(target)
+    return tuple(Flow(source, tuple(sorted(to)), sizes[value]) for (source, value), to in targets.items())

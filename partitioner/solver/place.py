@@ -1,0 +1,86 @@
+"""Placing items on wafers, with a claim of optimality only where two different arguments agree.
+
+OR-Tools 9.15 has open bugs in which presolve turns a feasible problem infeasible or a good solution "optimal", so
+CP-SAT's word alone is not proof here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ir.diagnostics import Diagnostic, InfeasibleError, TimeLimitError
+from partitioner.problem import Problem
+from partitioner.solver.chain import (
+    Assignment,
+    bottleneck,
+    counting_bound,
+    least_traffic,
+    smallest_bottleneck,
+    traffic,
+)
+from partitioner.solver.cpsat import Answer, Limits, solve_bottleneck, solve_traffic
+
+
+@dataclass(frozen=True, slots=True)
+class Solution:
+    """A wafer for each item. ``proof`` names the argument beside CP-SAT's that confirms ``bound``; it is empty where
+    the placement is not known to be optimal.
+    """
+
+    assignment: Assignment
+    bottleneck_bytes: int
+    bound_bytes: int
+    traffic_bytes_per_token: int
+    proof: str
+
+
+def place(problem: Problem, limits: Limits) -> Solution:
+    """The placement with the smallest bottleneck, and of these one with the least traffic.
+
+    Raises:
+        InfeasibleError: W0401, no placement exists, by two arguments.
+        TimeLimitError: W0402, none was found within the limit.
+    """
+    exact = smallest_bottleneck(problem) if problem.is_chain else None
+    answer = solve_bottleneck(problem, limits, exact[1] if exact else None)
+    found = exact[1] if exact else answer.assignment
+    if found is None:
+        raise _none_found(problem, answer, limits)
+    value = bottleneck(problem, found)
+    proof = _proof(problem, answer, value, limits, exact=exact is not None)
+    least = least_traffic(problem, value) if exact else solve_traffic(problem, limits, found, value).assignment
+    best = min((option for option in (least, found) if option), key=lambda option: traffic(problem, option))
+    bound = value if proof else counting_bound(problem)
+    return Solution(best, bottleneck(problem, best), bound, traffic(problem, best), proof)
+
+
+def _proof(problem: Problem, answer: Answer, value: int, limits: Limits, *, exact: bool) -> str:
+    """The argument beside CP-SAT's that no placement has a smaller bottleneck than ``value``, if there is one."""
+    if counting_bound(problem) == value:
+        return "counting bound"
+    if exact:
+        return "exact parametric search over contiguous placements"
+    if answer.status == "OPTIMAL":
+        again = solve_bottleneck(problem, limits, answer.assignment, presolve=False)
+        if again.status == "OPTIMAL" and again.value == value:
+            return "second search without presolve"
+    return ""
+
+
+def _none_found(problem: Problem, answer: Answer, limits: Limits) -> InfeasibleError | TimeLimitError:
+    """Infeasible where two arguments say so, else out of time."""
+    arguments = {
+        "a block is larger than a wafer": any(item.tiles > problem.tiles for item in problem.items),
+        "the blocks need more tiles than all wafers have": sum(i.tiles for i in problem.items)
+        > problem.tiles * problem.systems,
+        "exact search over contiguous placements": problem.is_chain,
+        "CP-SAT": answer.status == "INFEASIBLE",
+    }
+    agreeing = [argument for argument, holds in arguments.items() if holds]
+    if len(agreeing) == 1 and answer.status == "INFEASIBLE":
+        again = solve_bottleneck(problem, limits, None, presolve=False)
+        agreeing += ["CP-SAT without presolve"] if again.status == "INFEASIBLE" else []
+    if len(agreeing) > 1:
+        return InfeasibleError(Diagnostic("W0401", "no placement exists", facts={"proof": "; ".join(agreeing)}))
+    facts = {"deterministic_seconds": limits.deterministic_time}
+    return TimeLimitError(Diagnostic("W0402", "no placement was found within the limit", facts=facts))
