@@ -5,6 +5,7 @@ The form follows rustc: a code, one line of what is wrong, where it stands, the 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -31,7 +32,7 @@ class Diagnostic:
     code: str
     message: str
     where: str = ""
-    facts: dict[str, Fact] = field(default_factory=dict)
+    facts: Mapping[str, Fact] = field(default_factory=dict)
     help: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, object]:
@@ -40,7 +41,7 @@ class Diagnostic:
             "code": self.code,
             "message": self.message,
             "where": self.where,
-            "facts": self.facts,
+            "facts": dict(self.facts),
             "help": list(self.help),
         }
 

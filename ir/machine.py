@@ -38,3 +38,19 @@ class Machine:
     def wafer_bytes(self) -> int:
         """Bytes of one wafer that a plan may fill."""
         return self.tiles * self.tile_bytes
+
+
+def absurdities(machine: Machine) -> tuple[str, ...]:
+    """What makes ``machine`` impossible, in words; nothing if it could exist."""
+    limits = {
+        "columns": (machine.columns, 1, 10_000),
+        "rows": (machine.rows, 1, 10_000),
+        "tile_sram_bytes": (machine.tile_sram_bytes, 1, 1 << 40),
+        "reserve_bytes": (machine.reserve_bytes, 0, machine.tile_sram_bytes - 1),
+        "systems": (machine.systems, 1, 10_000),
+    }
+    return tuple(
+        f"{name} must be from {low:,} to {high:,}, not {value:,}"
+        for name, (value, low, high) in limits.items()
+        if not low <= value <= high
+    )

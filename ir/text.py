@@ -75,8 +75,8 @@ def parse_graph(text: str) -> Graph:
                 parameters.append(Parameter(match[1], _parse_type(match[2], match[3]), ENCODINGS[match[4]]))
             elif match := _NODE.fullmatch(line):
                 nodes.append(_parse_node(match))
-            elif line.startswith("return "):
-                outputs = _parse_names(line.removeprefix("return "))
+            elif line == "return" or line.startswith("return "):
+                outputs = _parse_names(line.removeprefix("return"))
             elif line not in ("", "}"):
                 raise ValueError("not a line of a graph")
         except (ValueError, KeyError) as error:

@@ -234,6 +234,14 @@ def promote(types: Iterable[TensorType]) -> DType:
     return scalars if _category(scalars) > _category(dimensioned) else dimensioned
 
 
+def promote_scalar(dtype: DType, scalar: float) -> DType:
+    """The element type of an operation on a tensor of ``dtype``, with or without dimensions, and a Python number:
+    the number decides only where it is of a higher category.
+    """
+    own = {bool: DType.BOOL, int: DType.I64}.get(type(scalar), DType.F32)
+    return own if _category(own) > _category(dtype) else dtype
+
+
 def _category(dtype: DType) -> int:
     return 2 if dtype.is_float else int(dtype is not DType.BOOL)
 

@@ -40,7 +40,8 @@ def _broken_rules(node: Node, types: dict[str, TensorType]) -> list[str]:
     least, most = definition.operands
     if len(node.inputs) < least or (most is not None and len(node.inputs) > most):
         return [f"{node.op} takes {least} to {most} operands, not {len(node.inputs)}"]
-    again = [f"{value.name} is defined twice" for value in node.results if value.name in types]
+    names = [value.name for value in node.results]
+    again = [f"{name} is defined twice" for i, name in enumerate(names) if name in types or name in names[:i]]
     try:
         inferred = definition.infer([types[name] for name in node.inputs], node.attributes)
     except (OpTypeError, KeyError, TypeError, ValueError) as error:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ir.diagnostics import Diagnostic, UsageError
-from ir.machine import Machine
+from ir.machine import Machine, absurdities
 
 _TABLES = {"mesh": ("columns", "rows"), "tile": ("sram_bytes", "reserve_bytes"), "cluster": ("systems",)}
 _MOST_FILE_BYTES = 1 << 20
@@ -34,7 +34,10 @@ def load_machine(target: str, systems: int | None = None, reserve_bytes: int | N
         systems=machine.systems if systems is None else systems,
         reserve_bytes=machine.reserve_bytes if reserve_bytes is None else reserve_bytes,
     )
-    return _sane(machine, target)
+    faults = [Diagnostic("W0111", text, target) for text in absurdities(machine)]
+    if faults:
+        raise UsageError(*faults)
+    return machine
 
 
 def _read(target: str) -> str:
@@ -86,21 +89,3 @@ def _figure(table: Mapping[str, Any], name: str, key: str, where: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise UsageError(Diagnostic("W0111", f"{name}.{key} must be an integer, not {value!r}", where))
     return value
-
-
-def _sane(machine: Machine, where: str) -> Machine:
-    limits = {
-        "columns": (machine.columns, 1, 10_000),
-        "rows": (machine.rows, 1, 10_000),
-        "sram_bytes": (machine.tile_sram_bytes, 1, 1 << 40),
-        "reserve_bytes": (machine.reserve_bytes, 0, machine.tile_sram_bytes - 1),
-        "systems": (machine.systems, 1, 10_000),
-    }
-    faults = [
-        Diagnostic("W0111", f"{name} must be from {low:,} to {high:,}", where, {name: value})
-        for name, (value, low, high) in limits.items()
-        if not low <= value <= high
-    ]
-    if faults:
-        raise UsageError(*faults)
-    return machine

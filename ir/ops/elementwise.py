@@ -7,7 +7,7 @@ from typing import Any
 
 from ir.graph import Attributes
 from ir.ops.definition import OpDef, Tensors, Types, require, torch_dtype
-from ir.types import DType, TensorType, broadcast_shapes, promote
+from ir.types import DType, TensorType, broadcast_shapes, promote, promote_scalar
 
 
 def _same(operands: Types, _attributes: Attributes) -> tuple[TensorType, ...]:
@@ -35,9 +35,7 @@ def _with_scalar(operands: Types, attributes: Attributes) -> DType:
     require((len(operands) == 2) != ("scalar" in attributes), "takes two operands, or one and a scalar")
     if "scalar" not in attributes:
         return promote(operands)
-    scalar = attributes["scalar"]
-    scalar_dtype = {bool: DType.BOOL, int: DType.I64, float: DType.F32}[type(scalar)]
-    return promote((*operands, TensorType(scalar_dtype, ())))
+    return promote_scalar(operands[0].dtype, attributes["scalar"])
 
 
 def _arithmetic(operands: Types, attributes: Attributes) -> tuple[TensorType, ...]:
@@ -64,6 +62,13 @@ def _masked_fill(operands: Types, _attributes: Attributes) -> tuple[TensorType, 
     return _broadcast(operands, operands[0].dtype)
 
 
+def _clamp(operands: Types, attributes: Attributes) -> tuple[TensorType, ...]:
+    dtype = operands[0].dtype
+    for limit in (attributes[name] for name in ("min", "max") if name in attributes):
+        dtype = promote_scalar(dtype, limit)
+    return (operands[0].with_dtype(dtype),)
+
+
 def _cast(operands: Types, attributes: Attributes) -> tuple[TensorType, ...]:
     return (operands[0].with_dtype(DType(attributes["dtype"])),)
 
@@ -79,9 +84,15 @@ def _unary(name: str, infer: Callable[..., tuple[TensorType, ...]], home: str = 
 def _binary(name: str, infer: Callable[..., tuple[TensorType, ...]], torch_name: str | None = None) -> OpDef:
     def reference(torch: Any, tensors: Tensors, attributes: Attributes) -> Any:
         second = attributes["scalar"] if "scalar" in attributes else tensors[1]
+        if name in _TENSORS_ONLY and "scalar" in attributes:
+            second = torch.tensor(second, dtype=torch.result_type(tensors[0], second))
         return getattr(torch, torch_name or name)(tensors[0], second)
 
     return OpDef(name, infer, reference, (1, 2))
+
+
+_TENSORS_ONLY = frozenset({"maximum", "minimum", "logical_and", "logical_or"})
+"""Functions of torch that take no number in a tensor's place."""
 
 
 def _reference_gelu(torch: Any, tensors: Tensors, attributes: Attributes) -> Any:
@@ -104,7 +115,7 @@ ELEMENTWISE = (
     ),
     _unary("logical_not", _to_bool),
     OpDef("gelu", _same, _reference_gelu, (1, 1)),
-    OpDef("clamp", _same, _reference_clamp, (1, 1)),
+    OpDef("clamp", _clamp, _reference_clamp, (1, 1)),
     OpDef("cast", _cast, lambda torch, ts, a: ts[0].to(torch_dtype(torch, a["dtype"])), (1, 1)),
     *(
         _binary(name, _arithmetic)

@@ -13,6 +13,8 @@ from ir.types import DType, TensorType
 def _reduce(operands: Types, attributes: Attributes) -> tuple[TensorType, ...]:
     dims, rank = attributes["dims"], len(operands[0].shape)
     require(isinstance(dims, tuple) and all(isinstance(d, int) and 0 <= d < rank for d in dims), f"bad axes {dims}")
+    # Torch takes no axes for all axes.
+    require(bool(dims) or not rank, "no axes to reduce")
     kept = [(i in dims, size) for i, size in enumerate(operands[0].shape)]
     if attributes["keepdim"]:
         return (operands[0].with_shape(tuple(1 if reduced else size for reduced, size in kept)),)
@@ -24,7 +26,13 @@ def _sum(operands: Types, attributes: Attributes) -> tuple[TensorType, ...]:
     return (result if result.dtype.is_float else result.with_dtype(DType.I64),)
 
 
+def _mean(operands: Types, attributes: Attributes) -> tuple[TensorType, ...]:
+    require(operands[0].dtype.is_float, f"{operands[0].dtype} has no mean; cast it first")
+    return _reduce(operands, attributes)
+
+
 def _argmax(operands: Types, attributes: Attributes) -> tuple[TensorType, ...]:
+    require(len(attributes["dims"]) == 1, "takes one axis")
     (result,) = _reduce(operands, attributes)
     return (result.with_dtype(DType.I64),)
 
@@ -99,7 +107,7 @@ def _embedding(operands: Types, _attributes: Attributes) -> tuple[TensorType, ..
 
 REDUCE = (
     OpDef("sum", _sum, lambda torch, ts, a: torch.sum(ts[0], a["dims"], a["keepdim"]), (1, 1)),
-    OpDef("mean", _reduce, lambda torch, ts, a: torch.mean(ts[0], a["dims"], a["keepdim"]), (1, 1)),
+    OpDef("mean", _mean, lambda torch, ts, a: torch.mean(ts[0], a["dims"], a["keepdim"]), (1, 1)),
     OpDef("amax", _reduce, lambda torch, ts, a: torch.amax(ts[0], a["dims"], a["keepdim"]), (1, 1)),
     OpDef("amin", _reduce, lambda torch, ts, a: torch.amin(ts[0], a["dims"], a["keepdim"]), (1, 1)),
     OpDef("argmax", _argmax, lambda torch, ts, a: torch.argmax(ts[0], a["dims"][0], a["keepdim"]), (1, 1)),

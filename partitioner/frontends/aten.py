@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from ir.graph import Attribute
 from ir.types import DType, Size, TensorType
 
 Rule = Callable[..., Any]
+F = TypeVar("F", bound=Rule)
 RULES: dict[str, Rule] = {}
 
 
@@ -34,10 +35,10 @@ class Translator(Protocol):
         """Whether ``name`` is a stored weight."""
 
 
-def rule(*names: str) -> Callable[[Rule], Rule]:
+def rule(*names: str) -> Callable[[F], F]:
     """Register a rule for the ATen operators ``names`` (``name`` or ``name.overload``)."""
 
-    def register(function: Rule) -> Rule:
+    def register(function: F) -> F:
         RULES.update(dict.fromkeys(names, function))
         return function
 
@@ -294,7 +295,7 @@ def _split(t: Translator, x: str, sizes: int | Sequence[int], dim: int = 0) -> t
 @rule("chunk")
 def _chunk(t: Translator, x: str, chunks: int, dim: int = 0) -> tuple[str, ...]:
     length = t.type(x).shape[dim]
-    return _split(t, x, -(-length // chunks), dim) if isinstance(length, int) else _split(t, x, 1, dim)
+    return _split(t, x, -(-length // chunks) if isinstance(length, int) else 1, dim)
 
 
 @rule("cat", "concatenate")

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from ir.graph import Graph
-
-Json = dict[str, "Json"] | list["Json"] | str | int | float | bool | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +20,7 @@ class Origin:
     """
 
     kind: str
-    config: dict[str, Json]
+    config: dict[str, Any]
     path: str = ""
     sha256: str = ""
 

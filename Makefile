@@ -1,0 +1,43 @@
+# Everything is set up in .venv; nothing else on the machine is touched.
+PYTHON ?= python3.11
+BIN := .venv/bin
+READY := .venv/ready
+
+.PHONY: help demo demo-run test check format clean
+.DEFAULT_GOAL := help
+
+help: ## list what can be made
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(READY): requirements.lock pyproject.toml
+	@echo "setting up .venv (about 800 MB, once)"
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is missing: install Python 3.11, or make PYTHON=..."; exit 2; }
+	@$(PYTHON) -m venv .venv || { echo "install the venv module: apt-get install python3.11-venv"; exit 2; }
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: $(READY) ## compile Kimi K2.6 for 20 CS-3, print the placement, check it and write the report
+	$(BIN)/waferc compile kimi-k2.6 --target cs3 --systems 20 --users 8 --context 65536 -o out/kimi-k2.6
+	$(BIN)/waferc check out/kimi-k2.6
+	@echo "open out/kimi-k2.6/report.html in a browser; next: make demo-run"
+
+demo-run: $(READY) ## run a small sibling of Kimi K2.6 on emulated wafers beside the original
+	$(BIN)/waferc compile small-kimi --target mini --context 256 -o out/small-kimi
+	$(BIN)/waferc run out/small-kimi --prompt-ids 1,5,9,2 --tokens 32 --compare
+
+test: check ## every check and test
+	$(BIN)/pytest -n 2
+
+check: $(READY) ## style, types and the import law
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest -p no:cacheprovider tests/test_import_law.py
+
+format: $(READY) ## put the code into form
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove what was set up and made
+	rm -rf .venv out .mypy_cache .ruff_cache .pytest_cache

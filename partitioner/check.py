@@ -1,0 +1,235 @@
+"""The independent checker: every claim of a plan is derived again from the model and the machine.
+
+It shares no code with the solver or the floor planner, and stops at nothing: all faults are reported at once.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from itertools import combinations
+
+import numpy as np
+
+from ir.diagnostics import Diagnostic, Fact
+from ir.graph import Parameter
+from ir.layout import fullest_tile_bytes
+from ir.machine import Machine, absurdities
+from ir.model import Block, Model
+from ir.plan import PlacedBlock, Plan, Rectangle, Transfer
+
+
+def check(plan: Plan, model: Model) -> tuple[Diagnostic, ...]:
+    """Everything that is wrong with ``plan`` as a placement of ``model``; nothing if it is sound."""
+    absurd = absurdities(plan.machine)
+    if absurd:
+        return tuple(Diagnostic("W0514", text, plan.machine.name) for text in absurd)
+    faults = list(_missing_blocks(plan, model))
+    known = {block.name: block for block in model.blocks}
+    placed = {block.name: block for block in plan.blocks if block.name in known}
+    for name, block in placed.items():
+        faults += _wrong_contents(block, known[name])
+        faults += _wrong_figures(block, known[name], plan, model)
+        faults += _outside(block.name, block.wafer, block.region, plan.machine)
+        faults += _wrong_experts(block, known[name], plan.machine)
+    sound_regions = not any(fault.code in ("W0503", "W0506") for fault in faults)
+    faults += _overlaps(plan)
+    if sound_regions:
+        faults += _overfull_tiles(placed.values(), plan, model)
+    faults += _parted(placed, model)
+    faults += _backward(placed, model)
+    if len(placed) == len(known):
+        faults += _wrong_transfers(plan, placed, model)
+        faults += _wrong_claims(plan)
+    return tuple(faults)
+
+
+# --- every block and every weight, once -----------------------------------------------------------------------------
+
+
+def _missing_blocks(plan: Plan, model: Model) -> Iterator[Diagnostic]:
+    wanted = [block.name for block in model.blocks]
+    count = Counter(block.name for block in plan.blocks)
+    for name in wanted:
+        if count[name] == 0:
+            yield Diagnostic("W0501", "a block of the model is not placed", name)
+    for name, times in count.items():
+        if name not in wanted:
+            yield Diagnostic("W0501", "a placed block is not in the model", name)
+        elif times > 1:
+            yield Diagnostic("W0501", "a block is placed more than once", name, {"times": times})
+
+
+def _wrong_contents(placed: PlacedBlock, block: Block) -> Iterator[Diagnostic]:
+    missing, extra = set(block.parameters) - set(placed.parameters), set(placed.parameters) - set(block.parameters)
+    for name in sorted(missing):
+        yield Diagnostic("W0502", f"the weight {name} is not placed with the block that reads it", block.name)
+    for name in sorted(extra):
+        yield Diagnostic("W0502", f"the weight {name} is placed with a block that does not read it", block.name)
+    if len(placed.parameters) != len(set(placed.parameters)):
+        yield Diagnostic("W0502", "a weight is placed twice in one block", block.name)
+    if (placed.kind, placed.layer) != (block.kind, block.layer):
+        yield Diagnostic("W0510", "kind or layer differ from the model's", block.name)
+
+
+# --- rectangles -----------------------------------------------------------------------------------------------------
+
+
+def _outside(name: str, wafer: int, region: Rectangle, machine: Machine) -> Iterator[Diagnostic]:
+    if not 0 <= wafer < machine.systems:
+        yield Diagnostic("W0503", f"wafer {wafer} does not exist", name, {"systems": machine.systems})
+    mesh = Rectangle(0, 0, machine.columns, machine.rows)
+    if region.columns < 1 or region.rows < 1 or not mesh.contains(region):
+        facts = {"region": _shown(region), "mesh": f"{machine.columns} x {machine.rows}"}
+        yield Diagnostic("W0503", "a region lies outside the wafer's mesh", name, facts)
+
+
+def _overlaps(plan: Plan) -> Iterator[Diagnostic]:
+    for wafer in plan.wafers_used:
+        for a, b in combinations(plan.on_wafer(wafer), 2):
+            if _overlap(a.region, b.region):
+                facts = {a.name: _shown(a.region), b.name: _shown(b.region)}
+                yield Diagnostic("W0504", f"{a.name} and {b.name} claim the same tiles", f"wafer {wafer}", facts)
+
+
+def _overlap(a: Rectangle, b: Rectangle) -> bool:
+    beside = a.column + a.columns <= b.column or b.column + b.columns <= a.column
+    above = a.row + a.rows <= b.row or b.row + b.rows <= a.row
+    return not beside and not above
+
+
+def _wrong_experts(placed: PlacedBlock, block: Block, machine: Machine) -> Iterator[Diagnostic]:
+    """Each expert once, on the group's wafer, inside the group's region, on tiles of its own."""
+    count = Counter(expert.index for expert in placed.experts)
+    wrong = [index for index in range(block.experts) if count[index] != 1]
+    if wrong or len(placed.experts) != block.experts:
+        shown = ", ".join(map(str, wrong[:5])) or "others than the model's"
+        facts = {"placed": len(placed.experts), "experts": block.experts}
+        yield Diagnostic("W0506", f"experts are not placed exactly once: {shown}", block.name, facts)
+    for expert in placed.experts:
+        where = f"{block.name}, expert {expert.index}"
+        if expert.wafer != placed.wafer:
+            wafers = {"wafer": expert.wafer, "wafer_of_the_group": placed.wafer}
+            yield Diagnostic("W0506", "an expert is not on the wafer of its layer's other experts", where, wafers)
+        elif not placed.region.contains(expert.region) or expert.region.tiles < 1:
+            regions = {"expert": _shown(expert.region), "group": _shown(placed.region)}
+            yield Diagnostic("W0506", "an expert's region is not inside its group's", where, regions)
+    if _experts_overlap(placed, machine):
+        yield Diagnostic("W0504", "two experts claim the same tile", block.name)
+
+
+def _experts_overlap(placed: PlacedBlock, machine: Machine) -> bool:
+    """Whether any tile is claimed twice, by counting claims on the mesh."""
+    claims = np.zeros((machine.rows, machine.columns), dtype=np.int32)
+    for expert in placed.experts:
+        region = expert.region
+        if min(region.column, region.row, region.columns, region.rows) >= 0 and expert.wafer == placed.wafer:
+            claims[region.row : region.row + region.rows, region.column : region.column + region.columns] += 1
+    return bool((claims > 1).any())
+
+
+# --- memory ---------------------------------------------------------------------------------------------------------
+
+
+def _wrong_figures(placed: PlacedBlock, block: Block, plan: Plan, model: Model) -> Iterator[Diagnostic]:
+    workload = plan.workload
+    weights = sum(model.graph.parameter[name].stored_bytes for name in block.parameters)
+    derived = {
+        "weight_bytes": weights,
+        "cache_bytes": block.cache_bytes(workload.users, workload.context),
+        "activation_bytes": block.live_bytes_per_token * workload.chunk,
+        "macs_per_token": block.macs_per_token,
+        "active_experts": block.active_experts,
+    }
+    for name, value in derived.items():
+        if getattr(placed, name) != value:
+            facts = {"stated": getattr(placed, name), "derived": value}
+            yield Diagnostic("W0510", f"{name.replace('_', ' ')} is wrong", block.name, facts)
+
+
+def _overfull_tiles(placed: Iterable[PlacedBlock], plan: Plan, model: Model) -> Iterator[Diagnostic]:
+    limit = plan.machine.tile_bytes
+    for block in placed:
+        parameters = [model.graph.parameter[name] for name in block.parameters if name in model.graph.parameter]
+        fullest = _fullest_tile(block, parameters)
+        if fullest > limit:
+            facts: dict[str, Fact] = {
+                "bytes_on_fullest_tile": fullest,
+                "bytes_of_a_tile": limit,
+                "reserve_bytes": plan.machine.reserve_bytes,
+                "region": _shown(block.region),
+            }
+            yield Diagnostic("W0505", "a tile holds more than its memory", f"{block.name}, wafer {block.wafer}", facts)
+        if fullest != block.tile_bytes:
+            both = {"stated": block.tile_bytes, "derived": fullest}
+            yield Diagnostic("W0510", "bytes of the fullest tile are wrong", block.name, both)
+
+
+def _fullest_tile(block: PlacedBlock, parameters: list[Parameter]) -> int:
+    spread = block.cache_bytes + block.activation_bytes
+    if not block.experts:
+        return fullest_tile_bytes(parameters, spread, block.region.rows, block.region.columns)
+    share = -(-spread // len(block.experts))
+    own = [replace(p, type=p.type.with_shape(p.type.shape[1:])) for p in parameters]
+    sizes = {(expert.region.rows, expert.region.columns) for expert in block.experts}
+    return max(fullest_tile_bytes(own, share, rows, columns) for rows, columns in sizes if rows > 0 and columns > 0)
+
+
+# --- between wafers -------------------------------------------------------------------------------------------------
+
+
+def _parted(placed: dict[str, PlacedBlock], model: Model) -> Iterator[Diagnostic]:
+    for group in model.together:
+        members = [placed[name] for name in (model.blocks[i].name for i in group) if name in placed]
+        if len({member.wafer for member in members}) > 1:
+            facts = {member.name: member.wafer for member in members}
+            yield Diagnostic("W0507", "blocks that exchange routed tokens are on different wafers", "", facts)
+
+
+def _backward(placed: dict[str, PlacedBlock], model: Model) -> Iterator[Diagnostic]:
+    for edge in model.edges:
+        source, target = (placed.get(model.blocks[i].name) for i in (edge.source, edge.target))
+        if source and target and source.wafer > target.wafer:
+            facts = {source.name: source.wafer, target.name: target.wafer}
+            yield Diagnostic("W0508", "a value would flow back along the pipeline", edge.value, facts)
+
+
+def _wrong_transfers(plan: Plan, placed: dict[str, PlacedBlock], model: Model) -> Iterator[Diagnostic]:
+    wanted = Counter(
+        {
+            Transfer(edge.value, source.name, source.wafer, target.wafer, edge.bytes_per_token): 1
+            for edge in model.edges
+            for source in (placed[model.blocks[edge.source].name],)
+            for target in (placed[model.blocks[edge.target].name],)
+            if source.wafer != target.wafer
+        }
+    )
+    stated = Counter(plan.transfers)
+    for word, transfers in (("is missing", wanted - stated), ("does not follow the graph", stated - wanted)):
+        for transfer in transfers:
+            route = f"wafer {transfer.source_wafer} to wafer {transfer.target_wafer}"
+            yield Diagnostic("W0509", f"a transfer {word}: {route}", transfer.value)
+
+
+def _wrong_claims(plan: Plan) -> Iterator[Diagnostic]:
+    solver = plan.solver
+    derived = {
+        "objective_value": plan.largest_wafer_bytes,
+        "traffic_bytes_per_token": sum(transfer.bytes_per_token for transfer in plan.transfers),
+    }
+    for name, value in derived.items():
+        if getattr(solver, name) != value:
+            facts = {"stated": getattr(solver, name), "derived": value}
+            yield Diagnostic("W0510", f"the solver's {name.replace('_', ' ')} is wrong", "", facts)
+    if solver.best_bound > solver.objective_value or (solver.status == "optimal") != (solver.gap == 0):
+        claim: dict[str, Fact] = {
+            "status": solver.status,
+            "bound": solver.best_bound,
+            "value": solver.objective_value,
+        }
+        yield Diagnostic("W0510", "status and bound contradict each other", "", claim)
+
+
+def _shown(region: Rectangle) -> str:
+    return f"{region.columns} x {region.rows} at ({region.column}, {region.row})"

@@ -1,0 +1,8 @@
+"""The command line: ``waferc compile | check | view | run | models | targets | schema``.
+
+This module is imported at every start, so it imports nothing heavy: each command imports what it needs.
+"""
+
+from partitioner.cli.app import main
+
+__all__ = ["main"]

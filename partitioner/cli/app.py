@@ -1,0 +1,202 @@
+"""The commands and their options; what they do stands in the modules that they import."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, CycloptsError, Parameter
+
+from ir.diagnostics import Diagnostic, ExitCode, UsageError, WafercError
+from partitioner.cli.output import Output
+
+app = App(
+    name="waferc",
+    help="Partition neural networks over clusters of wafer-scale machines.",
+    version_flags=["--version"],
+    help_flags=["--help", "-h"],
+)
+
+Json = Annotated[bool, Parameter("--json", negative=())]
+
+
+@app.command(name="compile")
+def compile_command(
+    model: str,
+    /,
+    *,
+    target: str = "cs3",
+    systems: int | None = None,
+    users: int = 1,
+    context: int | None = None,
+    prefill_chunk: int = 64,
+    reserve_bytes: int | None = None,
+    output: Annotated[Path | None, Parameter(["--output", "-o"])] = None,
+    seed: int = 0,
+    time_limit: float = 60.0,
+    json: Json = False,
+) -> None:
+    """Place a model on a cluster of wafers, check the plan, and write it.
+
+    Args:
+        model: a name that `waferc models` lists, a transformers folder or config.json, or an ONNX file.
+        target: a name that `waferc targets` lists, or a machine file (.toml).
+        systems: number of wafers; the target's own number if not given.
+        users: users whose KV caches are resident at the same time.
+        context: tokens remembered for each user; 4096 if not given, or the model's own limit if that is less.
+        prefill_chunk: tokens that a pipeline stage works on at once; sizes the activation buffers.
+        reserve_bytes: bytes of each tile kept for code, stack and buffers; the target's own if not given.
+        output: folder to write the plan to; nothing is written if not given.
+        seed: seed of the solver.
+        time_limit: limit on the solver's work, in deterministic seconds.
+        json: print one JSON object.
+    """
+    from partitioner.cli.compile import run_compile
+
+    sizes = {"--users": users, "--prefill-chunk": prefill_chunk, "--context": context, "--systems": systems}
+    _require_positive(sizes)
+    request = (model, target, systems, reserve_bytes, users, context, prefill_chunk, seed, time_limit)
+    run_compile(*request, output, Output(json=json))
+
+
+@app.command
+def check(folder: Path, /, *, json: Json = False) -> None:
+    """Derive every claim of a plan again from its model and machine; exit code 6 if one is wrong.
+
+    Args:
+        folder: a plan's folder.
+        json: print one JSON object.
+    """
+    from partitioner.cli.check import run_check
+
+    run_check(folder, Output(json=json))
+
+
+@app.command
+def view(
+    folder: Path, /, *, open_page: Annotated[bool, Parameter("--open", negative=())] = False, json: Json = False
+) -> None:
+    """Show a plan: the placement as a table, and where its page lies.
+
+    Args:
+        folder: a plan's folder.
+        open_page: open the page in a browser.
+        json: print one JSON object.
+    """
+    from partitioner.cli.view import run_view
+
+    run_view(folder, Output(json=json), open_page=open_page)
+
+
+@app.command
+def run(
+    folder: Path,
+    /,
+    *,
+    prompt_ids: str | None = None,
+    inputs: Path | None = None,
+    tokens: int = 16,
+    seed: int = 0,
+    compare: Annotated[bool, Parameter("--compare", negative=())] = False,
+    json: Json = False,
+) -> None:
+    """Run a plan on emulated tiles: generate tokens (greedily), or run once on given inputs.
+
+    Args:
+        folder: a plan's folder.
+        prompt_ids: for language models: token ids of the prompt, separated by commas.
+        inputs: for other models: an .npz file with an array for each input.
+        tokens: how many tokens to generate.
+        seed: seed of the random weights of a model that has no checkpoint.
+        compare: run the original model too; exit code 6 if tokens differ or a logit is more than 1e-4 off (float32).
+        json: print one JSON object.
+    """
+    _require_positive({"--tokens": tokens})
+    if (prompt_ids is None) == (inputs is None):
+        raise UsageError(Diagnostic("W0104", "give either --prompt-ids or --inputs", "run"))
+    from partitioner.cli.run import run_inputs, run_plan
+
+    if prompt_ids is not None:
+        run_plan(folder, _parse_ids(prompt_ids), tokens, seed, Output(json=json), compare=compare)
+    elif inputs is not None:
+        run_inputs(folder, inputs, seed, Output(json=json), compare=compare)
+
+
+@app.command
+def models(*, json: Json = False) -> None:
+    """List the bundled models.
+
+    Args:
+        json: print one JSON object.
+    """
+    from partitioner.frontends.catalog import catalog
+
+    Output(json=json).listing("models", catalog())
+
+
+@app.command
+def targets(*, json: Json = False) -> None:
+    """List the bundled machines.
+
+    Args:
+        json: print one JSON object.
+    """
+    from targets.machines import catalog, load_machine
+
+    found = {name: load_machine(name) for name in catalog()}
+    lines = {
+        name: f"{m.description}: {m.columns} x {m.rows} tiles of {m.tile_sram_bytes:,} B" for name, m in found.items()
+    }
+    Output(json=json).listing("targets", lines)
+
+
+@app.command
+def schema() -> None:
+    """Print the JSON Schema of manifest.json."""
+    from partitioner.manifest import schema as manifest_schema
+
+    Output(json=True).result(manifest_schema())
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one command and exit with its code; every error is a diagnostic, never a traceback."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    output = Output(json="--json" in arguments)
+    try:
+        app(arguments, exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        help_ = ("see `waferc --help`",)
+        sys.exit(output.failure(UsageError(Diagnostic("W0100", " ".join(str(error).split()), help=help_))))
+    except WafercError as error:
+        sys.exit(output.failure(error))
+    except KeyboardInterrupt:
+        sys.exit(int(ExitCode.INTERRUPTED))
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception as error:
+        if os.environ.get("WAFERC_TRACEBACK"):
+            raise
+        help_ = ("this is a fault of waferc; WAFERC_TRACEBACK=1 shows where it stands",)
+        fault = Diagnostic("W0000", f"internal error: {type(error).__name__}: {error}", help=help_)
+        sys.exit(output.failure(WafercError(fault)))
+
+
+def _require_positive(options: dict[str, int | None]) -> None:
+    faults = [
+        Diagnostic("W0103", f"{name} must be at least 1, not {value}", name)
+        for name, value in options.items()
+        if value is not None and value < 1
+    ]
+    if faults:
+        raise UsageError(*faults)
+
+
+def _parse_ids(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        help_ = ("for example --prompt-ids 1,5,9,2",)
+        fault = Diagnostic("W0104", f"token ids must be integers separated by commas, not {text!r}", help=help_)
+        raise UsageError(fault) from None

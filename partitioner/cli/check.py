@@ -1,0 +1,45 @@
+"""``waferc check``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ir.diagnostics import CheckError
+from ir.verify import verify
+from partitioner.check import check
+from partitioner.cli.output import Output
+from partitioner.folder import PlanFolder, read_plan
+from partitioner.passes.blocks import find_blocks
+
+
+def run_check(folder: Path, out: Output) -> None:
+    """Check the plan in ``folder`` and say what was found.
+
+    Raises:
+        CheckError: with every fault.
+    """
+    with out.progress() as progress:
+        progress("reading the plan")
+        stored = read_plan(folder)
+        progress("deriving it again")
+        require_sound(stored)
+    plan = stored.plan
+    experts = sum(len(block.experts) for block in plan.blocks)
+    if out.json:
+        out.result({"ok": True, "diagnostics": [], "blocks": len(plan.blocks), "experts": experts})
+    else:
+        print(
+            f"sound: {len(plan.blocks)} blocks and {experts:,} experts on {len(plan.wafers_used)} wafers, "
+            f"every weight placed, no tile over its memory, {len(plan.transfers)} transfers as the graph needs them"
+        )
+
+
+def require_sound(stored: PlanFolder) -> None:
+    """Raise unless the plan passes every check.
+
+    Raises:
+        CheckError: with every fault of the files and of the plan.
+    """
+    faults = (*stored.faults, *check(stored.plan, find_blocks(verify(stored.graph))))
+    if faults:
+        raise CheckError(*faults)

@@ -1,0 +1,64 @@
+"""Where output goes: results on stdout, diagnostics and progress on stderr; with ``--json`` one object on stdout."""
+
+from __future__ import annotations
+
+import json as json_text
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from ir.diagnostics import Diagnostic, WafercError
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """How the user wants to read results."""
+
+    json: bool
+
+    def result(self, record: Mapping[str, Any]) -> None:
+        """Print the command's one object."""
+        print(json_text.dumps(record, indent=2))
+
+    def listing(self, name: str, lines: Mapping[str, str]) -> None:
+        """Print names with a line on each."""
+        if self.json:
+            self.result({name: dict(lines)})
+            return
+        width = max(len(key) for key in lines)
+        for key, line in lines.items():
+            print(f"{key:{width}}  {line}")
+
+    def note(self, text: str) -> None:
+        """Tell the user something beside the result."""
+        print(f"note: {text}", file=sys.stderr)
+
+    def diagnostics(self, faults: tuple[Diagnostic, ...], most: int = 20) -> None:
+        """Print diagnostics for a person."""
+        for fault in faults[:most]:
+            print(f"{fault}\n", file=sys.stderr)
+        if len(faults) > most:
+            print(f"... and {len(faults) - most} more", file=sys.stderr)
+
+    def failure(self, error: WafercError) -> int:
+        """Print why the command failed; its exit code."""
+        if self.json:
+            faults = [fault.to_dict() for fault in error.diagnostics]
+            self.result({"status": "error", "ok": False, "exit_code": int(error.exit_code), "diagnostics": faults})
+        else:
+            self.diagnostics(error.diagnostics)
+        return int(error.exit_code)
+
+    @contextmanager
+    def progress(self) -> Iterator[Any]:
+        """A function that shows what is being done, on a terminal; it prints nothing elsewhere."""
+        if not sys.stderr.isatty():
+            yield lambda _step: None
+            return
+        from rich.console import Console
+
+        console = Console(stderr=True)
+        with console.status("starting") as status:
+            yield lambda step: status.update(step)

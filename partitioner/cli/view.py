@@ -1,0 +1,47 @@
+"""``waferc view``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ir.plan import Plan
+from partitioner.cli.output import Output
+from partitioner.folder import REPORT, read_plan
+
+
+def run_view(folder: Path, out: Output, *, open_page: bool) -> None:
+    """Show the plan in ``folder``.
+
+    Raises:
+        UsageError: W0106, no plan there.
+        CheckError: its files cannot be understood.
+    """
+    plan = read_plan(folder).plan
+    page = (folder / REPORT).resolve()
+    if out.json:
+        out.result({"page": str(page), "wafers": [_wafer(plan, wafer) for wafer in range(plan.machine.systems)]})
+    else:
+        from partitioner.cli.table import print_plan
+
+        print_plan(plan)
+        print(f"page: {page}")
+    if open_page:
+        import webbrowser
+
+        webbrowser.open(page.as_uri())
+
+
+def _wafer(plan: Plan, wafer: int) -> dict[str, Any]:
+    blocks = plan.on_wafer(wafer)
+    return {
+        "wafer": wafer,
+        "layers": sorted({block.layer for block in blocks if block.layer is not None}),
+        "blocks": [block.name for block in blocks],
+        "weight_bytes": sum(block.weight_bytes for block in blocks),
+        "kv_bytes": sum(block.cache_bytes for block in blocks),
+        "activation_bytes": sum(block.activation_bytes for block in blocks),
+        "free_bytes": plan.machine.wafer_bytes - plan.wafer_bytes(wafer),
+        "tiles_used": sum(block.region.tiles for block in blocks),
+        "tiles": plan.machine.tiles,
+    }

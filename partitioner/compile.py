@@ -1,0 +1,175 @@
+"""The compiler on one screen: from a lowered graph to a checked plan.
+
+build_model   simplify, verify, find_blocks    blocks with bytes, work and caches
+measure                                        integers
+place                                          a wafer for each block, with proof
+lay_out                                        a rectangle for each block and expert
+check                                          every claim derived again
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from ir.diagnostics import CheckError, Diagnostic, InfeasibleError, TimeLimitError, UnsupportedModelError
+from ir.graph import Graph
+from ir.machine import Machine
+from ir.model import Model
+from ir.plan import PlacedBlock, Plan, SolverRecord, Transfer
+from ir.verify import verify
+from ir.workload import Workload
+from partitioner.check import check
+from partitioner.explain import explain
+from partitioner.floorplan.wafers import FloorPlanner, TooTight
+from partitioner.passes.blocks import find_blocks
+from partitioner.passes.simplify import simplify
+from partitioner.problem import Problem, measure
+from partitioner.solver.cpsat import Limits
+from partitioner.solver.place import Solution, place
+
+OBJECTIVE = "largest_wafer_bytes"
+_MOST_ROUNDS = 20
+Progress = Callable[[str], None]
+"""Called with a word on what begins now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """A plan that passed its check, the model that it places, and how long placing it took."""
+
+    plan: Plan
+    model: Model
+    solve_s: float
+
+
+def build_model(graph: Graph) -> Model:
+    """The model that a frontend's graph makes.
+
+    Raises:
+        UnsupportedModelError: W0301, the graph breaks a rule; W0307, it holds no block.
+    """
+    model = find_blocks(verify(simplify(graph)))
+    if not model.blocks:
+        raise UnsupportedModelError(Diagnostic("W0307", "the model computes nothing", graph.name))
+    return model
+
+
+def compile_model(
+    model: Model, machine: Machine, workload: Workload, limits: Limits, progress: Progress = lambda _step: None
+) -> Compiled:
+    """Place ``model`` on ``machine``.
+
+    Raises:
+        InfeasibleError: W0411 or W0412, no placement exists; with figures and what would fit.
+        TimeLimitError: W0402 or W0403, none was found.
+        CheckError: the plan contradicts the model, which would be a fault of ours.
+    """
+    begin = time.perf_counter()
+    try:
+        solution, regions = _solve(model, machine, workload, limits, progress)
+    except InfeasibleError as error:
+        progress("looking for what would fit")
+        proof = str(error.diagnostics[0].facts["proof"])
+        reason = explain(model, machine, workload, proof, lambda m, w: _fits(model, m, w, limits))
+        raise InfeasibleError(reason) from None
+    solve_s = time.perf_counter() - begin
+    plan = Plan(
+        model_name=model.graph.name,
+        machine=machine,
+        workload=workload,
+        blocks=tuple(regions),
+        transfers=_transfers(model, regions),
+        solver=_record(solution, limits),
+    )
+    progress("checking the plan")
+    faults = check(plan, model)
+    if faults:
+        raise CheckError(*faults)
+    return Compiled(plan, model, solve_s)
+
+
+def _solve(
+    model: Model, machine: Machine, workload: Workload, limits: Limits, progress: Progress
+) -> tuple[Solution, list[PlacedBlock]]:
+    """Place and lay out; what turns out not to fit on one wafer is kept apart, and the rest placed again."""
+    problem = measure(model, machine, workload)
+    planner = FloorPlanner(model, machine, workload)
+    bound: int | None = None
+    for _ in range(_MOST_ROUNDS):
+        progress(f"placing {len(model.blocks)} blocks on {machine.systems} wafers")
+        solution = _place_or_give_up(problem, limits)
+        # That the floor planner fails on a set of blocks proves nothing, so the bound stays the first problem's.
+        bound = solution.bound_bytes if bound is None else bound
+        progress("laying out tiles")
+        regions = planner.lay_out(_by_wafer(problem, solution))
+        if not isinstance(regions, TooTight):
+            proof = solution.proof if solution.bottleneck_bytes == bound else ""
+            return replace(solution, bound_bytes=bound, proof=proof), regions
+        misfits = [i for i, wafer in enumerate(solution.assignment) if wafer == regions.wafer]
+        problem = replace(problem, apart=(*problem.apart, _fewest_misfits(problem, planner, misfits)))
+    facts = {"placements_tried": _MOST_ROUNDS}
+    raise TimeLimitError(Diagnostic("W0403", "no placement tried could be laid out in tiles", facts=facts))
+
+
+def _place_or_give_up(problem: Problem, limits: Limits) -> Solution:
+    """A placement; where only our own floor planner stands in the way, infeasible is too strong a word."""
+    try:
+        return place(problem, limits)
+    except InfeasibleError:
+        if not problem.apart:
+            raise
+        facts = {"sets_kept_apart": len(problem.apart)}
+        help_ = ("the bytes fit, but not as rectangles of tiles: one more system, or less context, gives room",)
+        raise TimeLimitError(
+            Diagnostic("W0403", "no placement tried could be laid out in tiles", facts=facts, help=help_)
+        ) from None
+
+
+def _fewest_misfits(problem: Problem, planner: FloorPlanner, misfits: Sequence[int]) -> frozenset[int]:
+    """A part of ``misfits`` that still does not fit on one wafer, with none to spare: it rules out the most."""
+    kept = list(misfits)
+    for item in misfits:
+        rest = [other for other in kept if other != item]
+        if not planner.fits([block for other in rest for block in problem.items[other].blocks]):
+            kept = rest
+    return frozenset(kept)
+
+
+def _fits(model: Model, machine: Machine, workload: Workload, limits: Limits) -> bool:
+    try:
+        _solve(model, machine, workload, limits, lambda _step: None)
+    except (InfeasibleError, TimeLimitError):
+        return False
+    return True
+
+
+def _by_wafer(problem: Problem, solution: Solution) -> list[list[int]]:
+    wafers: list[list[int]] = [[] for _ in range(problem.systems)]
+    for item, wafer in zip(problem.items, solution.assignment, strict=True):
+        wafers[wafer].extend(item.blocks)
+    return wafers
+
+
+def _transfers(model: Model, placed: Sequence[PlacedBlock]) -> tuple[Transfer, ...]:
+    """What crosses between wafers: a value once for each wafer that reads it."""
+    crossing = {
+        (edge.value, model.blocks[edge.source].name, placed[edge.source].wafer, placed[edge.target].wafer): edge
+        for edge in model.edges
+        if placed[edge.source].wafer != placed[edge.target].wafer
+    }
+    return tuple(Transfer(*route, edge.bytes_per_token) for route, edge in crossing.items())
+
+
+def _record(solution: Solution, limits: Limits) -> SolverRecord:
+    return SolverRecord(
+        status="optimal" if solution.bottleneck_bytes == solution.bound_bytes else "feasible",
+        objective=OBJECTIVE,
+        objective_value=solution.bottleneck_bytes,
+        best_bound=solution.bound_bytes,
+        proof=solution.proof,
+        traffic_bytes_per_token=solution.traffic_bytes_per_token,
+        seed=limits.seed,
+        deterministic_time_limit=limits.deterministic_time,
+    )

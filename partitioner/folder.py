@@ -1,0 +1,149 @@
+"""A plan's folder on disk: written whole or not at all, and read back with distrust.
+
+manifest.json        the plan (schema: `waferc schema`), with the SHA-256 of the files beside it
+tables.safetensors   the experts' rectangles
+model.ir             the graph, as text; the checker derives everything from it again
+model.json           where the model came from, for running it
+diagnostics.jsonl    notes on what was left out or assumed
+report.html          the placement as a page
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from ir.diagnostics import CheckError, Diagnostic, UsageError
+from ir.graph import Graph
+from ir.model import Model
+from ir.plan import Plan
+from ir.text import parse_graph, print_graph
+from partitioner.frontends.lowered import Lowered, Origin
+from partitioner.manifest import Manifest, decode, encode, encode_tables, to_manifest, to_plan
+
+MANIFEST = "manifest.json"
+_TABLES, _GRAPH, _ORIGIN = "tables.safetensors", "model.ir", "model.json"
+_NOTES, REPORT = "diagnostics.jsonl", "report.html"
+_FILES = (_TABLES, _GRAPH, _ORIGIN, _NOTES, REPORT)
+_MOST_FILE_BYTES = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class PlanFolder:
+    """A plan read back, with what is needed to check and run it. ``faults`` are damaged or missing files."""
+
+    manifest: Manifest
+    plan: Plan
+    graph: Graph
+    origin: Origin
+    faults: tuple[Diagnostic, ...]
+
+
+def write_plan(output: Path, plan: Plan, model: Model, lowered: Lowered, report: str) -> Manifest:
+    """Write the folder ``output``; an older plan there is replaced, anything else is left alone.
+
+    Raises:
+        UsageError: W0105, the folder cannot be written or holds something else.
+    """
+    notes = [Diagnostic("W0001", note) for note in lowered.notes]
+    contents = {
+        _TABLES: encode_tables(plan),
+        _GRAPH: print_graph(model.graph).encode(),
+        _ORIGIN: msgspec.json.format(msgspec.json.encode(lowered.origin, order="sorted"), indent=2) + b"\n",
+        _NOTES: b"".join(msgspec.json.encode(note.to_dict(), order="sorted") + b"\n" for note in notes),
+        REPORT: report.encode(),
+    }
+    digests = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
+    manifest = to_manifest(plan, model, lowered.notes, digests)
+    _write_whole(output, {**contents, MANIFEST: encode(manifest)})
+    return manifest
+
+
+def _write_whole(output: Path, contents: dict[str, bytes]) -> None:
+    """Write beside ``output`` and rename, so that no half-written folder is ever seen under its name."""
+    refuse_foreign(output)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as room:
+            fresh = Path(room) / "new"
+            fresh.mkdir()
+            for name, data in contents.items():
+                (fresh / name).write_bytes(data)
+            if output.exists():
+                output.rename(Path(room) / "old")
+            fresh.rename(output)
+    except OSError as error:
+        raise _unwritable(output, error) from None
+
+
+def refuse_foreign(output: Path) -> None:
+    """Refuse an output that is a file, or a folder that holds something other than a plan; called before work begins.
+
+    Raises:
+        UsageError: W0105.
+    """
+    try:
+        entries = {entry.name for entry in output.iterdir()} if output.exists() else set()
+    except OSError as error:
+        raise _unwritable(output, error) from None
+    foreign = sorted(entries - {MANIFEST, *_FILES})
+    if foreign or (entries and MANIFEST not in entries):
+        shown = ", ".join((foreign or sorted(entries))[:3])
+        raise UsageError(
+            Diagnostic("W0105", f"the output folder holds something else than a plan: {shown}", str(output))
+        )
+
+
+def _unwritable(output: Path, error: OSError) -> UsageError:
+    return UsageError(Diagnostic("W0105", f"the output folder cannot be written: {error.strerror}", str(output)))
+
+
+def read_plan(folder: Path) -> PlanFolder:
+    """Read a plan's folder. Only the files that a plan has are opened, and none is trusted.
+
+    Raises:
+        UsageError: W0106, there is no plan in ``folder``.
+        CheckError: W0511 to W0513, a file is missing or damaged so that the plan cannot be understood.
+    """
+    if not (folder / MANIFEST).is_file():
+        help_ = ("a plan's folder is what `waferc compile MODEL -o FOLDER` writes",)
+        raise UsageError(Diagnostic("W0106", f"there is no plan in {str(folder)!r}", help=help_))
+    manifest = decode(_read(folder / MANIFEST), MANIFEST)
+    contents = {name: _read(folder / name) for name in _FILES}
+    faults = [
+        Diagnostic("W0511", "a file is not the one that the manifest names", name, {"sha256": _sha256(data)})
+        for name, data in contents.items()
+        if manifest.files.get(name) != _sha256(data)
+    ]
+    unknown = [name for name in manifest.files if name not in _FILES]
+    faults += [Diagnostic("W0511", "the manifest names a file that plans do not have", name) for name in unknown]
+    try:
+        plan = to_plan(manifest, contents[_TABLES], _TABLES)
+        graph = parse_graph(contents[_GRAPH].decode())
+        origin = msgspec.json.decode(contents[_ORIGIN], type=Origin)
+    except (CheckError, UsageError) as error:
+        raise CheckError(*faults, *error.diagnostics) from None
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise CheckError(*faults, _unreadable(str(folder), str(error))) from None
+    return PlanFolder(manifest, plan, graph, origin, tuple(faults))
+
+
+def _read(path: Path) -> bytes:
+    try:
+        if path.is_symlink() or path.stat().st_size > _MOST_FILE_BYTES:
+            raise CheckError(Diagnostic("W0512", "a file of the plan is a link, or larger than a gigabyte", path.name))
+        return path.read_bytes()
+    except OSError as error:
+        raise CheckError(_unreadable(path.name, str(error.strerror))) from None
+
+
+def _unreadable(where: str, reason: str) -> Diagnostic:
+    return Diagnostic("W0512", f"a file of the plan cannot be read: {reason}", where)
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,66 @@
+"""What the user calls MODEL: a name of the catalogue, a transformers folder or configuration, or an ONNX file."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from pathlib import Path
+from typing import Any
+
+from ir.diagnostics import Diagnostic, UsageError
+from partitioner.frontends.catalog import catalog, configuration
+from partitioner.frontends.lowered import Lowered
+
+_MOST_CONFIG_BYTES = 16 << 20
+
+
+def load(model: str) -> Lowered:
+    """Lower the model that the user names.
+
+    Raises:
+        UsageError: W0101 (nothing of that name), W0102 (a configuration that is not JSON), W0202 (not ONNX).
+        UnsupportedModelError: what the frontends raise.
+    """
+    config = configuration(model)
+    if config is not None:
+        return _from_config(config, model)
+    path = Path(model)
+    if path.is_dir():
+        return _from_config(_read_config(path / "config.json"), path.resolve().name, str(path.resolve()))
+    if path.suffix == ".json" and path.is_file():
+        name = path.parent.resolve().name if path.name == "config.json" else path.stem
+        return _from_config(_read_config(path), name)
+    if path.is_file():
+        from partitioner.frontends.onnx_file import load_onnx
+
+        return load_onnx(path)
+    raise _unknown(model)
+
+
+def _from_config(config: dict[str, Any], name: str, checkpoint: str = "") -> Lowered:
+    from partitioner.frontends.huggingface import lower_config
+
+    return lower_config(config, name, checkpoint)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > _MOST_CONFIG_BYTES:
+            raise UsageError(Diagnostic("W0102", "the configuration is larger than 16 MiB", str(path)))
+        config = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        help_ = ("a model folder holds a config.json",)
+        fault = Diagnostic("W0102", f"the configuration cannot be read: {error.strerror}", str(path), help=help_)
+        raise UsageError(fault) from None
+    except (ValueError, RecursionError) as error:
+        raise UsageError(Diagnostic("W0102", f"the configuration is not JSON: {error}", str(path))) from None
+    if not isinstance(config, dict):
+        raise UsageError(Diagnostic("W0102", "the configuration is not a JSON object", str(path)))
+    return config
+
+
+def _unknown(model: str) -> UsageError:
+    close = difflib.get_close_matches(model.lower(), catalog(), n=3)
+    help_ = [f"did you mean {' or '.join(close)}?"] if close else []
+    help_.append("MODEL is a name listed by `waferc models`, a folder or config.json of transformers, or an ONNX file")
+    return UsageError(Diagnostic("W0101", f"there is no model {model!r}", help=tuple(help_)))

@@ -1,0 +1,66 @@
+"""ONNX files. Only this package imports onnx."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ir.graph import Graph
+from ir.verify import verify
+from partitioner.frontends.builder import GraphBuilder
+from partitioner.frontends.lowered import Lowered, Origin
+from partitioner.frontends.onnx_file import elementwise, movement, products, reductions
+from partitioner.frontends.onnx_file.lowering import Lowering, decode
+from partitioner.frontends.onnx_file.reading import open_onnx
+from partitioner.frontends.onnx_file.table import OPERATORS, check_operators
+
+__all__ = ["OPERATORS", "load_onnx", "read_weights"]
+
+TABLES = (elementwise, movement, products, reductions)
+"""The modules whose functions fill :data:`OPERATORS`."""
+
+
+def load_onnx(path: Path) -> Lowered:
+    """The graph of the ONNX file at ``path``. Weights that lie in other files are not read.
+
+    Raises:
+        UsageError: W0202, not a readable ONNX file; W0203, its weights lie outside its own folder.
+        UnsupportedModelError: W0201 for operators, or forms of them, that are not supported; W0208, the model breaks
+            ONNX's rules; W0209, an input has no shape or holds no numbers; W0301 to W0304, operands do not fit.
+    """
+    path = Path(path)
+    lowering, graph = _lower(path)
+    origin = Origin("onnx", {}, str(path.absolute()), lowering.file.sha256)
+    return Lowered(verify(graph), origin, notes=tuple(lowering.notes))
+
+
+def read_weights(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """The data of every parameter of ``load_onnx(path).graph``, by the parameter's name and in its shape.
+
+    Weights of type bf16 have the element type of ``ml_dtypes``, since numpy has none.
+
+    Raises:
+        UsageError: W0202, the file or its data is missing or damaged; W0203, data outside the model's folder.
+        UnsupportedModelError: as for :func:`load_onnx`.
+    """
+    lowering, _graph = _lower(Path(path))
+    return {name: weight.array() for name, weight in lowering.parameters.items()}
+
+
+def _lower(path: Path) -> tuple[Lowering, Graph]:
+    file = open_onnx(path, check_operators)
+    lowering = Lowering(file, GraphBuilder(file.graph.name or path.stem))
+    lowering.add_inputs()
+    for node in file.graph.node:
+        lowering.lower(decode(node))
+    return lowering, lowering.finish()
+
+
+def reference_outputs(path: Path, inputs: dict[str, npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
+    """What ONNX's own reference implementation yields for ``inputs``, in the order of the model's outputs."""
+    from onnx.reference import ReferenceEvaluator
+
+    return [np.asarray(output) for output in ReferenceEvaluator(str(path)).run(None, inputs)]

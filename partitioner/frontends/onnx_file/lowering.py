@@ -1,0 +1,336 @@
+"""From ONNX nodes to nodes of the graph: names, values, and what one operator's function sees of its node."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+import onnx.helper
+
+from ir.diagnostics import Diagnostic, Fact, UnsupportedModelError
+from ir.encoding import plain
+from ir.graph import Attribute, Graph
+from ir.ops import OPS
+from ir.types import Dim, DType, Shape, TensorType
+from partitioner.frontends.builder import GraphBuilder
+from partitioner.frontends.onnx_file.constants import FOLDS, Known, UnfoldableError, fold, normal_axis, shortest
+from partitioner.frontends.onnx_file.inputs import Symbols, input_type
+from partitioner.frontends.onnx_file.reading import DTYPES, OnnxFile, Weight, type_name
+from partitioner.frontends.onnx_file.table import NEWEST_OPSET, OPERATORS
+
+Operand = str | Known | Weight
+"""What an ONNX value became: a value of the graph, contents that are known, or a weight that nobody has used yet."""
+Results = Operand | tuple[Operand, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxNode:
+    """A node of the file with its attributes decoded."""
+
+    op_type: str
+    domain: str
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: dict[str, Any]
+
+
+@dataclass(slots=True)
+class Lowering:
+    """The state of one file's lowering. ``parameters`` grows as weights are first read."""
+
+    file: OnnxFile
+    builder: GraphBuilder
+    values: dict[str, Operand] = field(default_factory=dict)
+    parameters: dict[str, Weight] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    _taken: set[str] = field(default_factory=set)
+    _names: dict[str, str] = field(default_factory=dict)
+    _contents: dict[str, Known | None] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, weight in self.file.weights.items():
+            self._names[name] = self.unique(name)
+            self.values[name] = weight
+
+    def unique(self, name: str) -> str:
+        """``name`` in the characters that the graph's text accepts, not used before."""
+        base = re.sub(r"[^A-Za-z0-9_.\-/:]", "_", name) or "value"
+        candidate, count = base, 0
+        while candidate in self._taken:
+            count += 1
+            candidate = f"{base}.{count}"
+        self._taken.add(candidate)
+        return candidate
+
+    def add_inputs(self) -> None:
+        """Declare the graph's inputs, with a symbol for every size that is not fixed."""
+        symbols = Symbols()
+        for value in self.file.graph.input:
+            if value.name not in self.file.weights:
+                type_ = input_type(value, symbols)
+                self.values[value.name] = self.builder.input(self.unique(value.name), type_)
+        self.notes += symbols.notes
+
+    def contents(self, operand: Operand) -> Known | None:
+        """The items of ``operand`` where they are known: small integer weights and scalars among them."""
+        if not isinstance(operand, Weight):
+            return operand if isinstance(operand, Known) else None
+        if operand.name not in self._contents:
+            self._contents[operand.name] = _small_contents(operand)
+        return None if operand.transposed else self._contents[operand.name]
+
+    def parameter(self, weight: Weight) -> str:
+        """The parameter of the graph for ``weight``, as stored."""
+        name = self._names[weight.name]
+        if name not in self.parameters:
+            dtype = weight_dtype(weight)
+            self.builder.parameter(name, TensorType(dtype, weight.shape), plain(dtype))
+            self.parameters[name] = weight
+        return name
+
+    def type(self, operand: Operand) -> TensorType:
+        """Element type and shape of ``operand``."""
+        if isinstance(operand, str):
+            return self.builder.type(operand)
+        if isinstance(operand, Known):
+            return TensorType(operand.dtype, operand.shape)
+        shape = operand.shape[::-1] if operand.transposed else operand.shape
+        return TensorType(weight_dtype(operand), shape)
+
+    def lower(self, node: OnnxNode) -> None:
+        """Lower one node.
+
+        Raises:
+            UnsupportedModelError: W0201, this form of the operator is not supported; W0303, operands do not fit.
+        """
+        site = Site(self, node)
+        try:
+            results = self._fold(site) or OPERATORS[node.domain, node.op_type](site)
+        except (UnfoldableError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+            reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+            site.refuse(reason)
+        results = results if isinstance(results, tuple) else (results,)
+        used = [name for name in node.outputs[len(results) :] if name]
+        if used:
+            site.refuse(f"its output {used[0]} is not supported")
+        self.values.update(zip(node.outputs, results, strict=False))
+
+    def _fold(self, site: Site) -> Operand | None:
+        names = [name for name in site.node.inputs if name]
+        if site.node.op_type not in FOLDS or site.node.domain or not names:
+            return None
+        operands = [known for name in names if (known := self.contents(self.values[name])) is not None]
+        if len(operands) < len(names):
+            return None
+        try:
+            return fold(site.node.op_type, operands, site.node.attributes)
+        except UnfoldableError:
+            return None
+
+    def finish(self) -> Graph:
+        """The graph with the file's outputs."""
+        outputs = []
+        for value in self.file.graph.output:
+            node = OnnxNode("output", "", value.name, (value.name,), (value.name,), {})
+            try:
+                outputs.append(Site(self, node).tensor(0))
+            except (UnfoldableError, LookupError) as error:
+                Site(self, node).refuse(str(error))
+        return self.builder.finish(outputs)
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """One node in its place: what the operator's function may ask for and how it adds to the graph."""
+
+    lowering: Lowering
+    node: OnnxNode
+
+    @property
+    def opset(self) -> int:
+        """The version of ONNX's own operators that the model was written for."""
+        return self.lowering.file.opsets.get("", NEWEST_OPSET)
+
+    def attribute(self, name: str, default: Any = None) -> Any:
+        """An attribute of the node, or ``default``."""
+        return self.node.attributes.get(name, default)
+
+    def has(self, index: int) -> bool:
+        """Whether the input is given."""
+        return index < len(self.node.inputs) and bool(self.node.inputs[index])
+
+    def operand(self, index: int) -> Operand:
+        """What an input became."""
+        if not self.has(index):
+            raise UnfoldableError(f"input {index} is missing")
+        return self.lowering.values[self.node.inputs[index]]
+
+    def known(self, index: int) -> Known | None:
+        """The contents of an input where they are known."""
+        return self.lowering.contents(self.operand(index))
+
+    def weight(self, index: int) -> Weight | None:
+        """The input as a weight, if it is one."""
+        operand = self.operand(index)
+        return operand if isinstance(operand, Weight) else None
+
+    def parameter(self, weight: Weight) -> str:
+        """The parameter of the graph that ``weight`` is."""
+        return self.lowering.parameter(weight)
+
+    def demanded(self, index: int) -> Known:
+        """The contents of an input that must be known, such as a shape."""
+        known = self.known(index)
+        if known is None:
+            raise UnfoldableError(f"its input {self.node.inputs[index]} is only known when the model runs")
+        return known
+
+    def ints(self, name: str, index: int) -> tuple[int, ...] | None:
+        """Integers that older opsets give as an attribute and newer ones as an input; ``None`` if not given."""
+        given = self.attribute(name)
+        if given is not None:
+            return tuple(given) if isinstance(given, Sequence) else (given,)
+        return self.demanded(index).ints() if self.has(index) else None
+
+    def scalar(self, index: int, beside: int) -> int | float | None:
+        """The one number that an input holds, where it does not widen the shape of the input ``beside`` it."""
+        known = self.known(index)
+        if known is None or known.items.size != 1 or self.known(beside) is not None:
+            return None
+        (item,) = known.list()
+        fits = len(known.shape) <= len(self.type(beside).shape)
+        return item if fits and isinstance(item, int | float) and not isinstance(item, bool) else None
+
+    def type(self, index: int) -> TensorType:
+        """Element type and shape of an input."""
+        return self.lowering.type(self.operand(index))
+
+    def shape(self, index: int) -> Shape:
+        """Shape of an input."""
+        return self.type(index).shape
+
+    def axis(self, default: int, index: int = 0) -> int:
+        """The attribute ``axis`` counted from the front of an input's shape."""
+        return normal_axis(self.attribute("axis", default), len(self.shape(index)))
+
+    def tensor(self, index: int) -> str:
+        """The input as a value of the graph; known contents become a constant, a weight a parameter."""
+        operand = self.operand(index)
+        if isinstance(operand, str):
+            return operand
+        known = self.lowering.contents(operand)
+        if known is not None:
+            return self.constant(known)
+        assert isinstance(operand, Weight)
+        name = self.parameter(operand)
+        return self.step("transpose", [name], permutation=(1, 0)) if operand.transposed else name
+
+    def tensors(self) -> list[str]:
+        """All inputs as values of the graph."""
+        return [self.tensor(index) for index in range(len(self.node.inputs)) if self.has(index)]
+
+    def constant(self, known: Known) -> str:
+        """A constant of the graph with these contents."""
+        items = known.list()
+        if any(isinstance(item, Dim) for item in items):
+            raise UnfoldableError("a size that depends on the model's inputs is computed with as data")
+        # The text form has no tuples of booleans.
+        values = tuple(int(item) if isinstance(item, bool) else item for item in items)
+        if any(item != item for item in values):
+            raise UnfoldableError("a constant is not a number")
+        if len(values) > 1 and len(set(values)) == 1:
+            return self.step("full", [], dtype=known.dtype, shape=known.shape, value=values[0])
+        return self.step("constant", [], dtype=known.dtype, shape=known.shape, values=values)
+
+    def value_type(self, name: str) -> TensorType:
+        """Element type and shape of a value of the graph."""
+        return self.lowering.builder.type(name)
+
+    def step(self, op: str, inputs: Sequence[str], **attributes: Attribute) -> str:
+        """Add a node on the way to this node's result."""
+        names = [self.lowering.unique(f"{self._output(0)}.1")]
+        return self.lowering.builder.add(op, inputs, self.node.name, names, **attributes)
+
+    def emit(
+        self, op: str, inputs: Sequence[str], output: int = 0, as_dtype: DType | None = None, **attributes: Attribute
+    ) -> str:
+        """Add the node that computes an output, cast to ``as_dtype`` where the operator promotes to another type."""
+        builder = self.lowering.builder
+        if as_dtype is not None:
+            (type_,) = OPS[op].infer([builder.type(name) for name in inputs], attributes)
+            if type_.dtype is not as_dtype:
+                inputs, op, attributes = [self.step(op, inputs, **attributes)], "cast", {"dtype": as_dtype}
+        names = [self.lowering.unique(self._output(output))]
+        return builder.add(op, inputs, self.node.name, names, **attributes)
+
+    def emit_all(self, op: str, inputs: Sequence[str], count: int, **attributes: Attribute) -> tuple[str, ...]:
+        """Add one node that computes the first ``count`` outputs."""
+        names = tuple(self.lowering.unique(self._output(index)) for index in range(count))
+        self.lowering.builder.add(op, inputs, self.node.name, names, **attributes)
+        return names
+
+    def reshape(self, name: str, shape: Shape, *, last: bool = True) -> str:
+        """``name`` in another shape; no node where that is the shape it has."""
+        if self.value_type(name).shape == shape:
+            return name
+        return (self.emit if last else self.step)("reshape", [name], shape=shape)
+
+    def refuse(self, reason: str) -> NoReturn:
+        """Say that this form of the operator is not supported.
+
+        Raises:
+            UnsupportedModelError: W0201.
+        """
+        domain = self.node.domain or "ai.onnx"
+        message = f"{self.node.op_type} cannot be lowered: {reason}"
+        facts: dict[str, Fact] = {
+            "domain": domain,
+            "opset": self.lowering.file.opsets.get(self.node.domain, 1),
+        }
+        raise UnsupportedModelError(Diagnostic("W0201", message, self.node.name, facts)) from None
+
+    def _output(self, index: int) -> str:
+        outputs = self.node.outputs
+        return outputs[index] if index < len(outputs) and outputs[index] else f"{outputs[0]}.{index}"
+
+
+def decode(node: Any) -> OnnxNode:
+    """A node of the file in plain Python."""
+    attributes = {attribute.name: _plain(onnx.helper.get_attribute_value(attribute)) for attribute in node.attribute}
+    domain = "" if node.domain == "ai.onnx" else node.domain
+    return OnnxNode(node.op_type, domain, node.name, tuple(node.input), tuple(node.output), attributes)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if isinstance(value, float):
+        return shortest(value)
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def weight_dtype(weight: Weight) -> DType:
+    """The element type of a weight.
+
+    Raises:
+        UnfoldableError: the graph has no such type.
+    """
+    dtype = DTYPES.get(weight.tensor.data_type)
+    if dtype is None:
+        raise UnfoldableError(f"the weight {weight.name} has the element type {type_name(weight.tensor.data_type)}")
+    return dtype
+
+
+def _small_contents(weight: Weight) -> Known | None:
+    dtype = DTYPES.get(weight.tensor.data_type)
+    elements = TensorType(DType.U8, weight.shape).elements
+    # A single float in another file may be trained, and is not worth opening that file while planning.
+    most = 1024 if dtype is not None and not dtype.is_float else 0 if weight.is_external else 1
+    if dtype is None or not isinstance(elements, int) or elements > most:
+        return None
+    return Known.from_array(dtype, weight.array())

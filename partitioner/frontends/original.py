@@ -1,0 +1,118 @@
+"""The model as its own library runs it: the source of weights for a run, and the reference to compare with."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ir.diagnostics import Diagnostic, Fact, UsageError
+from ir.graph import Parameter
+from partitioner.frontends.lowered import Origin
+
+_MOST_WEIGHT_BYTES = 8 << 30
+Outputs = Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Original:
+    """Weights by parameter name, and the original's own forward: inputs by name -> outputs in order."""
+
+    weights: Mapping[str, torch.Tensor]
+    forward: Callable[[Outputs], list[torch.Tensor]]
+    note: str
+
+
+def open_original(origin: Origin, parameters: tuple[Parameter, ...], seed: int) -> Original:
+    """The original of a plan, with a checkpoint's weights where there is one, else random ones from ``seed``.
+
+    Raises:
+        UsageError: W0610, its weights do not fit in this computer's memory; W0611, the checkpoint cannot be used;
+            W0612, a model of this kind cannot be found again; W0202 or W0203 for ONNX files.
+    """
+    needed = sum(p.elements * p.type.dtype.bits // 8 for p in parameters)
+    if needed > _MOST_WEIGHT_BYTES:
+        facts = {"bytes_needed": needed, "bytes_allowed": _MOST_WEIGHT_BYTES}
+        raise UsageError(Diagnostic("W0610", "the model is too large to run here", facts=facts))
+    if origin.kind == "config":
+        return _from_config(origin, seed)
+    if origin.kind == "onnx":
+        return _from_onnx(origin)
+    help_ = ("plans of modules are run from Python: waferc.compile(module, inputs).run(inputs)",)
+    raise UsageError(Diagnostic("W0612", f"a plan of kind {origin.kind!r} holds no weights", help=help_))
+
+
+def _from_config(origin: Origin, seed: int) -> Original:
+    from partitioner.frontends.huggingface import build_model
+
+    torch.manual_seed(seed)
+    model = build_model(origin.config, torch.device("cpu"))
+    has_checkpoint = bool(origin.path) and any(Path(origin.path).glob("*.safetensors"))
+    if has_checkpoint:
+        model = _load_checkpoint(model, origin)
+    tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers())
+    note = f"weights from {origin.path}" if has_checkpoint else f"random weights from seed {seed}"
+
+    def forward(inputs: Outputs) -> list[torch.Tensor]:
+        with torch.no_grad():
+            return [model(**inputs, use_cache=False).logits]
+
+    return Original({name: tensor.detach() for name, tensor in tensors.items()}, forward, note)
+
+
+def _load_checkpoint(model: Any, origin: Origin) -> Any:
+    """The same model with a folder's weights, by the library's own loading code; nothing is fetched or executed."""
+    if "quantization_config" in origin.config or "quantization_config" in origin.config.get("text_config", {}):
+        raise UsageError(Diagnostic("W0611", "quantized checkpoints cannot be run yet", origin.path))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            loaded, report = type(model).from_pretrained(
+                origin.path,
+                config=model.config,
+                dtype=next(model.parameters()).dtype,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+                attn_implementation="eager",
+                experts_implementation="eager",
+            )
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UsageError(Diagnostic("W0611", f"the checkpoint cannot be read: {reason}", origin.path)) from None
+    wrong = [*report["missing_keys"], *report["unexpected_keys"], *(key for key, *_ in report["mismatched_keys"])]
+    if wrong:
+        facts: dict[str, Fact] = {"tensors": len(wrong), "first": sorted(wrong)[0]}
+        raise UsageError(Diagnostic("W0611", "the checkpoint does not hold the model's weights", origin.path, facts))
+    return loaded.eval()
+
+
+def _from_onnx(origin: Origin) -> Original:
+    import hashlib
+
+    from partitioner.frontends.onnx_file import read_weights, reference_outputs
+
+    path = Path(origin.path)
+    weights = {name: _tensor(array) for name, array in read_weights(path).items()}
+    if hashlib.sha256(path.read_bytes()).hexdigest() != origin.sha256:
+        raise UsageError(Diagnostic("W0611", "the ONNX file has changed since it was compiled", origin.path))
+
+    def forward(inputs: Outputs) -> list[torch.Tensor]:
+        arrays = reference_outputs(path, {name: tensor.numpy() for name, tensor in inputs.items()})
+        return [torch.from_numpy(array.copy()) for array in arrays]
+
+    return Original(weights, forward, f"weights from {origin.path}")
+
+
+def _tensor(array: object) -> torch.Tensor:
+    """A numpy array as a tensor; bf16 comes as the 16-bit type of ml_dtypes."""
+    import numpy as np
+
+    values = np.array(array)
+    if values.dtype.name == "bfloat16":
+        return torch.from_numpy(values.view(np.uint16)).view(torch.bfloat16)
+    return torch.from_numpy(values)

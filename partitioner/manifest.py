@@ -1,0 +1,198 @@
+"""The plan's files: what each record holds, and the way between them and a :class:`~ir.plan.Plan`.
+
+``manifest.json`` is small and stable under diff: sorted keys, no times. What there is much of, the experts' rectangles,
+lies in ``tables.safetensors`` as columns of integers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+import numpy as np
+from safetensors.numpy import load, save
+
+from ir.diagnostics import CheckError, Diagnostic
+from ir.machine import Machine
+from ir.model import BlockKind, Model
+from ir.plan import PlacedBlock, PlacedExpert, Plan, Rectangle, SolverRecord, Transfer
+from ir.workload import Workload
+
+SCHEMA_VERSION = 1
+PRODUCER = "waferc 0.1.0"
+_EXPERT_COLUMNS = ("block", "index", "wafer", "column", "row", "columns", "rows")
+
+
+class ModelEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What was placed. Bytes are as stored; the cache is in bytes for each token of each user."""
+
+    name: str
+    parameters: int
+    weight_bytes: int
+    copied_bytes: int
+    layers: int
+    moe_layers: int
+    experts_per_layer: int
+    cache_bytes_per_token: int
+    left_out_parameters: int
+    notes: tuple[str, ...]
+
+
+class BlockEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One block: its wafer, its rectangle of tiles, its weights, and the bytes that it keeps."""
+
+    name: str
+    kind: BlockKind
+    layer: int | None
+    wafer: int
+    region: Rectangle
+    parameters: tuple[str, ...]
+    weight_bytes: int
+    cache_bytes: int
+    activation_bytes: int
+    tile_bytes: int
+    macs_per_token: int
+    experts: int
+    active_experts: int
+
+
+class SolverEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the solver says, with the gap written out."""
+
+    status: str
+    objective: str
+    objective_value: int
+    best_bound: int
+    gap: float
+    proof: str
+    traffic_bytes_per_token: int
+    seed: int
+    deterministic_time_limit: float
+
+
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``manifest.json``. ``files`` gives the SHA-256 of every file beside it."""
+
+    schema_version: int
+    producer: str
+    model: ModelEntry
+    machine: Machine
+    workload: Workload
+    solver: SolverEntry
+    blocks: tuple[BlockEntry, ...]
+    transfers: tuple[Transfer, ...]
+    files: dict[str, str]
+
+
+def schema() -> dict[str, Any]:
+    """The manifest's JSON Schema."""
+    return msgspec.json.schema(Manifest)
+
+
+def to_manifest(plan: Plan, model: Model, notes: tuple[str, ...], files: Mapping[str, str]) -> Manifest:
+    """The manifest of ``plan``."""
+    return Manifest(
+        schema_version=SCHEMA_VERSION,
+        producer=PRODUCER,
+        model=_model_entry(plan.model_name, model, notes),
+        machine=plan.machine,
+        workload=plan.workload,
+        solver=SolverEntry(**_fields(plan.solver), gap=plan.solver.gap),
+        blocks=tuple(_block_entry(block) for block in plan.blocks),
+        transfers=plan.transfers,
+        files=dict(files),
+    )
+
+
+def encode(manifest: Manifest) -> bytes:
+    """The manifest's bytes: sorted keys, two spaces, a newline at the end."""
+    return msgspec.json.format(msgspec.json.encode(manifest, order="deterministic"), indent=2) + b"\n"
+
+
+def decode(data: bytes, where: str) -> Manifest:
+    """The inverse of :func:`encode`.
+
+    Raises:
+        CheckError: W0512, not a manifest of this version.
+    """
+    try:
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise CheckError(Diagnostic("W0512", f"the manifest cannot be read: {error}", where)) from None
+    if manifest.schema_version != SCHEMA_VERSION:
+        facts = {"schema_version": manifest.schema_version, "supported": SCHEMA_VERSION}
+        raise CheckError(Diagnostic("W0512", "the manifest is of another version", where, facts))
+    return manifest
+
+
+def encode_tables(plan: Plan) -> bytes:
+    """``tables.safetensors``: a row for each expert, in columns of 32-bit integers; ``block`` is an index."""
+    rows = [
+        (number, e.index, e.wafer, e.region.column, e.region.row, e.region.columns, e.region.rows)
+        for number, block in enumerate(plan.blocks)
+        for e in block.experts
+    ]
+    table = np.array(rows, dtype=np.int32).reshape(-1, len(_EXPERT_COLUMNS))
+    columns = {f"experts.{name}": np.ascontiguousarray(table[:, i]) for i, name in enumerate(_EXPERT_COLUMNS)}
+    return bytes(save(columns))
+
+
+def to_plan(manifest: Manifest, tables: bytes, where: str) -> Plan:
+    """The plan that a manifest and its tables describe.
+
+    Raises:
+        CheckError: W0513, the tables are damaged or speak of blocks that do not exist.
+    """
+    experts: list[list[PlacedExpert]] = [[] for _ in manifest.blocks]
+    for number, index, wafer, *region in _expert_rows(tables, where):
+        if not 0 <= number < len(experts):
+            raise CheckError(Diagnostic("W0513", f"an expert belongs to block {number}, which does not exist", where))
+        experts[number].append(PlacedExpert(index, wafer, Rectangle(*region)))
+    blocks = tuple(_placed(entry, tuple(own)) for entry, own in zip(manifest.blocks, experts, strict=True))
+    record = _fields(manifest.solver)
+    del record["gap"]
+    solver = SolverRecord(**record)
+    return Plan(manifest.model.name, manifest.machine, manifest.workload, blocks, manifest.transfers, solver)
+
+
+def _expert_rows(tables: bytes, where: str) -> list[list[int]]:
+    try:
+        columns = load(tables)
+        stacked = np.stack([columns[f"experts.{name}"] for name in _EXPERT_COLUMNS], axis=1)
+        if stacked.dtype != np.int32 or stacked.ndim != 2:
+            raise ValueError("columns must hold 32-bit integers")
+    except Exception as error:
+        # safetensors raises an error type of its own, and numpy several.
+        raise CheckError(Diagnostic("W0513", f"the tables cannot be read: {error}", where)) from None
+    return [[int(figure) for figure in row] for row in stacked]
+
+
+def _model_entry(name: str, model: Model, notes: tuple[str, ...]) -> ModelEntry:
+    groups = model.of_kind(BlockKind.EXPERTS)
+    return ModelEntry(
+        name=name,
+        parameters=model.parameters,
+        weight_bytes=model.weight_bytes,
+        copied_bytes=model.copied_bytes,
+        layers=model.layers,
+        moe_layers=len(groups),
+        experts_per_layer=max((block.experts for block in groups), default=0),
+        cache_bytes_per_token=sum(block.cache_bytes_per_token for block in model.blocks),
+        left_out_parameters=sum(parameter.elements for parameter in model.unplaced),
+        notes=notes,
+    )
+
+
+def _block_entry(block: PlacedBlock) -> BlockEntry:
+    return BlockEntry(**{**_fields(block), "experts": len(block.experts)})
+
+
+def _placed(entry: BlockEntry, experts: tuple[PlacedExpert, ...]) -> PlacedBlock:
+    return PlacedBlock(**{**_fields(entry), "experts": experts})
+
+
+def _fields(record: Any) -> dict[str, Any]:
+    """The fields of a struct or dataclass, one level deep."""
+    names = getattr(record, "__struct_fields__", None) or record.__dataclass_fields__
+    return {name: getattr(record, name) for name in names}
