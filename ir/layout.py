@@ -8,6 +8,7 @@ first. Vectors, caches and activations are spread evenly over all tiles.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -57,11 +58,12 @@ class MatrixLayout:
         """
         encoding = self.parameter.encoding
         rows, columns = self.inputs.bounds(), self.outputs.bounds()
-        elements = (np.diff(rows) * encoding.bits, np.diff(columns))
+        stack = math.prod(self.parameter.shape[:-2])
+        elements = (np.diff(rows) * encoding.bits * stack, np.diff(columns))
         if not encoding.scale_bytes:
             return (elements,)
         scales = (
-            _groups(rows, encoding.group_in) * encoding.scale_bytes * 8,
+            _groups(rows, encoding.group_in) * encoding.scale_bytes * 8 * stack,
             _groups(columns, encoding.group_out),
         )
         return (elements, scales)
@@ -76,7 +78,8 @@ def _groups(bounds: Ints, group: int) -> Ints:
 def matrix_layouts(parameters: Sequence[Parameter], rows: int, columns: int) -> tuple[MatrixLayout, ...]:
     """Where the matrices among ``parameters`` lie on a region of ``rows`` x ``columns`` tiles.
 
-    A weight with more than two axes is one matrix for its last two after another (experts are given one by one).
+    Of a weight with more than two axes, each tile holds its share of every matrix of the stack (experts, whose
+    matrices lie apart, are given one by one).
     """
     layouts = []
     first_row = first_column = 0

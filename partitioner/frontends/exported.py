@@ -5,10 +5,11 @@ from __future__ import annotations
 import operator
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
@@ -35,44 +36,51 @@ _CHECKS = ("_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_co
 _MOST_CONSTANT_ELEMENTS = 1 << 16
 
 
-def lower_exported(
-    program: ExportedProgram,
-    name: str,
-    constants: Mapping[str, torch.Tensor],
-    axes: Mapping[tuple[str, int], str],
-    prefix: str = "",
-) -> Graph:
+@dataclass(frozen=True, slots=True)
+class Names:
+    """What the exported program does not say itself.
+
+    Attributes:
+        axes: names of symbolic axes by input and axis; others are named after their input.
+        tied: for each further name of a tied weight, its first name.
+        constants: values of buffers that are computed, not stored, by their full name.
+        prefix: leading part of module paths to drop.
+    """
+
+    axes: Mapping[tuple[str, int], str]
+    tied: Mapping[str, str]
+    constants: Mapping[str, torch.Tensor]
+    prefix: str = ""
+
+
+def lower_exported(program: ExportedProgram, name: str, names: Names) -> Graph:
     """The graph of a functional exported program (``run_decompositions({})`` applied).
 
-    Args:
-        program: what to lower.
-        name: the graph's name.
-        constants: values of buffers that are computed, not stored, by their full name.
-        axes: names of symbolic axes by input and axis; others are named after their input.
-        prefix: leading part of module paths to drop.
-
     Raises:
-        UnsupportedModelError: W0201, one for each operator that has no rule or a form that it does not cover.
+        UnsupportedModelError: W0201, one for each operator that has no rule or a form that it does not cover; W0305,
+            our inference contradicts torch's; W0306, a size that is no polynomial.
     """
-    return _Lowering(program, name, constants, axes, prefix).run()
+    return _Lowering(program, name, names).run()
+
+
+def tied_names(module: nn.Module, prefix: str = "") -> dict[str, str]:
+    """For each further name of a weight that stands in several places of ``module``, its first name."""
+    first: dict[int, str] = {}
+    named = module.named_parameters(remove_duplicate=False)
+    return {
+        f"{prefix}{name}": f"{prefix}{first[id(tensor)]}"
+        for name, tensor in named
+        if first.setdefault(id(tensor), name) != name
+    }
 
 
 class _Lowering:
     """One pass over an exported program; implements :class:`partitioner.frontends.aten.Translator`."""
 
-    def __init__(
-        self,
-        program: ExportedProgram,
-        name: str,
-        constants: Mapping[str, torch.Tensor],
-        axes: Mapping[tuple[str, int], str],
-        prefix: str,
-    ) -> None:
+    def __init__(self, program: ExportedProgram, name: str, names: Names) -> None:
         self._program = program
         self._builder = GraphBuilder(name)
-        self._constants = constants
-        self._axes = axes
-        self._prefix = prefix
+        self._names = names
         self._symbols: dict[str, str] = {}
         self._values: dict[fx.Node, Any] = {}
         self._parameters: set[str] = set()
@@ -129,12 +137,18 @@ class _Lowering:
                 return value
             self._learn_symbols(node.name, value)
             return self._builder.input(node.name, self._type_of(value))
-        name = spec.target.removeprefix(self._prefix)
-        if spec.target in self._constants:
-            return self._constant(name, self._constants[spec.target]) if node.users else None
+        name = self._canonical(spec.target)
+        if spec.target in self._names.constants:
+            return self._constant(name, self._names.constants[spec.target]) if node.users else None
+        if name in self._parameters:
+            return name
         type_ = self._type_of(node.meta["val"])
         self._parameters.add(name)
         return self._builder.parameter(name, type_, plain(type_.dtype))
+
+    def _canonical(self, target: str) -> str:
+        """The name of a weight; one that is tied to others goes by the first of its names."""
+        return self._names.tied.get(target, target).removeprefix(self._names.prefix)
 
     def _constant(self, name: str, tensor: torch.Tensor) -> str:
         dtype, shape = DTYPES[tensor.dtype], tuple(tensor.shape)
@@ -196,7 +210,7 @@ class _Lowering:
     def _origin(self) -> str:
         stack = self._node.meta.get("nn_module_stack") or {}
         path = next((path for path, _ in reversed(stack.values()) if not path.startswith("_")), "")
-        return (path + ".").removeprefix(self._prefix).removesuffix(".")
+        return (path + ".").removeprefix(self._names.prefix).removesuffix(".")
 
     # --- types ------------------------------------------------------------------------------------------------------
 
@@ -204,7 +218,7 @@ class _Lowering:
         """Name each symbolic axis of an input; the first name that a symbol gets stays."""
         for axis, size in enumerate(value.shape):
             if isinstance(size, torch.SymInt):
-                self._symbols.setdefault(str(size.node.expr), self._axes.get((name, axis), f"{name}_{axis}"))
+                self._symbols.setdefault(str(size.node.expr), self._names.axes.get((name, axis), f"{name}_{axis}"))
 
     def _type_of(self, tensor: torch.Tensor) -> TensorType:
         if tensor.dtype not in DTYPES:

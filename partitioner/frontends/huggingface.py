@@ -17,7 +17,7 @@ from ir.encoding import plain
 from ir.graph import Graph, Parameter
 from ir.types import TensorType
 from partitioner.frontends import hooks
-from partitioner.frontends.exported import DTYPES, lower_exported
+from partitioner.frontends.exported import DTYPES, Names, lower_exported, tied_names
 from partitioner.frontends.lowered import Lowered, Origin
 from partitioner.frontends.quantization import EncodingRule, WeightRole, encoding_rule
 from partitioner.frontends.stamp import Layers, NotRepeatableError, stamp
@@ -230,7 +230,7 @@ class _only:  # noqa: N801 - reads as a verb where it is used
         self._attribute = layers.path.rpartition(".")[2]
         self._whole = getattr(self._parent, self._attribute)
         self._chosen = layers.representatives
-        self._before = (self._config.num_hidden_layers, getattr(self._config, "layer_types", None))
+        self._before = (self._config.num_hidden_layers, vars(self._config).get("layer_types"))
 
     def __enter__(self) -> None:
         count, types = self._before
@@ -291,7 +291,9 @@ def _export(model: Any, name: str) -> Graph:
         for value in ("input_ids", "position_ids")
         for axis, symbol in enumerate(("users", "tokens"))
     }
-    return lower_exported(program, name, _computed_buffers(model), symbols, _WRAPPER)
+    return lower_exported(
+        program, name, Names(symbols, tied_names(model, _WRAPPER), _computed_buffers(model), _WRAPPER)
+    )
 
 
 def _computed_buffers(model: Any) -> dict[str, torch.Tensor]:

@@ -145,10 +145,11 @@ def _join_rest(graph: Graph, seeds: dict[int, _Key]) -> list[_Key]:
                 keys[index] = keys[min(beside)]
     outside = (key for _, key in sorted(seeds.items()) if not key.layer)
     fallback = next(outside, _Key("", graph.name, BlockKind.OTHER))
+    last_seed = {key: index for index, key in sorted(seeds.items())}
     for index, node in enumerate(graph.nodes):
         if index not in keys:
-            operands = [graph.producer[name] for name in node.inputs if name in graph.producer]
-            keys[index] = keys[max(operands)] if operands else fallback
+            read = [keys[graph.producer[name]] for name in node.inputs if name in graph.producer]
+            keys[index] = max(read, key=lambda key: last_seed.get(key, -1)) if read else fallback
     return [keys[index] for index in range(len(graph.nodes))]
 
 
@@ -217,7 +218,10 @@ def _block(
     members = [graph.nodes[index] for index in nodes]
     read = dict.fromkeys(n for node in members for n in node.inputs if n in graph.parameter)
     parameters = [graph.parameter[n] for n in read]
-    group = next((node for node in members if node.op == "grouped_linear"), None)
+    products = [node for node in members if node.op == "grouped_linear"]
+    stacked = {name for node in products for name in (node.inputs[1], *node.inputs[3:])}
+    # Experts have tiles of their own only where nothing but experts' weights lies in the block.
+    group = products[0] if products and stacked >= read.keys() else None
     work = [_work(graph, node) for node in members]
     return Block(
         name=name,
