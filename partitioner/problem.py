@@ -93,7 +93,8 @@ def measure(model: Model, machine: Machine, workload: Workload) -> Problem:
         )
         for group in groups
     )
-    return Problem(items, _flows(model, item_of), machine.systems, machine.tiles)
+    # More wafers than items cannot help, and would only make the problem larger.
+    return Problem(items, _flows(model, item_of), min(machine.systems, len(items)), machine.tiles)
 
 
 def _groups(model: Model) -> list[tuple[int, ...]]:

@@ -53,12 +53,11 @@ def compile_command(
         time_limit: limit on the solver's work, in deterministic seconds.
         json: print one JSON object.
     """
+    from partitioner.api import Request
     from partitioner.cli.compile import run_compile
 
-    sizes = {"--users": users, "--prefill-chunk": prefill_chunk, "--context": context, "--systems": systems}
-    _require_positive(sizes)
-    request = (model, target, systems, reserve_bytes, users, context, prefill_chunk, seed, time_limit)
-    run_compile(*request, output, Output(json=json))
+    request = Request(target, systems, reserve_bytes, users, context, prefill_chunk, seed, time_limit)
+    run_compile(model, request, output, Output(json=json))
 
 
 @app.command
@@ -113,7 +112,8 @@ def run(
         compare: run the original model too; exit code 6 if tokens differ or a logit is more than 1e-4 off (float32).
         json: print one JSON object.
     """
-    _require_positive({"--tokens": tokens})
+    if tokens < 1:
+        raise UsageError(Diagnostic("W0103", f"--tokens must be at least 1, not {tokens}", "--tokens"))
     if (prompt_ids is None) == (inputs is None):
         raise UsageError(Diagnostic("W0104", "give either --prompt-ids or --inputs", "run"))
     from partitioner.cli.run import run_inputs, run_plan
@@ -181,16 +181,6 @@ def main(arguments: list[str] | None = None) -> None:
         help_ = ("this is a fault of waferc; WAFERC_TRACEBACK=1 shows where it stands",)
         fault = Diagnostic("W0000", f"internal error: {type(error).__name__}: {error}", help=help_)
         sys.exit(output.failure(WafercError(fault)))
-
-
-def _require_positive(options: dict[str, int | None]) -> None:
-    faults = [
-        Diagnostic("W0103", f"{name} must be at least 1, not {value}", name)
-        for name, value in options.items()
-        if value is not None and value < 1
-    ]
-    if faults:
-        raise UsageError(*faults)
 
 
 def _parse_ids(text: str) -> list[int]:

@@ -8,80 +8,42 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ir.diagnostics import Diagnostic, UsageError
 from ir.model import BlockKind
-from ir.workload import Workload
+from partitioner.api import CompiledModel, Request, compile_lowered
 from partitioner.cli.output import Output
-from partitioner.compile import Compiled, build_model, compile_model
-from partitioner.folder import REPORT, refuse_foreign, write_plan
+from partitioner.folder import REPORT, refuse_foreign
 from partitioner.frontends.load import load
-from partitioner.solver.cpsat import Limits
-from partitioner.viewer.report import render_report
 from targets.machines import load_machine
 
-_DEFAULT_CONTEXT = 4096
 
-
-def run_compile(
-    model: str,
-    target: str,
-    systems: int | None,
-    reserve_bytes: int | None,
-    users: int,
-    context: int | None,
-    chunk: int,
-    seed: int,
-    time_limit: float,
-    output: Path | None,
-    out: Output,
-) -> None:
-    """Compile and report; see :func:`partitioner.cli.app.compile_command` for the options."""
+def run_compile(model: str, request: Request, folder: Path | None, out: Output) -> None:
+    """Compile, write the plan to ``folder`` if there is one, and report."""
     begin = time.perf_counter()
-    machine = load_machine(target, systems, reserve_bytes)
-    if output is not None:
-        refuse_foreign(output)
+    load_machine(request.target, request.systems, request.reserve_bytes)  # a wrong target is told at once
+    if folder is not None:
+        refuse_foreign(folder)
     with out.progress() as progress:
         progress(f"reading {model}")
-        lowered = load(model)
-        workload = Workload(users, _context(context, lowered.max_context), chunk)
-        progress("finding blocks")
-        built = build_model(lowered.graph)
-        compiled = compile_model(built, machine, workload, Limits(time_limit, seed), progress)
-        if output is not None:
+        placed = compile_lowered(load(model), request, progress)
+        if folder is not None:
             progress("writing the plan")
-            write_plan(output, compiled.plan, compiled.model, lowered, _report(compiled))
-    for note in lowered.notes:
+            placed.save(folder)
+    for note in placed.lowered.notes:
         out.note(note)
+    wall_s = time.perf_counter() - begin
     if out.json:
-        out.result(_record(compiled, time.perf_counter() - begin, output))
+        out.result(_record(placed, wall_s, folder))
         return
     from partitioner.cli.table import print_plan
 
-    print_plan(compiled.plan)
-    print(_summary(compiled, time.perf_counter() - begin))
-    if output is not None:
-        print(f"plan in {output}, page in {output / REPORT}")
+    print_plan(placed.plan)
+    print(_summary(placed, wall_s))
+    if folder is not None:
+        print(f"plan in {folder}, page in {folder / REPORT}")
 
 
-def _context(asked: int | None, most: int | None) -> int:
-    if asked is not None and most is not None and asked > most:
-        facts = {"context": asked, "model_limit": most}
-        raise UsageError(Diagnostic("W0107", "the context is longer than the model's", "--context", facts))
-    return asked or min(_DEFAULT_CONTEXT, most or _DEFAULT_CONTEXT)
-
-
-def _report(compiled: Compiled) -> str:
-    model = compiled.model
-    return render_report(
-        compiled.plan,
-        model_weight_bytes=model.weight_bytes,
-        model_parameters=model.parameters,
-        unplaced_parameters=[parameter.name for parameter in model.unplaced],
-    )
-
-
-def _record(compiled: Compiled, wall_s: float, output: Path | None) -> dict[str, Any]:
-    plan, model = compiled.plan, compiled.model
+def _record(placed: CompiledModel, wall_s: float, folder: Path | None) -> dict[str, Any]:
+    plan, model = placed.plan, placed.model
     groups = model.of_kind(BlockKind.EXPERTS)
     split = sum(1 for b in plan.blocks if len({b.wafer, *(e.wafer for e in b.experts)}) > 1)
     return {
@@ -106,8 +68,8 @@ def _record(compiled: Compiled, wall_s: float, output: Path | None) -> dict[str,
         "experts_per_layer": max((block.experts for block in groups), default=0),
         "split_expert_groups": split,
         "blocks": len(plan.blocks),
-        "output": None if output is None else str(output),
-        "solve_s": round(compiled.solve_s, 3),
+        "output": None if folder is None else str(folder),
+        "solve_s": round(placed.compiled.solve_s, 3),
         "wall_s": round(wall_s, 3),
         "peak_rss_bytes": peak_rss_bytes(),
     }
@@ -119,11 +81,11 @@ def peak_rss_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _summary(compiled: Compiled, wall_s: float) -> str:
-    model = compiled.model
+def _summary(placed: CompiledModel, wall_s: float) -> str:
+    model = placed.model
     groups = model.of_kind(BlockKind.EXPERTS)
     experts = f", {len(groups)} x {groups[0].experts} experts, each group on one wafer" if groups else ""
     return (
         f"{model.parameters / 1e9:,.3f} B parameters, {model.weight_bytes / 1e9:,.3f} GB of weights{experts}; "
-        f"placed in {compiled.solve_s:.1f} s, {wall_s:.1f} s in all, {peak_rss_bytes() / 1e6:,.0f} MB at most"
+        f"placed in {placed.compiled.solve_s:.1f} s, {wall_s:.1f} s in all, {peak_rss_bytes() / 1e6:,.0f} MB at most"
     )

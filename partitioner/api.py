@@ -1,0 +1,179 @@
+"""The compiler for programs: what the command line calls, and what ``import waferc`` offers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ir.diagnostics import Diagnostic, UsageError
+from ir.model import Model
+from ir.plan import Plan
+from ir.workload import Workload
+from partitioner.compile import Compiled, Progress, build_model, compile_model
+from partitioner.folder import write_plan
+from partitioner.frontends.load import load
+from partitioner.frontends.lowered import Lowered
+from partitioner.solver.cpsat import Limits
+from partitioner.viewer.report import render_report
+from targets.machines import load_machine
+
+if TYPE_CHECKING:
+    import torch
+
+    from targets.emulator import Emulator
+
+_DEFAULT_CONTEXT = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """On what to place a model, and for whom.
+
+    Attributes:
+        target: a machine of the catalogue, or the path of a machine file.
+        systems: number of wafers; the machine's own if ``None``.
+        reserve_bytes: bytes of each tile kept for code, stack and buffers; the machine's own if ``None``.
+        users: users whose caches are resident at the same time.
+        context: tokens remembered for each; 4096, or the model's limit if that is less, if ``None``.
+        prefill_chunk: tokens that a pipeline stage works on at once.
+        seed: of the solver.
+        time_limit: on the solver's work, in deterministic seconds.
+    """
+
+    target: str = "cs3"
+    systems: int | None = None
+    reserve_bytes: int | None = None
+    users: int = 1
+    context: int | None = None
+    prefill_chunk: int = 64
+    seed: int = 0
+    time_limit: float = 60.0
+
+    def __post_init__(self) -> None:
+        counts = ("systems", "users", "context", "prefill_chunk")
+        given = {f"--{name.replace('_', '-')}": getattr(self, name) for name in counts}
+        faults = [
+            Diagnostic("W0103", f"{name} must be from 1 to {_MOST:,}, not {value:,}", name)
+            for name, value in given.items()
+            if value is not None and not 1 <= value <= _MOST
+        ]
+        if not self.time_limit > 0:
+            faults.append(Diagnostic("W0103", f"--time-limit must be positive, not {self.time_limit}", "--time-limit"))
+        if not 0 <= self.seed < 1 << 31:
+            faults.append(Diagnostic("W0103", f"--seed must be from 0 to 2^31 - 1, not {self.seed}", "--seed"))
+        if faults:
+            raise UsageError(*faults)
+
+
+_MOST = 1 << 40
+
+
+@dataclass(frozen=True)
+class CompiledModel:
+    """A placed model: its plan, what it was made from, and, for modules, its weights."""
+
+    lowered: Lowered
+    compiled: Compiled
+    weights: Mapping[str, torch.Tensor] | None = None
+
+    @property
+    def plan(self) -> Plan:
+        """Which wafer and which tiles hold what."""
+        return self.compiled.plan
+
+    @property
+    def model(self) -> Model:
+        """The blocks that were placed."""
+        return self.compiled.model
+
+    def save(self, folder: str | Path) -> None:
+        """Write the plan's folder.
+
+        Raises:
+            UsageError: W0105, it cannot be written.
+        """
+        page = render_report(
+            self.plan,
+            model_weight_bytes=self.model.weight_bytes,
+            model_parameters=self.model.parameters,
+            unplaced_parameters=[parameter.name for parameter in self.model.unplaced],
+        )
+        write_plan(Path(folder), self.plan, self.model, self.lowered, page)
+
+    def emulator(self, seed: int = 0) -> Emulator:
+        """The model on emulated tiles; a model without weights of its own gets random ones from ``seed``.
+
+        Raises:
+            UsageError: W0610 or W0611, the weights cannot be had.
+        """
+        from partitioner.frontends.original import open_original
+        from targets.emulator import Emulator
+
+        weights = self.weights
+        if weights is None:
+            weights = open_original(self.lowered.origin, self.model.placed, seed).weights
+        return Emulator(self.model, self.plan, weights)
+
+    def run(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """One step on emulated tiles, for inputs in the order of the model's.
+
+        Raises:
+            UsageError: W0609, they are not the model's inputs.
+        """
+        names = [value.name for value in self.model.graph.inputs]
+        if len(inputs) != len(names):
+            raise UsageError(Diagnostic("W0609", f"the model takes {len(names)} inputs, not {len(inputs)}"))
+        return tuple(self.emulator().step(dict(zip(names, inputs, strict=True))).values())
+
+
+def compile_lowered(lowered: Lowered, request: Request, progress: Progress = lambda _step: None) -> CompiledModel:
+    """Place a lowered model.
+
+    Raises:
+        UsageError: W0107, the context is longer than the model's; W0110 or W0111, the machine.
+        InfeasibleError, TimeLimitError, UnsupportedModelError: see :func:`partitioner.compile.compile_model`.
+    """
+    machine = load_machine(request.target, request.systems, request.reserve_bytes)
+    workload = Workload(request.users, _context(request.context, lowered.max_context), request.prefill_chunk)
+    progress("finding blocks")
+    model = build_model(lowered.graph)
+    limits = Limits(request.time_limit, request.seed)
+    return CompiledModel(lowered, compile_model(model, machine, workload, limits, progress))
+
+
+def compile(  # noqa: A001 - the name that users expect: waferc.compile
+    model: str | Path | torch.nn.Module,
+    example_inputs: Sequence[torch.Tensor] | None = None,
+    *,
+    dynamic_shapes: Any = None,
+    **options: Any,
+) -> CompiledModel:
+    """Place a model on a cluster of wafers.
+
+    Args:
+        model: what ``waferc compile`` takes (a name, a folder, a file), or a ``torch.nn.Module``.
+        example_inputs: for modules: positional inputs of its forward.
+        dynamic_shapes: for modules: as for ``torch.export.export``.
+        options: fields of :class:`Request`.
+
+    Raises:
+        WafercError: with diagnostics, as the command line prints them.
+    """
+    request = Request(**options)
+    if isinstance(model, (str, Path)):
+        return compile_lowered(load(str(model)), request)
+    from partitioner.frontends.module import lower_module, module_weights
+
+    if example_inputs is None:
+        raise UsageError(Diagnostic("W0108", "a module needs example_inputs", type(model).__name__))
+    placed = compile_lowered(lower_module(model, example_inputs, dynamic_shapes), request)
+    return CompiledModel(placed.lowered, placed.compiled, module_weights(model))
+
+
+def _context(asked: int | None, most: int | None) -> int:
+    if asked is not None and most is not None and asked > most:
+        facts = {"context": asked, "model_limit": most}
+        raise UsageError(Diagnostic("W0107", "the context is longer than the model's", "--context", facts))
+    return asked or min(_DEFAULT_CONTEXT, most or _DEFAULT_CONTEXT)
