@@ -27,7 +27,7 @@ demo-run: $(READY) ## run a small sibling of Kimi K2.6 on emulated wafers beside
 	$(BIN)/waferc run out/small-kimi --prompt-ids 1,5,9,2 --tokens 32 --compare
 
 test: check ## every check and test
-	$(BIN)/pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
 check: $(READY) ## style, types and the import law
 	$(BIN)/ruff check .

@@ -24,6 +24,7 @@ from partitioner.check import check
 from partitioner.explain import explain
 from partitioner.floorplan.wafers import FloorPlanner, TooTight
 from partitioner.passes.blocks import find_blocks
+from partitioner.passes.localise import localise
 from partitioner.passes.simplify import simplify
 from partitioner.problem import Problem, measure
 from partitioner.solver.cpsat import Limits
@@ -50,7 +51,7 @@ def build_model(graph: Graph) -> Model:
     Raises:
         UnsupportedModelError: W0301, the graph breaks a rule; W0307, it holds no block.
     """
-    model = find_blocks(verify(simplify(graph)))
+    model = find_blocks(verify(simplify(localise(graph))))
     if not model.blocks:
         raise UnsupportedModelError(Diagnostic("W0307", "the model computes nothing", graph.name))
     return model

@@ -24,6 +24,8 @@ from targets.emulator import Counters, Emulator, Generated, generate
 _TOLERANCE = {DType.F64: 1e-4, DType.F32: 1e-4}
 """Greatest error of a logit; for 16-bit models the order of sums alone changes logits by more than this."""
 _TOLERANCE_16_BIT = 0.25
+_SMALL_MODEL_BYTES = 64 << 20
+"""Below this, waking a second thread for each product costs more than it gains."""
 
 
 def run_plan(folder: Path, prompt_ids: Sequence[int], tokens: int, seed: int, out: Output, *, compare: bool) -> None:
@@ -73,6 +75,8 @@ def _load(folder: Path, seed: int, out: Output) -> tuple[Emulator, Original]:
         require_sound(stored)
         model = find_blocks(verify(stored.graph))
         progress("loading weights onto tiles")
+        if model.weight_bytes < _SMALL_MODEL_BYTES:
+            torch.set_num_threads(1)
         original = open_original(stored.origin, model.placed, seed)
         return Emulator(model, stored.plan, original.weights), original
 
