@@ -121,6 +121,8 @@ def _wrong_experts(placed: PlacedBlock, block: Block, machine: Machine) -> Itera
 
 def _experts_overlap(placed: PlacedBlock, machine: Machine) -> bool:
     """Whether any tile is claimed twice, by counting claims on the mesh."""
+    if not placed.experts:
+        return False
     claims = np.zeros((machine.rows, machine.columns), dtype=np.int32)
     for expert in placed.experts:
         region = expert.region

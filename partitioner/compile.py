@@ -121,21 +121,21 @@ def _place_or_give_up(problem: Problem, limits: Limits) -> Solution:
     except InfeasibleError:
         if not problem.apart:
             raise
-        facts = {"sets_kept_apart": len(problem.apart)}
+        facts = {"combinations_kept_apart": len(problem.apart)}
         help_ = ("the bytes fit, but not as rectangles of tiles: one more system, or less context, gives room",)
         raise TimeLimitError(
             Diagnostic("W0403", "no placement tried could be laid out in tiles", facts=facts, help=help_)
         ) from None
 
 
-def _fewest_misfits(problem: Problem, planner: FloorPlanner, misfits: Sequence[int]) -> frozenset[int]:
-    """A part of ``misfits`` that still does not fit on one wafer, with none to spare: it rules out the most."""
+def _fewest_misfits(problem: Problem, planner: FloorPlanner, misfits: Sequence[int]) -> tuple[int, ...]:
+    """The kinds of a part of ``misfits`` that still does not fit on one wafer, with none to spare."""
     kept = list(misfits)
     for item in misfits:
         rest = [other for other in kept if other != item]
         if not planner.fits([block for other in rest for block in problem.items[other].blocks]):
             kept = rest
-    return frozenset(kept)
+    return tuple(sorted(problem.items[item].alike for item in kept))
 
 
 def _fits(model: Model, machine: Machine, workload: Workload, limits: Limits) -> bool:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import islice
 
 from ir.diagnostics import Diagnostic, Fact
 from ir.machine import Machine
 from ir.model import Block, Model
 from ir.workload import Workload
 from partitioner.problem import footprint, least_tiles, measure
+from partitioner.solver.chain import fill
 
 Fits = Callable[[Machine, Workload], bool]
 """Whether a placement and floor plan are found for a machine and a workload."""
-_MOST_TRIES = 6
+_MOST_TRIES = 3
 
 
 def explain(model: Model, machine: Machine, workload: Workload, proof: str, fits: Fits) -> Diagnostic:
@@ -72,30 +74,35 @@ def _described(block: Block) -> str:
 
 
 def _levers(model: Model, machine: Machine, workload: Workload, fits: Fits) -> Iterator[str]:
-    """What would fit, each changing one thing."""
-    problem = measure(model, machine, workload)
-    fewest = -(-sum(item.tiles for item in problem.items) // machine.tiles)
-    for systems in range(max(machine.systems + 1, fewest), max(machine.systems + 1, fewest) + _MOST_TRIES):
-        if fits(replace(machine, systems=systems), workload):
-            yield f"--systems {systems} would fit"
+    """What would fit, each changing one thing: candidates by counting, confirmed by placing and laying out."""
+    more = (replace(machine, systems=machine.systems + extra) for extra in range(1, 4 * machine.systems + 1))
+    roomy = (larger for larger in more if _counts_fit(model, larger, workload))
+    for larger in islice(roomy, _MOST_TRIES):
+        if fits(larger, workload):
+            yield f"--systems {larger.systems} would fit"
             break
-    for field in ("context", "users"):
-        smaller = _largest_that_fits(workload, field, lambda w: fits(machine, w))
-        if smaller:
-            yield f"--{field} {smaller} would fit"
+    for field, step in (("context", 1024), ("users", 1)):
+        for smaller in islice(_smaller(model, machine, workload, field, step), _MOST_TRIES):
+            if fits(machine, smaller):
+                yield f"--{field} {getattr(smaller, field)} would fit"
+                break
 
 
-def _largest_that_fits(workload: Workload, field: str, fits: Callable[[Workload], bool]) -> int | None:
-    """The largest of a few smaller settings of one field that fits; the smallest is tried first, as it often fails."""
-    now = getattr(workload, field)
-    options = sorted({now >> shift for shift in range(1, now.bit_length())}, reverse=True)
-    if not options or not fits(replace(workload, **{field: options[-1]})):
-        return None
-    low, high = 0, len(options) - 1
+def _smaller(model: Model, machine: Machine, workload: Workload, field: str, step: int) -> Iterator[Workload]:
+    """Workloads that fit by counting: the one with the largest ``field``, a multiple of ``step``, then smaller ones."""
+    low, high = 0, getattr(workload, field) // step
     while low < high:
-        middle = (low + high) // 2
-        if fits(replace(workload, **{field: options[middle]})):
-            high = middle
+        middle = (low + high + 1) // 2
+        if _counts_fit(model, machine, replace(workload, **{field: middle * step})):
+            low = middle
         else:
-            low = middle + 1
-    return int(options[low])
+            high = middle - 1
+    while low:
+        yield replace(workload, **{field: low * step})
+        low -= -(-low // 8)
+
+
+def _counts_fit(model: Model, machine: Machine, workload: Workload) -> bool:
+    """Whether the items fit by their bytes and tiles, whatever rectangles they would need."""
+    problem = measure(model, machine, workload)
+    return fill(problem, sum(item.bytes for item in problem.items)) is not None

@@ -127,7 +127,7 @@ def read_plan(folder: Path) -> PlanFolder:
         origin = msgspec.json.decode(contents[_ORIGIN], type=Origin)
     except (CheckError, UsageError) as error:
         raise CheckError(*faults, *error.diagnostics) from None
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise CheckError(*faults, _unreadable(str(folder), str(error))) from None
     return PlanFolder(manifest, plan, graph, origin, tuple(faults))
 

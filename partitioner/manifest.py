@@ -14,7 +14,7 @@ import numpy as np
 from safetensors.numpy import load, save
 
 from ir.diagnostics import CheckError, Diagnostic
-from ir.machine import Machine
+from ir.machine import Machine, absurdities
 from ir.model import BlockKind, Model
 from ir.plan import PlacedBlock, PlacedExpert, Plan, Rectangle, SolverRecord, Transfer
 from ir.workload import Workload
@@ -118,7 +118,7 @@ def decode(data: bytes, where: str) -> Manifest:
     """
     try:
         manifest = msgspec.json.decode(data, type=Manifest)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise CheckError(Diagnostic("W0512", f"the manifest cannot be read: {error}", where)) from None
     if manifest.schema_version != SCHEMA_VERSION:
         facts = {"schema_version": manifest.schema_version, "supported": SCHEMA_VERSION}
@@ -142,8 +142,11 @@ def to_plan(manifest: Manifest, tables: bytes, where: str) -> Plan:
     """The plan that a manifest and its tables describe.
 
     Raises:
-        CheckError: W0513, the tables are damaged or speak of blocks that do not exist.
+        CheckError: W0513, the tables are damaged or speak of blocks that do not exist; W0514, the machine is absurd.
     """
+    absurd = absurdities(manifest.machine)
+    if absurd:
+        raise CheckError(*(Diagnostic("W0514", text, manifest.machine.name) for text in absurd))
     experts: list[list[PlacedExpert]] = [[] for _ in manifest.blocks]
     for number, index, wafer, *region in _expert_rows(tables, where):
         if not 0 <= number < len(experts):

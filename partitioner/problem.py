@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import networkx as nx
@@ -28,11 +29,15 @@ class Footprint:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """Blocks (indices into the model's) that must share a wafer, and what they need of it at least."""
+    """Blocks (indices into the model's) that must share a wafer, and what they need of it at least.
+
+    Items of the same ``alike`` number need the same shapes of tiles, as repeated layers do.
+    """
 
     blocks: tuple[int, ...]
     bytes: int
     tiles: int
+    alike: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,14 +53,20 @@ class Flow:
 class Problem:
     """Items in topological order, for ``systems`` wafers of ``tiles`` tiles each.
 
-    ``apart`` holds sets of items that are known not to fit on one wafer together, though their bytes would.
+    ``apart`` holds combinations that are known not to fit on one wafer together, though their bytes would: each is the
+    sorted ``alike`` numbers of its items, so that what is learnt of some layers holds for all like them.
     """
 
     items: tuple[Item, ...]
     flows: tuple[Flow, ...]
     systems: int
     tiles: int
-    apart: tuple[frozenset[int], ...] = ()
+    apart: tuple[tuple[int, ...], ...] = ()
+
+    def misfits(self, items: Iterable[int]) -> bool:
+        """Whether ``items`` on one wafer contain a combination that is known not to fit."""
+        present = Counter(self.items[index].alike for index in items) if self.apart else Counter()
+        return any(not Counter(apart) - present for apart in self.apart)
 
     @property
     def is_chain(self) -> bool:
@@ -85,16 +96,32 @@ def measure(model: Model, machine: Machine, workload: Workload) -> Problem:
     """The placement problem of ``model`` on ``machine`` under ``workload``."""
     groups = _groups(model)
     item_of = {block: number for number, group in enumerate(groups) for block in group}
+    numbers: dict[object, int] = {}
     items = tuple(
         Item(
             blocks=group,
             bytes=sum(footprint(model.blocks[block], workload).bytes for block in group),
             tiles=sum(least_tiles(model.blocks[block], workload, machine) for block in group),
+            alike=numbers.setdefault(_needs(model, group, workload), len(numbers)),
         )
         for group in groups
     )
     # More wafers than items cannot help, and would only make the problem larger.
     return Problem(items, _flows(model, item_of), min(machine.systems, len(items)), machine.tiles)
+
+
+def _needs(model: Model, group: tuple[int, ...], workload: Workload) -> object:
+    """All that decides which shapes of tiles the blocks of ``group`` can take."""
+    blocks = [model.blocks[index] for index in group]
+    weight = model.graph.parameter
+    return tuple(
+        (
+            block.experts,
+            footprint(block, workload),
+            tuple((weight[name].type, weight[name].encoding) for name in block.parameters),
+        )
+        for block in blocks
+    )
 
 
 def _groups(model: Model) -> list[tuple[int, ...]]:

@@ -58,7 +58,7 @@ def _read(target: str) -> str:
 def _parse(text: str, where: str) -> Machine:
     try:
         data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(Diagnostic("W0111", f"the machine file is not TOML: {error}", where)) from None
     unknown = data.keys() - {"name", "description", *_TABLES}
     unknown |= {f"{table}.{key}" for table, keys in _TABLES.items() for key in _table(data, table).keys() - set(keys)}

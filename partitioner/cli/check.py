@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ir.diagnostics import CheckError
+from ir.diagnostics import CheckError, UnsupportedModelError
 from ir.verify import verify
 from partitioner.check import check
 from partitioner.cli.output import Output
@@ -40,6 +40,9 @@ def require_sound(stored: PlanFolder) -> None:
     Raises:
         CheckError: with every fault of the files and of the plan.
     """
-    faults = (*stored.faults, *check(stored.plan, find_blocks(verify(stored.graph))))
+    try:
+        faults = (*stored.faults, *check(stored.plan, find_blocks(verify(stored.graph))))
+    except UnsupportedModelError as error:
+        raise CheckError(*stored.faults, *error.diagnostics) from None
     if faults:
         raise CheckError(*faults)

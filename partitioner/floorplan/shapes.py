@@ -53,6 +53,7 @@ class Shapes:
 
     def __init__(self, demand: Demand, tile_bytes: int, width: int, height: int) -> None:
         self._mesh = (width, height)
+        self._limited: dict[float, Widths] = {}
         cells = [_rows_needed(demand, tile_bytes, columns, height) for columns in range(1, width + 1)]
         self._options = [
             option
@@ -65,8 +66,10 @@ class Shapes:
         """The lowest shape for each width, of those whose cells and rectangle are at most ``aspect`` times longer than
         wide.
         """
-        kept = [shape for shape in self._options if shape.aspect <= aspect]
-        return Widths(_best_by_width(kept, *self._mesh))
+        if aspect not in self._limited:
+            kept = [shape for shape in self._options if shape.aspect <= aspect]
+            self._limited[aspect] = Widths(_best_by_width(kept, *self._mesh))
+        return self._limited[aspect]
 
 
 class Widths:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
 from ir.graph import Attribute
-from ir.types import DType, Size, TensorType
+from ir.types import Dim, DType, Size, TensorType, product
 
 Rule = Callable[..., Any]
 F = TypeVar("F", bound=Rule)
@@ -76,7 +76,7 @@ def _slice(t: Translator, x: str, dim: int, start: int, end: int, step: int = 1)
 
 for _name in (
     *("neg", "abs", "floor", "ceil", "round", "sign", "relu", "bitwise_not", "exp", "log", "sqrt", "rsqrt"),
-    *("reciprocal", "sin", "cos", "tanh", "sigmoid", "erf", "silu", "logical_not"),
+    *("reciprocal", "sin", "cos", "tanh", "sigmoid", "erf", "silu", "mish", "hardswish", "hardsigmoid", "logical_not"),
 ):
     rule(_name)(lambda t, x, _name=_name: t.add(_name, x))
 
@@ -84,6 +84,12 @@ for _name in (
 @rule("gelu")
 def _gelu(t: Translator, x: str, approximate: str = "none") -> str:
     return t.add("gelu", x, approximate=approximate)
+
+
+rule("square")(lambda t, x: t.add("mul", x, x))
+rule("expm1")(lambda t, x: t.add("sub", t.add("exp", x), scalar=1))
+rule("log1p")(lambda t, x: t.add("log", t.add("add", x, scalar=1)))
+rule("relu6")(lambda t, x: t.add("clamp", x, min=0, max=6))
 
 
 @rule("softplus")
@@ -101,8 +107,8 @@ def _operate(t: Translator, op: str, x: str, y: str | float) -> str:
 for _op, _aliases in {
     "mul": ("mul",),
     "pow": ("pow.Tensor_Scalar", "pow.Tensor_Tensor"),
-    "maximum": ("maximum",),
-    "minimum": ("minimum",),
+    "maximum": ("maximum", "max.other"),
+    "minimum": ("minimum", "min.other"),
     "eq": ("eq",),
     "ne": ("ne",),
     "lt": ("lt",),
@@ -117,6 +123,11 @@ for _op, _aliases in {
     "floor_divide": ("floor_divide",),
 }.items():
     rule(*_aliases)(lambda t, x, y, _op=_op: _operate(t, _op, x, y))
+
+
+@rule("pow.Scalar")
+def _pow_of_number(t: Translator, base: float, exponent: str) -> str:
+    return t.add("pow", t.add("full", shape=(), value=base, dtype=t.result.dtype), exponent)
 
 
 @rule("add")
@@ -172,8 +183,9 @@ def _masked_fill_tensor(t: Translator, x: str, mask: str, value: str) -> str:
 @rule("index_put")
 def _index_put(t: Translator, x: str, indices: list[str | None], value: str, accumulate: bool = False) -> str:
     """``x[mask] = scalar``; other forms have no functional meaning of their own here."""
-    (mask,) = indices
-    if mask is None or accumulate or t.type(mask).dtype is not DType.BOOL or t.type(value).shape:
+    mask, *others = indices
+    is_mask = mask is not None and not others and t.type(mask).dtype is DType.BOOL
+    if mask is None or not is_mask or accumulate or t.type(value).shape:
         raise NotImplementedError("writing by index, other than a scalar under a mask")
     missing = (1,) * (_rank(t, x) - _rank(t, mask))
     mask = _reshape(t, mask, (*t.type(mask).shape, *missing))
@@ -190,6 +202,7 @@ def _full(t: Translator, *args: Any, value: float = 0, **_: Any) -> str:
 
 rule("ones", "new_ones", "ones_like")(lambda t, *args, **_: _full(t, value=1))
 rule("full", "full_like")(lambda t, _shape, value, **_: _full(t, value=value))
+rule("fill.Scalar")(lambda t, _x, value: _full(t, value=value))
 rule("new_full")(lambda t, _x, _shape, value, **_: _full(t, value=value))
 rule("scalar_tensor")(lambda t, value, **_: _full(t, value=value))
 
@@ -249,6 +262,8 @@ def _bounds(size: Size, start: int | None, end: Any) -> tuple[int, int | None]:
         if start in (0, None) and (end is None or end == size or (isinstance(end, int) and end >= 2**31)):
             return 0, None
         raise NotImplementedError("a part of a symbolic axis")
+    if isinstance(start, Dim) or isinstance(end, Dim):
+        raise NotImplementedError("a part whose length is symbolic")
     first, last, _ = slice(start, end).indices(size)
     return first, max(first, last)
 
@@ -278,6 +293,20 @@ def _select(t: Translator, x: str, dim: int, index: int) -> str:
         raise NotImplementedError("one element of a symbolic axis")
     index = _positive(index, size)
     return _reshape(t, _slice(t, x, dim, index, index + 1), t.result.shape)
+
+
+@rule("select_scatter")
+def _select_scatter(t: Translator, x: str, source: str, dim: int, index: int) -> str:
+    dim = _positive(dim, _rank(t, x))
+    shape = t.type(x).shape
+    index = _positive(index, shape[dim]) if isinstance(shape[dim], int) else index
+    return _slice_scatter(t, x, _reshape(t, source, (*shape[:dim], 1, *shape[dim + 1 :])), dim, index, index + 1)
+
+
+@rule("unbind")
+def _unbind(t: Translator, x: str, dim: int = 0) -> tuple[str, ...]:
+    parts = _split(t, x, 1, dim)
+    return tuple(_reshape(t, part, t.result.shape) for part in parts)
 
 
 @rule("split_with_sizes", "split")
@@ -325,6 +354,14 @@ def _repeat_interleave(t: Translator, x: str, count: int, dim: int | None = None
     return t.add("reshape", wide, shape=t.result.shape)
 
 
+@rule("repeat")
+def _repeat(t: Translator, x: str, counts: Sequence[Size]) -> str:
+    shape = (*(1,) * (len(counts) - _rank(t, x)), *t.type(x).shape)
+    alone = _reshape(t, x, tuple(size for length in shape for size in (1, length)))
+    wide = _expand(t, alone, tuple(size for pair in zip(counts, shape, strict=True) for size in pair))
+    return _reshape(t, wide, t.result.shape)
+
+
 # --- along axes -----------------------------------------------------------------------------------------------------
 
 
@@ -353,6 +390,7 @@ rule("log_softmax", "_log_softmax")(lambda t, x, dim, *_, **__: _softmax(t, x, d
 
 @rule("cumsum")
 def _cumsum(t: Translator, x: str, dim: int, **_: Any) -> str:
+    x = _cast(t, x, t.result.dtype) if t.result.dtype.is_float else x
     return t.add("cumsum", x, dim=_positive(dim, _rank(t, x)))
 
 
@@ -402,9 +440,11 @@ def _embedding(t: Translator, table: str, indices: str, *_: Any) -> str:
 
 @rule("index")
 def _index(t: Translator, x: str, indices: list[str | None]) -> str:
-    if len(indices) != 1 or indices[0] is None or _rank(t, x) != 2:
-        raise NotImplementedError("indexing, other than rows of a table")
-    return t.add("embedding", x, indices[0])
+    (rows, *others), size = indices, t.type(x).shape[0]
+    if rows is None or others or t.type(rows).dtype is DType.BOOL:
+        raise NotImplementedError("indexing, other than the first axis by one tensor of positions")
+    table = _reshape(t, x, (size, product(t.type(x).shape[1:])))
+    return _reshape(t, t.add("embedding", table, rows), t.result.shape)
 
 
 # --- products -------------------------------------------------------------------------------------------------------

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +19,7 @@ from ir.diagnostics import Diagnostic, UnsupportedModelError
 from ir.encoding import plain
 from ir.graph import Attribute, Graph
 from ir.types import Dim, DType, Size, TensorType
-from partitioner.frontends.aten import RULES
+from partitioner.frontends.aten import RULES, Rule
 from partitioner.frontends.builder import GraphBuilder
 
 DTYPES = {
@@ -74,6 +76,19 @@ def tied_names(module: nn.Module, prefix: str = "") -> dict[str, str]:
     }
 
 
+def _bound(rule: Rule, *args: Any, **kwargs: Any) -> Callable[[], Any]:
+    """The rule with its arguments.
+
+    Raises:
+        NotImplementedError: the operator has an overload or an option that the rule does not know.
+    """
+    try:
+        inspect.signature(rule).bind(*args, **kwargs)
+    except TypeError:
+        raise NotImplementedError("a form that its rule does not cover") from None
+    return partial(rule, *args, **kwargs)
+
+
 class _Lowering:
     """One pass over an exported program; implements :class:`partitioner.frontends.aten.Translator`."""
 
@@ -122,7 +137,13 @@ class _Lowering:
         return name in self._parameters
 
     def add(self, op: str, *inputs: str, **attributes: Attribute) -> str:
-        """Add a node named after the exported one."""
+        """Add a node named after the exported one.
+
+        Raises:
+            NotImplementedError: an attribute is a symbolic size where the operator needs a number.
+        """
+        if any(isinstance(attribute, Dim) for attribute in attributes.values()):
+            raise NotImplementedError("a symbolic size in the place of a number")
         base = self._node.name if not self._results else f"{self._node.name}.{self._results}"
         self._results += 1
         names = (base, f"{base}.indices") if op == "topk" else (base,)
@@ -175,7 +196,7 @@ class _Lowering:
             if any(self._values[operand] is None for operand in node.all_input_nodes):
                 return None  # an operator before it is not supported, and will be reported
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), self._values.__getitem__)
-            result = rule(self, *self._plain(args), **self._plain(kwargs))
+            result = _bound(rule, self, *self._plain(args), **self._plain(kwargs))()
         except NotImplementedError as error:
             key = (name, str(error))
             self._unsupported[key] += 1

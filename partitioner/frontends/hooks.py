@@ -6,6 +6,8 @@ instead of the masks, sorts and scatters that a particular kernel needs.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,6 +15,24 @@ from torch import Tensor, nn
 
 NAME = "waferc"
 """The name under which the hooks are registered with transformers."""
+
+
+_KNOWN_MASKS = frozenset(
+    {
+        *("causal_mask_function", "bidirectional_mask_function"),
+        *("sliding_window_overlay", "sliding_window_bidirectional_overlay", "and_masks"),
+        # Several sequences in one row, told by positions that begin anew: ours are one sequence.
+        *("packed_sequence_mask_function", "remap_positions_for_packed_sequence"),
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Mask:
+    """What a mask says, in a mask's place: attention to earlier tokens alone, and to the last ``window`` (0: all)."""
+
+    causal: bool
+    window: int
 
 
 @torch.library.custom_op("waferc::attention", mutates_args=())
@@ -60,7 +80,7 @@ def _attention_forward(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    _mask: Tensor | None,
+    attention_mask: Mask | Tensor | None,
     scaling: float | None = None,
     sliding_window: int | None = None,
     s_aux: Tensor | None = None,
@@ -68,13 +88,38 @@ def _attention_forward(
     is_causal: bool | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Transformers' attention interface; what a mask would say is in the keyword arguments."""
-    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    """Transformers' attention interface. The mask decides who sees whom; where there is none, the keywords do."""
+    if isinstance(attention_mask, Tensor):
+        raise NotImplementedError("attention with a mask of the model's own")
+    if attention_mask is None:
+        causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+        attention_mask = Mask(bool(causal), sliding_window or 0)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    mask = attention_mask
     result = torch.ops.waferc.attention(
-        query, key, value, s_aux, float(scale), bool(causal), sliding_window or 0, softcap or 0.0
+        query, key, value, s_aux, float(scale), mask.causal, mask.window, softcap or 0.0
     )
     return result, None
+
+
+def _make_mask(*_args: Any, mask_function: Callable[..., Any], local_size: int | None = None, **_: Any) -> Mask:
+    """Transformers' mask interface; a model that computes with the mask itself fails on what it gets here."""
+    parts = set(_parts(mask_function))
+    if unknown := parts - _KNOWN_MASKS:
+        raise NotImplementedError(f"attention under a mask of {', '.join(sorted(unknown))}")
+    # Transformers counts the token itself as part of a causal window, but not of one that reaches both ways.
+    beside = int("sliding_window_bidirectional_overlay" in parts)
+    return Mask("causal_mask_function" in parts, local_size + beside if local_size else 0)
+
+
+def _parts(function: Callable[..., Any]) -> Iterator[str]:
+    """Names of the library's functions that a mask is put together from."""
+    yield function.__qualname__.partition(".")[0]
+    held = [cell.cell_contents for cell in function.__closure__ or ()]
+    for item in held:
+        for inner in item if isinstance(item, tuple) else (item,):
+            if callable(inner):
+                yield from _parts(inner)
 
 
 def _experts_forward(module: Any, hidden: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
@@ -101,5 +146,5 @@ def register() -> None:
     from transformers.masking_utils import AttentionMaskInterface
 
     AttentionInterface.register(NAME, _attention_forward)
-    AttentionMaskInterface.register(NAME, lambda *_args, **_kwargs: None)
+    AttentionMaskInterface.register(NAME, _make_mask)
     ALL_EXPERTS_FUNCTIONS.register(NAME, _experts_forward)

@@ -157,6 +157,9 @@ def _auto_class(config: Any) -> Any:
 def _bad_config(error: Exception) -> UnsupportedModelError:
     if isinstance(error, UnsupportedModelError):
         return error
+    if isinstance(error, KeyError) and error.args == (hooks.NAME,):
+        fault = "the model cannot be exported: its attention does not go through the library's interface for it"
+        return UnsupportedModelError(Diagnostic("W0206", fault))
     reason = str(error).strip().splitlines() or [type(error).__name__]
     return UnsupportedModelError(Diagnostic("W0205", f"the configuration is refused: {' '.join(reason)[:300]}"))
 
@@ -281,6 +284,7 @@ def _export(model: Any, name: str) -> Graph:
             warnings.simplefilter("ignore")
             program = torch.export.export(_Step(model), (ids, ids.clone()), dynamic_shapes=(axes, axes), strict=False)
             program = program.run_decompositions({})
+        constants = _computed_buffers(model)
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise UnsupportedModelError(
@@ -291,9 +295,7 @@ def _export(model: Any, name: str) -> Graph:
         for value in ("input_ids", "position_ids")
         for axis, symbol in enumerate(("users", "tokens"))
     }
-    return lower_exported(
-        program, name, Names(symbols, tied_names(model, _WRAPPER), _computed_buffers(model), _WRAPPER)
-    )
+    return lower_exported(program, name, Names(symbols, tied_names(model, _WRAPPER), constants, _WRAPPER))
 
 
 def _computed_buffers(model: Any) -> dict[str, torch.Tensor]:

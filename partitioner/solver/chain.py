@@ -24,11 +24,11 @@ def fill(problem: Problem, most_bytes: int) -> Assignment | None:
     wafer = used_bytes = used_tiles = 0
     run: set[int] = set()
     for index, item in enumerate(problem.items):
-        if item.bytes > most_bytes or item.tiles > problem.tiles:
+        if item.bytes > most_bytes or item.tiles > problem.tiles or problem.misfits((index,)):
             return None
         run.add(index)
         too_much = used_bytes + item.bytes > most_bytes or used_tiles + item.tiles > problem.tiles
-        if too_much or any(apart <= run for apart in problem.apart):
+        if too_much or problem.misfits(run):
             wafer, used_bytes, used_tiles, run = wafer + 1, 0, 0, {index}
         if wafer == problem.systems:
             return None
@@ -93,7 +93,7 @@ def _ends(problem: Problem, start: int, most_bytes: int) -> list[int]:
         used_bytes += problem.items[index].bytes
         used_tiles += problem.items[index].tiles
         run.add(index)
-        if used_bytes > most_bytes or used_tiles > problem.tiles or any(apart <= run for apart in problem.apart):
+        if used_bytes > most_bytes or used_tiles > problem.tiles or problem.misfits(run):
             break
         ends.append(index + 1)
     return ends

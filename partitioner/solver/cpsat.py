@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -66,7 +67,17 @@ class _Formulation:
             tiles = sum(item.tiles * row[w] for item, row in zip(problem.items, self._on, strict=True))
             self.model.add(tiles <= problem.tiles)
             for apart in problem.apart:
-                self.model.add_bool_or(~self._on[index][w] for index in sorted(apart))
+                self._keep_apart(apart, w)
+
+    def _keep_apart(self, apart: tuple[int, ...], wafer: int) -> None:
+        """Of some kind of item in the combination ``apart``, ``wafer`` holds fewer than the combination has."""
+        missing = []
+        for kind, count in sorted(Counter(apart).items()):
+            held = [row[wafer] for item, row in zip(self._problem.items, self._on, strict=True) if item.alike == kind]
+            fewer = self.model.new_bool_var(f"fewer_{wafer}_{kind}")
+            self.model.add(sum(held) < count).only_enforce_if(fewer)
+            missing.append(fewer)
+        self.model.add_bool_or(missing)
 
     def _order_wafers(self) -> None:
         """Item after item along the flows, and no wafer left empty before one that is used."""

@@ -1,0 +1,117 @@
+"""What several test files share: a small model, lowered once, its plan, and the command line."""
+
+import fcntl
+import io
+import json
+import os
+import pickle
+import shutil
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a command left: its exit code and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def record(self) -> dict[str, Any]:
+        return json.loads(self.out)
+
+    @property
+    def codes(self) -> list[str]:
+        return [fault["code"] for fault in self.record["diagnostics"]]
+
+
+@pytest.fixture(scope="session")
+def waferc():
+    """Runs a command in this process, which spares the seconds that imports take; no command may break down."""
+    from partitioner.cli import main
+
+    def run(*arguments: object) -> Done:
+        out, err = io.StringIO(), io.StringIO()
+        code: Any = 0
+        with redirect_stdout(out), redirect_stderr(err):
+            try:
+                main([str(argument) for argument in arguments])
+            except SystemExit as end:
+                code = end.code or 0
+        printed = out.getvalue() + err.getvalue()
+        assert "Traceback" not in printed
+        assert "W0000" not in printed, printed
+        return Done(code, out.getvalue(), err.getvalue())
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory) -> Path:
+    """A folder that all workers of this test run share."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+def _once(folder: Path, name: str, make) -> Any:
+    """What ``make`` returns, worked out by one worker and read by the others."""
+    with (folder / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        stored = folder / f"{name}.pickle"
+        if not stored.exists():
+            stored.write_bytes(pickle.dumps(make()))
+        return pickle.loads(stored.read_bytes())
+
+
+@pytest.fixture(scope="session")
+def lowered_small_kimi(shared):
+    """The bundled model ``small-kimi``, lowered."""
+
+    def lower():
+        from partitioner.frontends.load import load
+
+        return load("small-kimi")
+
+    return _once(shared, "small-kimi", lower)
+
+
+@pytest.fixture(scope="session")
+def compiled_small_kimi(lowered_small_kimi):
+    """``small-kimi`` on four wafers of the target ``mini``: its model and a sound plan. Nobody may change it."""
+    from partitioner.api import Request, compile_lowered
+
+    return compile_lowered(lowered_small_kimi, Request(target="mini", systems=4, context=256))
+
+
+@pytest.fixture(scope="session")
+def stored_plan(shared, compiled_small_kimi) -> Path:
+    """The folder of that plan. Nobody may change it."""
+    folder = shared / "small-kimi-plan"
+
+    def write() -> bool:
+        compiled_small_kimi.save(folder)
+        return True
+
+    _once(shared, "small-kimi-plan", write)
+    return folder
+
+
+@pytest.fixture
+def plan_folder(stored_plan, tmp_path) -> Path:
+    """A copy of the plan's folder, to be changed at will."""
+    return Path(shutil.copytree(stored_plan, tmp_path / "plan"))
+
+
+@pytest.fixture
+def quick_load(lowered_small_kimi, monkeypatch) -> None:
+    """``waferc compile small-kimi`` without lowering it again."""
+    import partitioner.cli.compile as command
+
+    load = command.load
+    monkeypatch.setattr(command, "load", lambda model: lowered_small_kimi if model == "small-kimi" else load(model))

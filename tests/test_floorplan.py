@@ -1,0 +1,261 @@
+"""Floor plans: rectangles on the mesh, apart from each other, and no tile over its memory, counted tile by tile."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ir.encoding import ENCODINGS
+from ir.graph import Parameter
+from ir.layout import fullest_tile_bytes
+from ir.plan import Rectangle
+from ir.types import DType, TensorType
+from partitioner.compile import _fewest_misfits
+from partitioner.floorplan.shapes import Demand, Shapes
+from partitioner.floorplan.strips import arrange
+from partitioner.floorplan.wafers import FloorPlanner, TooTight
+from partitioner.problem import Item, Problem, footprint
+from targets.machines import load_machine
+
+
+def weight(*shape: int, encoding: str = "f32") -> Parameter:
+    return Parameter(f"w{shape}", TensorType(DType.F32, shape), ENCODINGS[encoding])
+
+
+# --- the ledger: what lies on each tile, element by element ---------------------------------------------------------
+
+
+def shares(length: int, parts: int, unit: int, first: int) -> tuple[list[range], int]:
+    """The elements of each part, dealt out unit by unit, and where the parts with one unit more end."""
+    units = math.ceil(length / unit)
+    counts = [units // parts] * parts
+    for extra in range(units % parts):
+        counts[(first + extra) % parts] += 1
+    starts = [sum(counts[:part]) * unit for part in range(parts)]
+    ranges = [range(min(s, length), min(s + n * unit, length)) for s, n in zip(starts, counts, strict=True)]
+    return ranges, (first + units % parts) % parts
+
+
+def ledger(parameters, spread_bytes: int, rows: int, columns: int) -> np.ndarray:
+    """Bytes [rows, columns] on each tile."""
+    tiles = rows * columns
+    bits = np.zeros((rows, columns), dtype=np.int64)
+    even = math.ceil(spread_bytes / tiles)
+    first_row = first_column = 0
+    for parameter in parameters:
+        encoding = parameter.encoding
+        if len(parameter.shape) < 2:
+            even += math.ceil(parameter.elements / tiles) * encoding.bits // 8
+            continue
+        *stack, outputs, inputs = parameter.shape
+        over_rows, first_row = shares(inputs, rows, encoding.align_in, first_row)
+        over_columns, first_column = shares(outputs, columns, 1, first_column)
+        assert sum(map(len, over_rows)) == inputs
+        assert sum(map(len, over_columns)) == outputs
+        for row, own_inputs in enumerate(over_rows):
+            for column, own_outputs in enumerate(over_columns):
+                elements = len(own_inputs) * len(own_outputs) * encoding.bits
+                groups_in = {index // encoding.group_in for index in own_inputs}
+                groups_out = {index // encoding.group_out for index in own_outputs}
+                scales = len(groups_in) * len(groups_out) * encoding.scale_bytes * 8
+                bits[row, column] += math.prod(stack) * (elements + scales)
+    return even + -(-bits // 8)
+
+
+encodings = st.sampled_from(["f32", "bf16", "int4_g32", "mxfp4", "fp8_b128"])
+weights = st.builds(
+    lambda shape, name: weight(*shape, encoding=name), st.lists(st.integers(1, 40), min_size=1, max_size=3), encodings
+)
+demands = st.builds(Demand, st.lists(weights, max_size=3).map(tuple), st.integers(0, 500), st.integers(0, 5))
+meshes = st.tuples(st.integers(1, 9), st.integers(1, 9))
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(demands, meshes)
+def test_the_fullest_tile_is_that_of_the_ledger(demand, mesh):
+    rows, columns = mesh
+    tiles = ledger(demand.parameters, demand.spread_bytes, rows, columns)
+    assert fullest_tile_bytes(demand.parameters, demand.spread_bytes, rows, columns) == tiles.max()
+
+
+# --- arranging one wafer --------------------------------------------------------------------------------------------
+
+
+def occupied(width: int, height: int, rectangles) -> np.ndarray:
+    """How many rectangles claim each tile; all must lie on the mesh."""
+    claims = np.zeros((height, width), dtype=int)
+    for r in rectangles:
+        assert min(r.column, r.row) >= 0
+        assert min(r.columns, r.rows) >= 1
+        assert r.column + r.columns <= width
+        assert r.row + r.rows <= height
+        claims[r.row : r.row + r.rows, r.column : r.column + r.columns] += 1
+    return claims
+
+
+def cells(region: Rectangle, shape, count: int) -> list[Rectangle]:
+    corners = [
+        (region.column + a * shape.columns, region.row + d * shape.rows)
+        for d in range(shape.down)
+        for a in range(shape.across)
+    ]
+    return [Rectangle(*corner, shape.columns, shape.rows) for corner in corners[: max(1, count)]]
+
+
+@settings(max_examples=250, deadline=None, derandomize=True)
+@given(st.lists(demands, min_size=1, max_size=4), st.integers(1, 14), st.integers(1, 14), st.integers(16, 900))
+def test_regions_are_on_the_mesh_apart_and_large_enough(wanted, width, height, tile_bytes):
+    placed = arrange([Shapes(demand, tile_bytes, width, height) for demand in wanted], width, height)
+    if placed is None:
+        return
+    assert len(placed) == len(wanted)
+    assert occupied(width, height, [region for region, _ in placed]).max() <= 1
+    for demand, (region, shape) in zip(wanted, placed, strict=True):
+        own = cells(region, shape, demand.experts)
+        assert len(own) == max(1, demand.experts)
+        assert all(region.contains(cell) for cell in own)
+        assert occupied(width, height, own).max() <= 1
+        assert demand.experts or own == [region]
+        assert ledger(demand.parameters, demand.spread_bytes, shape.rows, shape.columns).max() <= tile_bytes
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(demands, st.integers(1, 8), st.integers(1, 8), st.integers(16, 400))
+def test_one_block_is_refused_only_where_no_rectangle_holds_it(demand, width, height, tile_bytes):
+    def holds(columns: int, rows: int) -> bool:
+        room = (width // columns) * (height // rows) >= max(1, demand.experts)
+        return room and ledger(demand.parameters, demand.spread_bytes, rows, columns).max() <= tile_bytes
+
+    possible = any(holds(columns, rows) for columns in range(1, width + 1) for rows in range(1, height + 1))
+    assert (arrange([Shapes(demand, tile_bytes, width, height)], width, height) is not None) == possible
+
+
+def test_blocks_that_need_more_than_the_mesh_are_refused():
+    demand = Demand((), 100 * 10)
+    shapes = [Shapes(demand, 100, 5, 4)] * 2
+    assert arrange(shapes, 5, 4) is not None
+    assert arrange([*shapes, Shapes(Demand((), 1), 100, 5, 4)], 5, 4) is None
+
+
+def test_a_wafer_of_three_large_layers_is_filled_to_97_percent():
+    """Three layers of 384 experts, as large as those that a trillion parameters need, and caches beside them."""
+    cs3 = load_machine("cs3")
+    matrices = tuple(weight(*shape, encoding="int4_g32") for shape in ((2048, 7168), (2048, 7168), (7168, 2048)))
+    shared = tuple(weight(*p.shape, encoding="bf16") for p in matrices)
+    attention = (
+        weight(1536, 7168, encoding="bf16"),
+        weight(24576, 1536, encoding="bf16"),
+        weight(7168, 8192, encoding="bf16"),
+    )
+    layer = [
+        Demand(attention, 600 << 20),
+        Demand((weight(384, 7168, encoding="bf16"),), 4 << 20),
+        Demand(shared, 4 << 20),
+        Demand(matrices, 75_000, 384),
+    ]
+    wanted = layer * 3
+    held = sum((sum(p.stored_bytes for p in d.parameters) + d.spread_bytes) * max(1, d.experts) for d in wanted)
+    filler = Demand((), math.ceil(0.97 * cs3.wafer_bytes) - held)
+    assert filler.spread_bytes > 0
+    wanted.append(filler)
+    shapes = {demand: Shapes(demand, cs3.tile_bytes, cs3.columns, cs3.rows) for demand in wanted}
+    placed = arrange([shapes[demand] for demand in wanted], cs3.columns, cs3.rows)
+    assert placed is not None
+    assert occupied(cs3.columns, cs3.rows, [region for region, _ in placed]).max() == 1
+    for demand, (_, shape) in zip(wanted, placed, strict=True):
+        assert fullest_tile_bytes(demand.parameters, demand.spread_bytes, shape.rows, shape.columns) <= cs3.tile_bytes
+
+
+# --- whole models ---------------------------------------------------------------------------------------------------
+
+
+def test_a_model_is_laid_out_within_every_tile(compiled_small_kimi):
+    plan, model = compiled_small_kimi.plan, compiled_small_kimi.model
+    machine = plan.machine
+    for wafer in plan.wafers_used:
+        regions = [block.region for block in plan.on_wafer(wafer)]
+        assert occupied(machine.columns, machine.rows, regions).max() == 1
+    for block, source in zip(plan.blocks, model.blocks, strict=True):
+        weights = [model.graph.parameter[name] for name in source.parameters]
+        spread = block.cache_bytes + block.activation_bytes
+        if source.experts:
+            assert [expert.index for expert in block.experts] == list(range(source.experts))
+            assert occupied(machine.columns, machine.rows, [e.region for e in block.experts]).max() == 1
+            weights = [weight(*p.shape[1:], encoding=p.encoding.name) for p in weights]
+            spread = math.ceil(spread / source.experts)
+        for region in {expert.region for expert in block.experts} or {block.region}:
+            assert block.region.contains(region)
+            tiles = ledger(weights, spread, region.rows, region.columns)
+            assert tiles.max() == block.tile_bytes <= machine.tile_bytes
+
+
+def test_what_cannot_be_laid_out_is_named(compiled_small_kimi):
+    plan, model = compiled_small_kimi.plan, compiled_small_kimi.model
+    planner = FloorPlanner(model, plan.machine, plan.workload)
+    everything = tuple(range(len(model.blocks)))
+    assert planner.lay_out([[], everything]) == TooTight(1, everything)
+    assert not planner.fits(everything)
+    assert planner.fits([])
+    assert all(planner.fits([index]) for index in everything)
+
+
+def test_regions_hold_no_less_than_the_bytes_they_are_for(compiled_small_kimi):
+    plan, model = compiled_small_kimi.plan, compiled_small_kimi.model
+    for placed, block in zip(plan.blocks, model.blocks, strict=True):
+        assert placed.bytes == footprint(block, plan.workload).bytes
+        assert placed.bytes <= placed.region.tiles * plan.machine.tile_bytes
+
+
+# --- what does not fit on one wafer ---------------------------------------------------------------------------------
+
+
+class Balance:
+    """A floor planner in miniature: blocks of given sizes fit where their sum is at most the room."""
+
+    def __init__(self, sizes: list[int], room: int) -> None:
+        self.sizes, self.room = sizes, room
+
+    def fits(self, blocks) -> bool:
+        return sum(self.sizes[block] for block in blocks) <= self.room
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=8), st.data())
+def test_the_misfits_named_are_none_too_many(sizes, data):
+    planner = Balance(sizes, data.draw(st.integers(0, sum(sizes) - 1)))
+    problem = Problem(tuple(Item((n,), 1, 1, n) for n in range(len(sizes))), (), 2, 99)
+    kept = set(_fewest_misfits(problem, planner, range(len(sizes))))
+    assert not planner.fits(kept)
+    assert all(planner.fits(kept - {item}) for item in kept)
+
+
+@pytest.mark.parametrize("refused", [1, 2])
+def test_what_was_refused_is_placed_apart_and_the_bound_stays(compiled_small_kimi, monkeypatch, refused):
+    """A floor planner that fails proves nothing: the plan is sound, but no longer called optimal if it is worse."""
+    from partitioner.check import check
+    from partitioner.compile import compile_model
+    from partitioner.solver.cpsat import Limits
+
+    plan, model = compiled_small_kimi.plan, compiled_small_kimi.model
+    first = [
+        [model.blocks.index(b) for b in model.blocks if b.name in {p.name for p in plan.on_wafer(w)}] for w in range(4)
+    ]
+    too_tight = {frozenset(blocks) for blocks in first[:refused]}
+    arrange_ = FloorPlanner._arrange
+    monkeypatch.setattr(
+        FloorPlanner,
+        "_arrange",
+        lambda self, blocks: None if any(s <= set(blocks) for s in too_tight) else arrange_(self, blocks),
+    )
+    second = compile_model(model, plan.machine, plan.workload, Limits()).plan
+    wafers = [
+        {model.blocks.index(b) for b in model.blocks if b.name in {p.name for p in second.on_wafer(w)}}
+        for w in range(4)
+    ]
+    assert not any(s <= on for s in too_tight for on in wafers)
+    assert second.solver.best_bound == plan.solver.best_bound
+    assert (second.solver.status == "optimal") == (second.solver.objective_value == plan.solver.objective_value)
+    assert check(second, model) == ()
+    assert second.blocks != plan.blocks

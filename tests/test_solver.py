@@ -1,0 +1,261 @@
+"""Placements are the best there are: every claim of the solver against the enumeration of all placements."""
+
+import os
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ir.diagnostics import InfeasibleError, TimeLimitError
+from partitioner.problem import Flow, Item, Problem
+from partitioner.solver import place as placing
+from partitioner.solver.chain import bottleneck, counting_bound, fill, least_traffic, smallest_bottleneck, traffic
+from partitioner.solver.cpsat import Answer, Limits, solve_bottleneck, solve_traffic
+from partitioner.solver.place import place
+
+ROOT = Path(__file__).parent.parent
+LIMITS = Limits()
+ONE = Flow(0, (1,), 1)
+
+
+# --- the enumeration ------------------------------------------------------------------------------------------------
+
+
+def allowed(problem: Problem, wafers: tuple[int, ...]) -> bool:
+    """The rules: values flow forward, no wafer is skipped, none holds too many tiles or what must be apart."""
+    forward = all(wafers[flow.source] <= wafers[target] for flow in problem.flows for target in flow.targets)
+    gap_free = set(wafers) == set(range(max(wafers) + 1))
+    return forward and gap_free and all(fits(problem, wafers, wafer) for wafer in set(wafers))
+
+
+def fits(problem: Problem, wafers: tuple[int, ...], wafer: int) -> bool:
+    on = {index for index, place_ in enumerate(wafers) if place_ == wafer}
+    tiles = sum(problem.items[index].tiles for index in on)
+    kinds = Counter(problem.items[index].alike for index in on)
+    return tiles <= problem.tiles and not any(Counter(apart) <= kinds for apart in problem.apart)
+
+
+def fullest(problem: Problem, wafers: tuple[int, ...]) -> int:
+    return max(sum(i.bytes for i, w in zip(problem.items, wafers, strict=True) if w == wafer) for wafer in set(wafers))
+
+
+def sent(problem: Problem, wafers: tuple[int, ...]) -> int:
+    """Each value once to each other wafer that reads it, counted wafer by wafer."""
+    total = 0
+    for flow in problem.flows:
+        for wafer in range(problem.systems):
+            readers = [target for target in flow.targets if wafers[target] == wafer]
+            total += flow.bytes_per_token if readers and wafers[flow.source] != wafer else 0
+    return total
+
+
+def best_of_all(problem: Problem) -> tuple[int, int] | None:
+    """The smallest bottleneck and, of the placements that reach it, the least traffic; ``None`` if there is none."""
+    every = product(range(problem.systems), repeat=len(problem.items))
+    ranks = [(fullest(problem, w), sent(problem, w)) for w in every if allowed(problem, w)]
+    return min(ranks, default=None)
+
+
+# --- random problems ------------------------------------------------------------------------------------------------
+
+
+@st.composite
+def problems(draw, chain: bool) -> Problem:
+    count = draw(st.integers(1, 7 if chain else 6))
+    sizes = st.tuples(st.integers(0, 12), st.integers(1, 6))
+    kinds = draw(st.lists(st.integers(0, 3), min_size=count, max_size=count))
+    items = tuple(Item((n,), *draw(sizes), kind) for n, kind in enumerate(kinds))
+    flows = [Flow(n, (n + 1,), draw(st.integers(0, 9))) for n in range(count - 1)] if chain else []
+    for source in draw(st.lists(st.integers(0, count - 2), max_size=4)) if count > 1 else []:
+        targets = draw(st.sets(st.integers(source + 1, count - 1), min_size=1, max_size=3))
+        flows.append(Flow(source, tuple(sorted(targets)), draw(st.integers(0, 9))))
+    combination = st.lists(st.integers(0, 3), min_size=1, max_size=3).map(lambda kinds: tuple(sorted(kinds)))
+    apart = draw(st.lists(combination, max_size=2))
+    return Problem(items, tuple(flows), draw(st.integers(1, 3)), draw(st.integers(4, 20)), tuple(apart))
+
+
+def solves_exactly(problem: Problem) -> None:
+    best = best_of_all(problem)
+    if best is None:
+        with pytest.raises(InfeasibleError) as caught:
+            place(problem, LIMITS)
+        assert caught.value.diagnostics[0].facts["proof"].count(";") >= 1, "one argument alone is no proof"
+        return
+    solution = place(problem, LIMITS)
+    assert allowed(problem, solution.assignment)
+    assert (fullest(problem, solution.assignment), sent(problem, solution.assignment)) == best
+    assert (solution.bottleneck_bytes, solution.traffic_bytes_per_token) == best
+    assert solution.bound_bytes == solution.bottleneck_bytes, "small problems are solved to the end"
+    assert solution.proof
+    assert place(problem, LIMITS) == solution
+
+
+examples = settings(max_examples=150, deadline=None, derandomize=True)
+
+
+@examples
+@given(problems(chain=True))
+def test_chains_are_placed_as_well_as_can_be(problem):
+    assert problem.is_chain
+    solves_exactly(problem)
+
+
+@examples
+@given(problems(chain=False))
+def test_graphs_are_placed_as_well_as_can_be(problem):
+    solves_exactly(problem)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(problems(chain=True), st.integers(0, 60))
+def test_exact_search_over_chains_is_exact(problem, most):
+    every = [w for w in product(range(problem.systems), repeat=len(problem.items)) if allowed(problem, w)]
+    within = [w for w in every if fullest(problem, w) <= most]
+    filled, least = fill(problem, most), least_traffic(problem, most)
+    assert (filled is None) == (least is None) == (not within)
+    if filled and least:
+        assert filled in within
+        assert least in within
+        assert sent(problem, least) == min(sent(problem, w) for w in within)
+    found = smallest_bottleneck(problem)
+    assert (found is None) == (not every)
+    if found:
+        assert found[1] in every
+        assert found[0] == fullest(problem, found[1]) == min(fullest(problem, w) for w in every)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(problems(chain=False), st.randoms(use_true_random=False))
+def test_figures_of_a_placement_are_those_of_the_enumeration(problem, random):
+    wafers = tuple(random.randrange(problem.systems) for _ in problem.items)
+    assert bottleneck(problem, wafers) == fullest(problem, wafers)
+    assert traffic(problem, wafers) == sent(problem, wafers)
+    best = best_of_all(problem)
+    assert best is None or counting_bound(problem) <= best[0]
+
+
+# --- what a solver's word is worth ----------------------------------------------------------------------------------
+
+
+def split_problem() -> Problem:
+    """Two strands that join: no chain, best at 7 bytes, above the counting bound of 6."""
+    items = tuple(Item((n,), size, 1) for n, size in enumerate((4, 3, 4, 1)))
+    return Problem(items, (Flow(0, (3,), 5), Flow(1, (3,), 2), Flow(2, (3,), 1)), 2, 10)
+
+
+def lying(answer_to_first: Answer):
+    """CP-SAT that gives a wrong answer wherever presolve runs, and the right one without."""
+
+    def solve(problem, limits, hint, *, presolve=True):
+        return answer_to_first if presolve else solve_bottleneck(problem, limits, hint, presolve=False)
+
+    return solve
+
+
+def test_a_wrong_optimum_is_not_called_optimal(monkeypatch):
+    problem = split_problem()
+    assert best_of_all(problem)[0] == 7
+    monkeypatch.setattr(placing, "solve_bottleneck", lying(Answer("OPTIMAL", (0, 0, 0, 1), 11, 11)))
+    solution = place(problem, LIMITS)
+    assert solution.proof == ""
+    assert solution.bound_bytes == counting_bound(problem) == 6
+
+
+def test_a_wrong_infeasible_is_not_called_proven(monkeypatch):
+    monkeypatch.setattr(placing, "solve_bottleneck", lying(Answer("INFEASIBLE", None, -1, 0)))
+    with pytest.raises(TimeLimitError) as caught:
+        place(split_problem(), LIMITS)
+    assert caught.value.diagnostics[0].code == "W0402"
+
+
+def test_a_wrong_infeasible_does_not_hide_what_exact_search_finds(monkeypatch):
+    chain = replace(split_problem(), flows=tuple(Flow(n, (n + 1,), 1) for n in range(3)))
+    monkeypatch.setattr(placing, "solve_bottleneck", lying(Answer("INFEASIBLE", None, -1, 0)))
+    assert place(chain, LIMITS).bottleneck_bytes == best_of_all(chain)[0]
+
+
+def test_bounds_stay_below_values_when_time_runs_out():
+    items = tuple(Item((n,), 7 + n * n % 11, 1) for n in range(24))
+    flows = tuple(Flow(n, (n + 2,), 1 + n % 3) for n in range(22))
+    problem = Problem(items, flows, 5, 100)
+    for seconds in (0.0001, 0.01):
+        try:
+            solution = place(problem, Limits(deterministic_time=seconds))
+        except TimeLimitError:
+            continue
+        assert allowed(problem, solution.assignment)
+        assert solution.bound_bytes <= solution.bottleneck_bytes
+        assert (solution.bound_bytes == solution.bottleneck_bytes) == bool(solution.proof)
+
+
+def test_bounds_of_the_search_are_never_above_its_values():
+    problem = split_problem()
+    first = solve_bottleneck(problem, LIMITS, None)
+    assert first.bound <= first.value == 7
+    second = solve_traffic(problem, LIMITS, first.assignment, first.value)
+    assert second.bound <= second.value == best_of_all(problem)[1]
+
+
+# --- infeasible, feasible, and at the edge --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("problem", "argument"),
+    [
+        (Problem((Item((0,), 1, 11),), (), 3, 10), "a block is larger than a wafer"),
+        (Problem((Item((0,), 1, 6), Item((1,), 1, 6)), (ONE,), 1, 10), "the blocks need more tiles than all"),
+        (Problem((Item((0,), 1, 6),) * 3, (ONE, Flow(1, (2,), 1)), 2, 10), "exact search"),
+        (Problem((Item((0,), 1, 6),) * 3, (Flow(0, (2,), 1),), 2, 10), "CP-SAT without presolve"),
+    ],
+)
+def test_infeasible_is_proven_by_two_arguments(problem, argument):
+    with pytest.raises(InfeasibleError) as caught:
+        place(problem, LIMITS)
+    (fault,) = caught.value.diagnostics
+    assert fault.code == "W0401"
+    assert argument in fault.facts["proof"]
+    assert ";" in fault.facts["proof"]
+
+
+def test_a_wafer_may_be_filled_to_the_last_tile():
+    problem = Problem((Item((0,), 4, 5), Item((1,), 4, 5)), (ONE,), 1, 10)
+    assert place(problem, LIMITS).assignment == (0, 0)
+    with pytest.raises(InfeasibleError):
+        place(replace(problem, tiles=9), LIMITS)
+
+
+def test_an_item_apart_from_itself_fits_nowhere():
+    problem = Problem((Item((0,), 4, 5, 0), Item((1,), 4, 5, 1)), (ONE,), 2, 10, ((1,),))
+    with pytest.raises(InfeasibleError):
+        place(problem, LIMITS)
+
+
+PROGRAM = """
+from partitioner.problem import Flow, Item, Problem
+from partitioner.solver.cpsat import Limits
+from partitioner.solver.place import place
+
+items = tuple(Item((n,), 5 + n * n % 7, 1 + n % 3, n) for n in range(9))
+chain = tuple(Flow(n, (n + 1, n + 2), 1 + n % 4) for n in range(7)) + (Flow(7, (8,), 1),)
+strands = tuple(Flow(n, (n + 3,), 2) for n in range(6))
+apart = ((0, 1, 2), (5, 7))
+for flows in (chain, strands):
+    print(place(Problem(items, flows, 3, 12, apart), Limits()))
+"""
+
+
+def test_the_same_problem_gives_the_same_placement_in_every_process():
+    printed = set()
+    for seed in ("0", "1", "2"):
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        command = [sys.executable, "-c", PROGRAM]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+        printed.add(done.stdout)
+    assert len(printed) == 1
+    assert printed.pop().count("Solution(") == 2
