@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ir.diagnostics import Diagnostic, UsageError
+from ir.graph import Graph
 from ir.model import Model
 from ir.plan import Plan
+from ir.types import symbols_of
 from ir.workload import Workload
 from partitioner.compile import Compiled, Progress, build_model, compile_model
 from partitioner.folder import write_plan
@@ -136,7 +138,8 @@ def compile_lowered(lowered: Lowered, request: Request, progress: Progress = lam
         InfeasibleError, TimeLimitError, UnsupportedModelError: see :func:`partitioner.compile.compile_model`.
     """
     machine = load_machine(request.target, request.systems, request.reserve_bytes)
-    workload = Workload(request.users, _context(request.context, lowered.max_context), request.prefill_chunk)
+    chunk = request.prefill_chunk if _takes_tokens(lowered.graph) else 1
+    workload = Workload(request.users, _context(request.context, lowered.max_context), chunk)
     progress("finding blocks")
     model = build_model(lowered.graph)
     limits = Limits(request.time_limit, request.seed)
@@ -170,6 +173,11 @@ def compile(  # noqa: A001 - the name that users expect: waferc.compile
         raise UsageError(Diagnostic("W0108", "a module needs example_inputs", type(model).__name__))
     placed = compile_lowered(lower_module(model, example_inputs, dynamic_shapes), request)
     return CompiledModel(placed.lowered, placed.compiled, module_weights(model))
+
+
+def _takes_tokens(graph: Graph) -> bool:
+    """Whether a step is of any number of tokens; else its sizes are fixed, and chunks mean nothing."""
+    return any("tokens" in symbols_of(size) for value in graph.inputs for size in value.type.shape)
 
 
 def _context(asked: int | None, most: int | None) -> int:

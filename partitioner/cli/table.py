@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from itertools import groupby
-
 from rich.console import Console
 from rich.table import Table
 
 from ir.plan import Plan
 
-_GB = 1e9
+_UNITS = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 
 
 def print_plan(plan: Plan) -> None:
-    """Print a row for each wafer, and the totals."""
+    """Print a row for each wafer in use, and the totals."""
+    unit, scale = next((u for u in _UNITS if plan.largest_wafer_bytes >= u[1]), _UNITS[-1])
     table = Table(title=_title(plan), title_justify="left", caption=_caption(plan), caption_justify="left")
-    for name in ("wafer", "layers"):
-        table.add_column(name, justify="right" if name == "wafer" else "left")
-    unit = "GB" if plan.machine.wafer_bytes >= _GB else "kB"
-    scale = _GB if unit == "GB" else 1e3
+    table.add_column("wafer", justify="right")
+    table.add_column("layers")
     for name in (f"weights {unit}", f"KV {unit}", f"other {unit}", f"free {unit}", "tiles", "used", "sent B/token"):
         table.add_column(name, justify="right")
-    for wafer in range(plan.machine.systems):
+    for wafer in plan.wafers_used:
         table.add_row(*_row(plan, wafer, scale))
-    Console(width=None if Console().is_terminal else 110).print(table)
+    console = Console()
+    Console(width=None if console.is_terminal else 110).print(table)
 
 
 def _row(plan: Plan, wafer: int, scale: float) -> list[str]:
@@ -41,30 +39,35 @@ def _row(plan: Plan, wafer: int, scale: float) -> list[str]:
 
 
 def _layers(plan: Plan, wafer: int) -> str:
-    """What lies on a wafer, with runs of layers folded: ``embedding, 0-3``."""
-    blocks = plan.on_wafer(wafer)
-    layers = sorted({block.layer for block in blocks if block.layer is not None})
-    runs = [[layer for _, layer in run] for _, run in groupby(enumerate(layers), key=lambda item: item[1] - item[0])]
-    shown = [f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs]
-    others = [block.name for block in blocks if block.layer is None]
-    first, last = others[: len(others) if not layers else 1], others[1:] if layers else []
-    if layers and others and blocks[0].layer is not None:
-        first, last = [], others
-    return ", ".join([*first, *shown, *last]) or "-"
+    """What lies on a wafer in pipeline order, with runs of layers folded: ``embedding, 0-3``."""
+    runs: list[list[int]] = []
+    shown: list[str] = []
+    for block in plan.on_wafer(wafer):
+        if block.layer is None:
+            shown.append(block.name)
+        elif runs and block.layer - runs[-1][-1] <= 1:
+            runs[-1].append(block.layer)
+        else:
+            runs.append([block.layer])
+            shown.append("")
+    folded = iter(f"{run[0]}-{run[-1]}" if run[0] != run[-1] else str(run[0]) for run in runs)
+    return ", ".join(name or next(folded) for name in shown)
 
 
 def _title(plan: Plan) -> str:
     machine, workload = plan.machine, plan.workload
-    return (
-        f"{plan.model_name} on {machine.systems} x {machine.description}, "
-        f"{workload.users:,} users x {workload.context:,} tokens of context"
-    )
+    users = "1 user" if workload.users == 1 else f"{workload.users:,} users"
+    title = f"{plan.model_name} on {machine.systems} x {machine.description}"
+    remembers = any(block.cache_bytes for block in plan.blocks)
+    return f"{title}, {users} x {workload.context:,} tokens of context" if remembers else title
 
 
 def _caption(plan: Plan) -> str:
     solver = plan.solver
     proof = f", proven by {solver.proof}" if solver.proof else ""
+    spare = plan.machine.systems - len(plan.wafers_used)
+    unused = f"; {spare} of {plan.machine.systems} systems unused" if spare else ""
     return (
         f"{solver.status}: fullest wafer {solver.objective_value:,} B, bound {solver.best_bound:,} B, "
-        f"gap {solver.gap:.2%}{proof}; {solver.traffic_bytes_per_token:,} B between wafers for each token"
+        f"gap {solver.gap:.2%}{proof}; {solver.traffic_bytes_per_token:,} B between wafers for each token{unused}"
     )

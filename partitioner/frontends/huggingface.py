@@ -56,11 +56,13 @@ def lower_config(config: Mapping[str, Any], name: str, checkpoint: str = "") -> 
     parameters = tuple(_parameters(model, _encoding_rule(config, model)))
     graph = _lower_by_layers(model, name, parameters)
     read = {name for node in graph.nodes for name in node.inputs}
-    left_out = sum(p.elements for p in parameters if p.name not in read)
+    left_out = [parameter for parameter in parameters if parameter.name not in read]
     if _stated_dtype(config) is None:
         notes = (*notes, "the configuration states no dtype: bfloat16 is assumed")
     if left_out:
-        notes = (*notes, f"{left_out / 1e6:,.1f} million parameters that the text model never reads are left out")
+        modules = ", ".join(dict.fromkeys(".".join(parameter.name.split(".")[:2]) for parameter in left_out))
+        millions = sum(parameter.elements for parameter in left_out) / 1e6
+        notes = (*notes, f"left out, as the text model never reads it: {modules} ({millions:,.1f} million parameters)")
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return Lowered(graph, Origin("config", dict(config), checkpoint), context, notes)
 
