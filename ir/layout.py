@@ -51,10 +51,10 @@ class MatrixLayout:
     inputs: Split
     outputs: Split
 
-    def tile_bytes(self) -> tuple[tuple[Ints, Ints], ...]:
-        """Products (per row [rows], per column [columns]) whose outer products sum to the bits on each tile / 8.
+    def bit_factors(self) -> tuple[tuple[Ints, Ints], ...]:
+        """Pairs (per row [rows], per column [columns]) whose outer products sum to the bits on each tile.
 
-        The first is in bits over eight columns of elements; scales are copied to each tile that needs them.
+        The first pair stands for the elements, a second for scales, which are copied to each tile that needs them.
         """
         encoding = self.parameter.encoding
         rows, columns = self.inputs.bounds(), self.outputs.bounds()
@@ -100,7 +100,7 @@ def fullest_tile_bytes(parameters: Sequence[Parameter], spread_bytes: int, rows:
     tiles = rows * columns
     vectors = sum(-(-p.elements // tiles) * p.encoding.bits // 8 for p in parameters if len(p.shape) < 2)
     spread = -(-spread_bytes // tiles) + vectors
-    factors = [pair for layout in matrix_layouts(parameters, rows, columns) for pair in layout.tile_bytes()]
+    factors = [pair for layout in matrix_layouts(parameters, rows, columns) for pair in layout.bit_factors()]
     if not factors:
         return spread
     over_rows = np.stack([row for row, _ in factors], axis=1).astype(np.float64)

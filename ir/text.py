@@ -14,24 +14,26 @@ One line for each input, parameter and node::
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterable
 
 from ir.diagnostics import Diagnostic, UsageError
 from ir.encoding import ENCODINGS
 from ir.graph import Attribute, Graph, Node, Parameter, Value
-from ir.types import DType, TensorType, parse_size
+from ir.types import Dim, DType, TensorType, parse_size
 
-_NAME = r"%([\w.\-/:]+)"
+NAME = re.compile(r"[\w.\-/:]+")
+"""What a value or parameter can be called."""
+_NAME = rf"%({NAME.pattern})"
 _TYPE = r"(\w+)\[([^\]]*)\]"
 _STRING = r'("(?:[^"\\]|\\.)*")'
 _HEADER = re.compile(rf"graph {_STRING} {{")
 _INPUT = re.compile(rf"input {_NAME} : {_TYPE}")
 _PARAMETER = re.compile(rf"param {_NAME} : {_TYPE} as (\w+)")
 _NODE = re.compile(
-    r"(?P<results>%.*?) = (?P<op>\w+)\((?P<inputs>[^)]*)\)(?: \{(?P<attributes>.*)\})? @ (?P<origin>\".*\")"
+    rf"(?P<results>%[^=]+) = (?P<op>\w+)\((?P<inputs>[^)]*)\)(?: \{{(?P<attributes>[^@]*)\}})? @ (?P<origin>{_STRING})"
 )
+_FLOAT = re.compile(r"-?(\d+\.\d+(e[+-]?\d+)?|\d+e[+-]?\d+|inf)|nan")
 _RESULT = re.compile(rf"{_NAME} : {_TYPE}")
 _ATTRIBUTE = re.compile(rf"(\w+) = (\[[^\]]*\]|{_STRING}|[^,\[\"]+)(?:, |$)")
 
@@ -60,16 +62,17 @@ def parse_graph(text: str) -> Graph:
     Raises:
         UsageError: W0302 with the line that cannot be read.
     """
-    name = ""
+    lines = [line.strip() for line in text.splitlines()]
+    header = _HEADER.fullmatch(lines[0]) if lines else None
+    if header is None or "}" not in lines[-1:]:
+        raise UsageError(Diagnostic("W0302", "the graph's text cannot be read: it has no beginning or no end"))
     inputs: list[Value] = []
     parameters: list[Parameter] = []
     nodes: list[Node] = []
     outputs: tuple[str, ...] = ()
-    for number, line in enumerate((line.strip() for line in text.splitlines()), start=1):
+    for number, line in enumerate(lines[1:-1], start=2):
         try:
-            if header := _HEADER.fullmatch(line):
-                name = json.loads(header[1])
-            elif match := _INPUT.fullmatch(line):
+            if match := _INPUT.fullmatch(line):
                 inputs.append(Value(match[1], _parse_type(match[2], match[3])))
             elif match := _PARAMETER.fullmatch(line):
                 parameters.append(Parameter(match[1], _parse_type(match[2], match[3]), ENCODINGS[match[4]]))
@@ -77,18 +80,23 @@ def parse_graph(text: str) -> Graph:
                 nodes.append(_parse_node(match))
             elif line == "return" or line.startswith("return "):
                 outputs = _parse_names(line.removeprefix("return"))
-            elif line not in ("", "}"):
+            else:
                 raise ValueError("not a line of a graph")
         except (ValueError, KeyError) as error:
             fault = Diagnostic("W0302", f"the graph's text cannot be read: {error}", f"line {number}: {line[:120]}")
             raise UsageError(fault) from None
-    return Graph(name, tuple(inputs), tuple(parameters), tuple(nodes), outputs)
+    return Graph(json.loads(header[1]), tuple(inputs), tuple(parameters), tuple(nodes), outputs)
 
 
 def _parse_node(match: re.Match[str]) -> Node:
-    results = tuple(Value(name, _parse_type(dtype, shape)) for name, dtype, shape in _RESULT.findall(match["results"]))
-    found = _ATTRIBUTE.findall(match["attributes"] or "")
-    attributes = {name: _parse_attribute(text.strip()) for name, text, _ in found}
+    found = list(_RESULT.finditer(match["results"]))
+    given = list(_ATTRIBUTE.finditer(match["attributes"] or ""))
+    if ", ".join(item[0] for item in found) != match["results"] or "".join(item[0] for item in given) != (
+        match["attributes"] or ""
+    ):
+        raise ValueError("results or attributes are not of the grammar")
+    results = tuple(Value(item[1], _parse_type(item[2], item[3])) for item in found)
+    attributes = {item[1]: _parse_attribute(item[2].strip()) for item in given}
     return Node(match["op"], _parse_names(match["inputs"]), results, attributes, json.loads(match["origin"]))
 
 
@@ -104,19 +112,24 @@ def _parse_names(text: str) -> tuple[str, ...]:
     return tuple(name.strip().removeprefix("%") for name in text.split(",") if name.strip())
 
 
-def _print_attribute(value: Attribute) -> str:
+def _print_attribute(value: Attribute | Dim) -> str:
     if isinstance(value, tuple):
-        return f"[{', '.join(_print_attribute(item) if isinstance(item, float) else str(item) for item in value)}]"
+        return f"[{', '.join(_print_attribute(item) for item in value)}]"
+    if isinstance(value, Dim):
+        return str(value)
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, DType):
         return str(value)
-    return json.dumps(value) if isinstance(value, str) else repr(value)
+    # An at sign begins the origin, so none stands before it.
+    return json.dumps(value).replace("@", "\\u0040") if isinstance(value, str) else repr(value)
 
 
 def _parse_attribute(text: str) -> Attribute:
     if text.startswith("["):
         items = [item.strip() for item in text[1:-1].split(",") if item.strip()]
+        if items and set(items) <= {"true", "false"}:
+            return tuple(item == "true" for item in items)
         if any(_is_float(item) for item in items):
             return tuple(float(item) for item in items)
         return tuple(parse_size(item) for item in items)
@@ -130,7 +143,4 @@ def _parse_attribute(text: str) -> Attribute:
 
 
 def _is_float(text: str) -> bool:
-    try:
-        return not text.lstrip("-").isdigit() and not math.isnan(float(text))
-    except ValueError:
-        return False
+    return bool(_FLOAT.fullmatch(text))

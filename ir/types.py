@@ -14,6 +14,8 @@ from enum import StrEnum
 from typing import Self
 
 Monomial = tuple[str, ...]
+_MOST_TERMS = 64
+"""Of a size in a text: products of longer ones would take for ever."""
 
 
 class DType(StrEnum):
@@ -158,8 +160,11 @@ def parse_size(text: str) -> Size:
     Raises:
         ValueError: ``text`` is not a sum of products of integers and symbols.
     """
+    terms = text.split("+")
+    if len(terms) > _MOST_TERMS:
+        raise ValueError(f"a size of {len(terms)} terms")
     total: Size = 0
-    for term in text.split("+"):
+    for term in terms:
         factors = [factor.strip() for factor in term.split("*")]
         total = total + product(_parse_factor(factor) for factor in factors)
     return total

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ir.diagnostics import Diagnostic, UnsupportedModelError
 from ir.graph import Graph, Node, Parameter, Value
 from ir.ops import OPS, OpTypeError
+from ir.text import NAME
 from ir.types import TensorType
 
 
@@ -18,6 +19,8 @@ def verify(graph: Graph) -> Graph:
     types: dict[str, TensorType] = {}
     given: tuple[Value | Parameter, ...] = (*graph.inputs, *graph.parameters)
     for value in given:
+        if not NAME.fullmatch(value.name):
+            problems.append(_problem(f"{value.name!r} cannot be the name of a value", graph.name))
         if value.name in types:
             problems.append(_problem(f"{value.name} is defined twice", graph.name))
         types[value.name] = value.type

@@ -733,7 +733,7 @@ def test_the_fullest_tile_is_the_fullest_of_all_tiles(
     bits = np.zeros((rows, columns), dtype=np.int64)
     for layout in matrix_layouts(given_weights, rows, columns):
         bits += brute_force_bits(layout)
-        products = [np.outer(row, column) for row, column in layout.tile_bytes()]
+        products = [np.outer(row, column) for row, column in layout.bit_factors()]
         assert np.array_equal(sum(products), brute_force_bits(layout))
     vectors = [p for p in given_weights if len(p.shape) < 2]
     even = -(-spread // tiles) + sum(-(-p.elements // tiles) * p.encoding.bits // 8 for p in vectors)

@@ -63,6 +63,19 @@ def require(condition: bool, message: str) -> None:
         raise OpTypeError(message)
 
 
+def attribute(attributes: Attributes, name: str, *kinds: type) -> Any:
+    """The attribute ``name``, which must be of one of ``kinds`` (a boolean is no number).
+
+    Raises:
+        OpTypeError: it is missing or of another kind.
+    """
+    value = attributes.get(name)
+    require(
+        type(value) in kinds, f"the attribute {name} must be {' or '.join(k.__name__ for k in kinds)}, not {value!r}"
+    )
+    return value
+
+
 def torch_dtype(torch: ModuleType, dtype: DType) -> Any:
     """The torch element type of ``dtype``."""
     return getattr(torch, _TORCH_NAMES[dtype])

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ir.graph import Attributes
-from ir.ops.definition import OpDef, Tensors, Types, require, torch_dtype
+from ir.ops.definition import OpDef, Tensors, Types, attribute, require, torch_dtype
 from ir.types import DType, TensorType, broadcast_shapes, promote, promote_scalar
 
 
@@ -57,7 +57,8 @@ def _where(operands: Types, _attributes: Attributes) -> tuple[TensorType, ...]:
     return _broadcast(operands, promote(operands[1:]))
 
 
-def _masked_fill(operands: Types, _attributes: Attributes) -> tuple[TensorType, ...]:
+def _masked_fill(operands: Types, attributes: Attributes) -> tuple[TensorType, ...]:
+    attribute(attributes, "value", bool, int, float)
     require(operands[1].dtype is DType.BOOL, "the mask must be boolean")
     return _broadcast(operands, operands[0].dtype)
 
@@ -95,6 +96,11 @@ _TENSORS_ONLY = frozenset({"maximum", "minimum", "logical_and", "logical_or"})
 """Functions of torch that take no number in a tensor's place."""
 
 
+def _gelu(operands: Types, attributes: Attributes) -> tuple[TensorType, ...]:
+    require(attributes["approximate"] in ("none", "tanh"), "gelu is approximated by none or tanh")
+    return _same(operands, attributes)
+
+
 def _reference_gelu(torch: Any, tensors: Tensors, attributes: Attributes) -> Any:
     return torch.nn.functional.gelu(tensors[0], approximate=attributes["approximate"])
 
@@ -114,7 +120,7 @@ ELEMENTWISE = (
         for name in ("silu", "softplus", "mish", "hardsigmoid", "hardswish", "elu", "leaky_relu")
     ),
     _unary("logical_not", _to_bool),
-    OpDef("gelu", _same, _reference_gelu, (1, 1)),
+    OpDef("gelu", _gelu, _reference_gelu, (1, 1)),
     OpDef("clamp", _clamp, _reference_clamp, (1, 1)),
     OpDef("cast", _cast, lambda torch, ts, a: ts[0].to(torch_dtype(torch, a["dtype"])), (1, 1)),
     *(

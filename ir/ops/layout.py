@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ir.graph import Attributes
-from ir.ops.definition import Kind, OpDef, Tensors, Types, require, torch_dtype
+from ir.ops.definition import Kind, OpDef, Tensors, Types, attribute, require, torch_dtype
 from ir.types import DType, Size, TensorType, product
 
 
@@ -31,7 +31,15 @@ def _reference_constant(torch: Any, _tensors: Tensors, attributes: Attributes) -
     return torch.tensor(attributes["values"], dtype=dtype).reshape(attributes["shape"])
 
 
-def _full(_operands: Types, attributes: Attributes) -> tuple[TensorType, ...]:
+def _filled(_operands: Types, attributes: Attributes) -> tuple[TensorType, ...]:
+    attribute(attributes, "value", bool, int, float)
+    return (TensorType(DType(attributes["dtype"]), _shape(attributes)),)
+
+
+def _counted(_operands: Types, attributes: Attributes) -> tuple[TensorType, ...]:
+    for name in ("start", "step"):
+        attribute(attributes, name, int, float)
+    require(len(_shape(attributes)) == 1, "a range has one axis")
     return (TensorType(DType(attributes["dtype"]), _shape(attributes)),)
 
 
@@ -98,8 +106,8 @@ def _concat(operands: Types, attributes: Attributes) -> tuple[TensorType, ...]:
 
 LAYOUT = (
     OpDef("constant", _constant, _reference_constant, (0, 0)),
-    OpDef("full", _full, _reference_full, (0, 0)),
-    OpDef("arange", _full, _reference_arange, (0, 0)),
+    OpDef("full", _filled, _reference_full, (0, 0)),
+    OpDef("arange", _counted, _reference_arange, (0, 0)),
     OpDef("reshape", _reshape, lambda _torch, ts, a: ts[0].reshape(a["shape"]), (1, 1), kind=Kind.VIEW),
     OpDef("transpose", _transpose, lambda _torch, ts, a: ts[0].permute(a["permutation"]), (1, 1), kind=Kind.VIEW),
     OpDef("expand", _expand, lambda _torch, ts, a: ts[0].expand(a["shape"]), (1, 1), kind=Kind.VIEW),

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from ir.graph import Attributes
-from ir.ops.definition import Kind, OpDef, Tensors, Types, require
+from ir.ops.definition import Kind, OpDef, Tensors, Types, attribute, require
 from ir.types import Dim, Size, TensorType, broadcast_shapes, exact_quotient, product
 
 CONTEXT = Dim.symbol("context")
@@ -73,11 +73,14 @@ def _reference_grouped_linear(_torch: Any, tensors: Tensors, attributes: Attribu
     return result
 
 
-def _attention(operands: Types, _attributes: Attributes) -> tuple[TensorType, ...]:
+def _attention(operands: Types, attributes: Attributes) -> tuple[TensorType, ...]:
     """Query [users, heads, tokens, d], key [users, kv heads, tokens, d], value [users, kv heads, tokens, dv],
     sinks [heads] -> [users, tokens, heads, dv].
     """
     query, key, value, *sinks = operands
+    for name, kinds in (("scale", (int, float)), ("causal", (bool,)), ("window", (int,)), ("softcap", (int, float))):
+        attribute(attributes, name, *kinds)
+    require(attributes["window"] >= 0, "the window must not be negative")
     require(all(len(t.shape) == 4 for t in (query, key, value)), "query, key and value have four axes")
     users, heads, tokens, width = query.shape
     require(key.shape[-1] == width and key.shape[:-1] == value.shape[:-1], f"{key} and {value} do not belong together")

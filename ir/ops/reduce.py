@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ir.graph import Attributes
-from ir.ops.definition import OpDef, Tensors, Types, require
+from ir.ops.definition import OpDef, Tensors, Types, attribute, require
 from ir.ops.layout import axis
 from ir.types import DType, TensorType
 
@@ -47,7 +47,8 @@ def _cumsum(operands: Types, attributes: Attributes) -> tuple[TensorType, ...]:
     return (result if result.dtype.is_float else result.with_dtype(DType.I64),)
 
 
-def _norm(operands: Types, _attributes: Attributes) -> tuple[TensorType, ...]:
+def _norm(operands: Types, attributes: Attributes) -> tuple[TensorType, ...]:
+    attribute(attributes, "epsilon", float)
     width = operands[0].shape[-1:]
     require(all(operand.shape == width for operand in operands[1:]), "scale and shift must be as long as the last axis")
     return (operands[0],)
@@ -90,6 +91,8 @@ def _gather(operands: Types, attributes: Attributes) -> tuple[TensorType, ...]:
 
 
 def _scatter(operands: Types, attributes: Attributes) -> tuple[TensorType, ...]:
+    if len(operands) == 2:
+        attribute(attributes, "value", bool, int, float)
     require(len(operands[0].shape) == len(operands[1].shape), "indices do not fit the data")
     return _along(operands, attributes)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,9 +27,8 @@ def weight_bytes(parameters: Sequence[Parameter], rows: int, columns: int) -> In
     """Bytes of ``parameters`` as stored on each tile [rows, columns], scales included."""
     bits = np.zeros((rows, columns), np.int64)
     for layout in matrix_layouts(parameters, rows, columns):
-        stack = math.prod(layout.parameter.shape[:-2])
-        for over_rows, over_columns in layout.tile_bytes():
-            bits += stack * np.outer(over_rows, over_columns)
+        for over_rows, over_columns in layout.bit_factors():
+            bits += np.outer(over_rows, over_columns)
     total = -(-bits // 8)
     for parameter in parameters:
         if len(parameter.shape) < 2:
