@@ -107,7 +107,7 @@ def to_manifest(plan: Plan, model: Model, notes: tuple[str, ...], files: Mapping
 
 def encode(manifest: Manifest) -> bytes:
     """The manifest's bytes: sorted keys, two spaces, a newline at the end."""
-    return msgspec.json.format(msgspec.json.encode(manifest, order="deterministic"), indent=2) + b"\n"
+    return msgspec.json.format(msgspec.json.encode(manifest, order="sorted"), indent=2) + b"\n"
 
 
 def decode(data: bytes, where: str) -> Manifest:

@@ -130,6 +130,19 @@ def test_exact_search_over_chains_is_exact(problem, most):
         assert found[0] == fullest(problem, found[1]) == min(fullest(problem, w) for w in every)
 
 
+def test_two_cheap_cuts_are_better_than_one_dear_cut():
+    items = tuple(Item((n,), size, 1) for n, size in enumerate((3, 1, 1, 3)))
+    problem = Problem(items, tuple(Flow(n, (n + 1,), size) for n, size in enumerate((1, 9, 1))), 3, 10)
+    assert least_traffic(problem, 4) == (0, 1, 1, 2)
+    assert least_traffic(replace(problem, systems=2), 4) == (0, 0, 1, 1)
+
+
+def test_a_value_read_on_three_wafers_is_sent_twice():
+    items = tuple(Item((n,), 1, 1) for n in range(4))
+    flows = (Flow(0, (1, 3), 9), Flow(0, (1,), 1), Flow(1, (2,), 5), Flow(2, (3,), 1))
+    assert least_traffic(Problem(items, flows, 3, 10), 2) == (0, 0, 1, 1)
+
+
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(problems(chain=False), st.randoms(use_true_random=False))
 def test_figures_of_a_placement_are_those_of_the_enumeration(problem, random):
@@ -167,11 +180,38 @@ def test_a_wrong_optimum_is_not_called_optimal(monkeypatch):
     assert solution.bound_bytes == counting_bound(problem) == 6
 
 
+def test_a_wrong_infeasible_does_not_hide_a_placement(monkeypatch):
+    problem = split_problem()
+    monkeypatch.setattr(placing, "solve_bottleneck", lying(Answer("INFEASIBLE", None, -1, 0)))
+    solution = place(problem, LIMITS)
+    assert allowed(problem, solution.assignment)
+    assert solution.proof == ""
+
+
 def test_a_wrong_infeasible_is_not_called_proven(monkeypatch):
+    """Items that fit in pairs, but not as runs in their order, so that only CP-SAT can tell."""
+    problem = Problem(tuple(Item((n,), 1, tiles) for n, tiles in enumerate((6, 6, 4, 4))), (), 2, 10)
+    assert best_of_all(problem) == (2, 0)
+    assert smallest_bottleneck(problem) is None
+    assert place(problem, LIMITS).bottleneck_bytes == 2
     monkeypatch.setattr(placing, "solve_bottleneck", lying(Answer("INFEASIBLE", None, -1, 0)))
     with pytest.raises(TimeLimitError) as caught:
-        place(split_problem(), LIMITS)
+        place(problem, LIMITS)
     assert caught.value.diagnostics[0].code == "W0402"
+
+
+def test_a_contradiction_between_two_searches_proves_nothing(monkeypatch):
+    chain = replace(split_problem(), flows=tuple(Flow(n, (n + 1,), 1) for n in range(3)))
+    best = best_of_all(chain)[0]
+    assert place(chain, LIMITS).proof
+    for wrong in (
+        Answer("OPTIMAL", (0, 0, 0, 1), 11, 11),
+        Answer("INFEASIBLE", None, -1, 0),
+        Answer("UNKNOWN", None, -1, 0),
+    ):
+        monkeypatch.setattr(placing, "solve_bottleneck", lying(wrong))
+        solution = place(chain, LIMITS)
+        assert (solution.bottleneck_bytes, solution.proof) == (best, "")
 
 
 def test_a_wrong_infeasible_does_not_hide_what_exact_search_finds(monkeypatch):
@@ -230,7 +270,16 @@ def test_a_wafer_may_be_filled_to_the_last_tile():
         place(replace(problem, tiles=9), LIMITS)
 
 
-def test_an_item_apart_from_itself_fits_nowhere():
+def test_what_is_learnt_of_some_layers_holds_for_all_like_them():
+    items = tuple(Item((n,), 4, 1, alike=7) for n in range(3))
+    chain, strands = (ONE, Flow(1, (2,), 1)), (Flow(0, (2,), 1),)
+    for flows in (chain, strands):
+        assert set(place(Problem(items, flows, 3, 10, ((7, 7),)), LIMITS).assignment) == {0, 1, 2}
+        with pytest.raises(InfeasibleError):
+            place(Problem(items, flows, 2, 10, ((7, 7),)), LIMITS)
+
+
+def test_an_item_that_does_not_fit_alone_fits_nowhere():
     problem = Problem((Item((0,), 4, 5, 0), Item((1,), 4, 5, 1)), (ONE,), 2, 10, ((1,),))
     with pytest.raises(InfeasibleError):
         place(problem, LIMITS)
@@ -244,7 +293,7 @@ from partitioner.solver.place import place
 items = tuple(Item((n,), 5 + n * n % 7, 1 + n % 3, n) for n in range(9))
 chain = tuple(Flow(n, (n + 1, n + 2), 1 + n % 4) for n in range(7)) + (Flow(7, (8,), 1),)
 strands = tuple(Flow(n, (n + 3,), 2) for n in range(6))
-apart = ((0, 1, 2), (5, 7))
+apart = ((0, 1, 2), (3, 3))
 for flows in (chain, strands):
     print(place(Problem(items, flows, 3, 12, apart), Limits()))
 """

@@ -114,6 +114,8 @@ def run(
     """
     if tokens < 1:
         raise UsageError(Diagnostic("W0103", f"--tokens must be at least 1, not {tokens}", "--tokens"))
+    if not 0 <= seed < 1 << 31:
+        raise UsageError(Diagnostic("W0103", f"--seed must be from 0 to 2^31 - 1, not {seed}", "--seed"))
     if (prompt_ids is None) == (inputs is None):
         raise UsageError(Diagnostic("W0104", "give either --prompt-ids or --inputs", "run"))
     from partitioner.cli.run import run_inputs, run_plan

@@ -138,7 +138,7 @@ def _surely_fits(demand: Demand, tile_bytes: int, rows: int, columns: int) -> bo
     bits = sum(
         int(over_rows.max()) * int(over_columns.max())
         for layout in matrix_layouts(demand.parameters, rows, columns)
-        for over_rows, over_columns in layout.tile_bytes()
+        for over_rows, over_columns in layout.bit_factors()
     )
     vectors = [p for p in demand.parameters if len(p.shape) < 2]
     return -(-bits // 8) + fullest_tile_bytes(vectors, demand.spread_bytes, rows, columns) <= tile_bytes

@@ -213,7 +213,7 @@ def _arange(t: Translator, *args: Any, **_: Any) -> str:
     return t.add("arange", shape=t.result.shape, start=start, step=step, dtype=t.result.dtype)
 
 
-@rule("_to_copy", "to", "clone", "alias", "detach", "contiguous", "lift_fresh_copy", "dropout", "type_as")
+@rule("_to_copy", "to", "clone", "alias", "detach", "contiguous", "dropout", "type_as")
 def _copy(t: Translator, x: str, *_: Any, **__: Any) -> str:
     return _cast(t, x, t.result.dtype)
 
@@ -299,7 +299,8 @@ def _select(t: Translator, x: str, dim: int, index: int) -> str:
 def _select_scatter(t: Translator, x: str, source: str, dim: int, index: int) -> str:
     dim = _positive(dim, _rank(t, x))
     shape = t.type(x).shape
-    index = _positive(index, shape[dim]) if isinstance(shape[dim], int) else index
+    size = shape[dim]
+    index = _positive(index, size) if isinstance(size, int) else index
     return _slice_scatter(t, x, _reshape(t, source, (*shape[:dim], 1, *shape[dim + 1 :])), dim, index, index + 1)
 
 
@@ -327,7 +328,7 @@ def _chunk(t: Translator, x: str, chunks: int, dim: int = 0) -> tuple[str, ...]:
     return _split(t, x, -(-length // chunks) if isinstance(length, int) else 1, dim)
 
 
-@rule("cat", "concatenate")
+@rule("cat", "concat", "concatenate")
 def _concat(t: Translator, parts: Sequence[str], dim: int = 0) -> str:
     dtype = t.result.dtype
     dim = _positive(dim, _rank(t, parts[0]))

@@ -194,16 +194,28 @@ class _Lowering:
             if rule is None:
                 raise NotImplementedError("no rule")
             if any(self._values[operand] is None for operand in node.all_input_nodes):
-                return None  # an operator before it is not supported, and will be reported
+                return None  # it needs what has no type here, and that will be reported
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), self._values.__getitem__)
             result = _bound(rule, self, *self._plain(args), **self._plain(kwargs))()
         except NotImplementedError as error:
             key = (name, str(error))
             self._unsupported[key] += 1
             self._first.setdefault(key, self._origin())
-            return None
+            return self._stand_in(value)
         self._cross_check(result, value)
         return result
+
+    def _stand_in(self, value: Any) -> Any:
+        """What an unsupported operator yields, as inputs: those after it are looked at all the same, and the report
+        is complete. ``None`` where our types cannot say what that is.
+        """
+        several = isinstance(value, (tuple, list))
+        try:
+            types = [self._type_of(tensor) for tensor in (value if several else (value,))]
+        except (UnsupportedModelError, AttributeError):
+            return None
+        names = [self._builder.input(f"{self._node.name}?{i}", type_) for i, type_ in enumerate(types)]
+        return tuple(names) if several else names[0]
 
     def _plain(self, argument: Any) -> Any:
         """Arguments with torch's own kinds replaced by ours."""

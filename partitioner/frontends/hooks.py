@@ -25,14 +25,29 @@ _KNOWN_MASKS = frozenset(
         *("packed_sequence_mask_function", "remap_positions_for_packed_sequence"),
     }
 )
+_HANDS_ON = "the model's attention computes with a mask itself, which the library's interface does not show"
 
 
 @dataclass(frozen=True, slots=True)
 class Mask:
-    """What a mask says, in a mask's place: attention to earlier tokens alone, and to the last ``window`` (0: all)."""
+    """What a mask says, in a mask's place: attention to earlier tokens alone, and to the last ``window`` (0: all).
+
+    A model that computes with its mask, rather than handing it on to the attention interface, fails on this.
+    """
 
     causal: bool
     window: int
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(_HANDS_ON)
+
+    def __getitem__(self, index: Any) -> Any:
+        raise TypeError(_HANDS_ON)
+
+    @classmethod
+    def __torch_function__(cls, *_: Any) -> Any:
+        # A TypeError would end as one that names types of ours.
+        raise NotImplementedError(_HANDS_ON)
 
 
 @torch.library.custom_op("waferc::attention", mutates_args=())

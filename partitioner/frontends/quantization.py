@@ -35,11 +35,14 @@ def encoding_rule(config: Mapping[str, Any] | None) -> EncodingRule:
     """
     if not config:
         return lambda _role: None
-    method = config.get("quant_method")
     readers = {"compressed-tensors": _compressed_tensors, "fp8": _fp8, "mxfp4": _mxfp4}
-    if method not in readers:
-        raise _unsupported(f"quantization method {method!r}", f"supported are {', '.join(sorted(readers))}")
-    return readers[method](config)
+    try:
+        method = config.get("quant_method")
+        if method not in readers:
+            raise _unsupported(f"quantization method {method!r}", f"supported are {', '.join(sorted(readers))}")
+        return readers[method](config)
+    except (AttributeError, TypeError, re.error) as error:
+        raise _unsupported(f"a quantization_config of this form ({error})") from None
 
 
 def _compressed_tensors(config: Mapping[str, Any]) -> EncodingRule:
@@ -72,14 +75,19 @@ def _is_product(role: WeightRole) -> bool:
 
 
 def _matcher(patterns: Sequence[str]) -> Callable[[str], bool]:
-    """Whether ``patterns`` name a module path: ``re:`` expressions, or globs for a path or its last parts."""
+    """Whether ``patterns`` name a module or one that holds it: ``re:`` expressions for the start of its path, or globs
+    for the path of either, or the last parts of that.
+    """
     expressions = [re.compile(pattern[3:]) for pattern in patterns if pattern.startswith("re:")]
-    globs = [pattern for pattern in patterns if not pattern.startswith("re:")]
+    names = {pattern for pattern in patterns if not pattern.startswith("re:")}
+    globs = [name for name in names if any(letter in name for letter in "*?[")]
 
     def matches(module: str) -> bool:
-        tails = [module, *(module[i + 1 :] for i, letter in enumerate(module) if letter == ".")]
-        named = any(fnmatchcase(tail, glob) for tail in tails for glob in globs)
-        return named or any(expression.match(module) for expression in expressions)
+        parts = module.split(".")
+        runs = {".".join(parts[i:j]) for j in range(1, len(parts) + 1) for i in range(j)}
+        if not names.isdisjoint(runs) or any(fnmatchcase(run, glob) for run in runs for glob in globs):
+            return True
+        return any(expression.match(module) for expression in expressions)
 
     return matches
 

@@ -37,16 +37,16 @@ def find_blocks(graph: Graph) -> Model:
     for index, key in enumerate(keys):
         members[key].append(index)
     order = _topological(graph, keys, members)
-    caches = find_caches(graph)
     names = _names(order)
     layers = {path: number for number, path in enumerate(dict.fromkeys(key.layer for key in order if key.layer))}
+    position = {key: number for number, key in enumerate(order)}
+    block_of = [position[key] for key in keys]
+    caches = find_caches(graph, block_of)
     depends = token_dependent(graph)
     blocks = tuple(
         _block(graph, names[key], key, layers.get(key.layer), members[key], caches, depends) for key in order
     )
-    position = {key: number for number, key in enumerate(order)}
-    edges = _edges(graph, [position[key] for key in keys])
-    return Model(graph, blocks, edges, _together(order))
+    return Model(graph, blocks, _edges(graph, block_of), _together(order))
 
 
 # --- which node belongs where ---------------------------------------------------------------------------------------

@@ -41,30 +41,40 @@ def place(problem: Problem, limits: Limits) -> Solution:
         InfeasibleError: W0401, no placement exists, by two arguments.
         TimeLimitError: W0402, none was found within the limit.
     """
-    exact = smallest_bottleneck(problem) if problem.is_chain else None
-    answer = solve_bottleneck(problem, limits, exact[1] if exact else None)
-    found = exact[1] if exact else answer.assignment
-    if found is None:
+    # Runs of items in order are a placement of any problem, and the best of them the answer for a chain.
+    runs = smallest_bottleneck(problem)
+    answer = solve_bottleneck(problem, limits, runs[1] if runs else None)
+    options = [option for option in (runs and runs[1], answer.assignment) if option]
+    if not options:
         raise _none_found(problem, answer, limits)
+    found = min(options, key=lambda option: bottleneck(problem, option))
     value = bottleneck(problem, found)
-    proof = _proof(problem, answer, value, limits, exact=exact is not None)
-    least = least_traffic(problem, value) if exact else solve_traffic(problem, limits, found, value).assignment
+    proof = _proof(problem, answer, value, runs, limits)
+    if problem.is_chain:
+        least = least_traffic(problem, value)
+    else:
+        least = solve_traffic(problem, limits, found, value).assignment
     best = min((option for option in (least, found) if option), key=lambda option: traffic(problem, option))
     bound = value if proof else counting_bound(problem)
     return Solution(best, bottleneck(problem, best), bound, traffic(problem, best), proof)
 
 
-def _proof(problem: Problem, answer: Answer, value: int, limits: Limits, *, exact: bool) -> str:
-    """The argument beside CP-SAT's that no placement has a smaller bottleneck than ``value``, if there is one."""
+def _proof(problem: Problem, answer: Answer, value: int, runs: tuple[int, Assignment] | None, limits: Limits) -> str:
+    """The arguments that no placement has a smaller bottleneck than ``value``: a count that it meets, or two searches.
+
+    Two searches that contradict each other prove nothing, whichever is right.
+    """
     if counting_bound(problem) == value:
         return "counting bound"
-    if exact:
-        return "exact parametric search over contiguous placements"
-    if answer.status == "OPTIMAL":
-        again = solve_bottleneck(problem, limits, answer.assignment, presolve=False)
-        if again.status == "OPTIMAL" and again.value == value:
-            return "second search without presolve"
-    return ""
+    searches = []
+    if problem.is_chain and runs and runs[0] == value:
+        searches.append("exact parametric search over contiguous placements")
+    if answer.status == "OPTIMAL" and answer.value == value:
+        searches.append("CP-SAT")
+        if len(searches) == 1:
+            again = solve_bottleneck(problem, limits, answer.assignment, presolve=False)
+            searches += ["CP-SAT without presolve"] if (again.status, again.value) == ("OPTIMAL", value) else []
+    return " and ".join(searches) if len(searches) > 1 else ""
 
 
 def _none_found(problem: Problem, answer: Answer, limits: Limits) -> InfeasibleError | TimeLimitError:

@@ -16,6 +16,7 @@ from ir.diagnostics import CheckError, Diagnostic, UsageError
 from ir.graph import Graph, Parameter
 from ir.interpret import bind_symbols
 from ir.model import Model
+from ir.ops import torch_dtype
 from ir.plan import Plan
 from ir.types import evaluate
 from targets.emulator.history import History
@@ -173,10 +174,15 @@ def _bind(graph: Graph, inputs: Mapping[str, Tensor]) -> dict[str, int]:
     """The symbols' values in this step; W0609 unless ``inputs`` are the graph's."""
     try:
         bindings = bind_symbols({value.name: value.type for value in graph.inputs}, inputs)
+        unknown = inputs.keys() - {value.name for value in graph.inputs}
+        if unknown:
+            raise ValueError(f"{sorted(unknown)[0]} is no input")
         for value in graph.inputs:
             wanted = tuple(evaluate(size, bindings) for size in value.type.shape)
             if tuple(inputs[value.name].shape) != wanted:
                 raise ValueError(f"{value.name} is {tuple(inputs[value.name].shape)}, not {wanted}")
+            if inputs[value.name].dtype != torch_dtype(torch, value.type.dtype):
+                raise ValueError(f"{value.name} is of {inputs[value.name].dtype}, not {value.type.dtype}")
     except (KeyError, ValueError) as error:
         names = ", ".join(f"{value.name}: {value.type}" for value in graph.inputs)
         raise UsageError(Diagnostic("W0609", f"the step takes {names}", graph.name, {"fault": str(error)})) from None
