@@ -73,11 +73,22 @@ def _write_whole(output: Path, contents: dict[str, bytes]) -> None:
             fresh.mkdir()
             for name, data in contents.items():
                 (fresh / name).write_bytes(data)
-            if output.exists():
-                output.rename(Path(room) / "old")
-            fresh.rename(output)
+            _exchange(fresh, output, Path(room) / "old")
     except OSError as error:
         raise _unwritable(output, error) from None
+
+
+def _exchange(fresh: Path, output: Path, old: Path) -> None:
+    """Put ``fresh`` in the place of ``output``; what stood there goes to ``old``, or back if that fails."""
+    had_plan = output.exists()
+    if had_plan:
+        output.rename(old)
+    try:
+        fresh.rename(output)
+    except OSError:
+        if had_plan:
+            old.rename(output)
+        raise
 
 
 def refuse_foreign(output: Path) -> None:

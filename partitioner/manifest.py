@@ -95,7 +95,7 @@ def to_manifest(plan: Plan, model: Model, notes: tuple[str, ...], files: Mapping
     return Manifest(
         schema_version=SCHEMA_VERSION,
         producer=PRODUCER,
-        model=_model_entry(plan.model_name, model, notes),
+        model=model_entry(plan.model_name, model, notes),
         machine=plan.machine,
         workload=plan.workload,
         solver=SolverEntry(**_fields(plan.solver), gap=plan.solver.gap),
@@ -171,7 +171,8 @@ def _expert_rows(tables: bytes, where: str) -> list[list[int]]:
     return [[int(figure) for figure in row] for row in stacked]
 
 
-def _model_entry(name: str, model: Model, notes: tuple[str, ...]) -> ModelEntry:
+def model_entry(name: str, model: Model, notes: tuple[str, ...]) -> ModelEntry:
+    """What the manifest says of ``model``."""
     groups = model.of_kind(BlockKind.EXPERTS)
     return ModelEntry(
         name=name,

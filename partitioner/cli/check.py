@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ir.diagnostics import CheckError, UnsupportedModelError
+from ir.diagnostics import CheckError, Diagnostic
+from ir.model import Model
 from ir.verify import verify
 from partitioner.check import check
 from partitioner.cli.output import Output
 from partitioner.folder import PlanFolder, read_plan
+from partitioner.manifest import model_entry
 from partitioner.passes.blocks import find_blocks
 
 
@@ -34,15 +36,19 @@ def run_check(folder: Path, out: Output) -> None:
         )
 
 
-def require_sound(stored: PlanFolder) -> None:
-    """Raise unless the plan passes every check.
+def require_sound(stored: PlanFolder) -> Model:
+    """The model of a plan that passes every check.
 
     Raises:
         CheckError: with every fault of the files and of the plan.
     """
-    try:
-        faults = (*stored.faults, *check(stored.plan, find_blocks(verify(stored.graph))))
-    except UnsupportedModelError as error:
-        raise CheckError(*stored.faults, *error.diagnostics) from None
+    model = find_blocks(verify(stored.graph))
+    manifest = stored.manifest
+    faults = [*stored.faults, *check(stored.plan, model)]
+    if manifest.model != model_entry(model.graph.name, model, manifest.model.notes):
+        faults.append(Diagnostic("W0510", "the manifest's figures of the model are wrong", "manifest.json"))
+    if manifest.solver.gap != stored.plan.solver.gap:
+        faults.append(Diagnostic("W0510", "the manifest's gap is wrong", "manifest.json"))
     if faults:
         raise CheckError(*faults)
+    return model

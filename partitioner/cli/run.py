@@ -13,12 +13,10 @@ import torch
 from ir.diagnostics import CheckError, Diagnostic, Fact, UsageError
 from ir.model import Model
 from ir.types import DType
-from ir.verify import verify
 from partitioner.cli.check import require_sound
 from partitioner.cli.output import Output
 from partitioner.folder import read_plan
 from partitioner.frontends.original import Original, open_original
-from partitioner.passes.blocks import find_blocks
 from targets.emulator import Counters, Emulator, Generated, generate
 
 _TOLERANCE = {DType.F64: 1e-4, DType.F32: 1e-4}
@@ -72,8 +70,7 @@ def _load(folder: Path, seed: int, out: Output) -> tuple[Emulator, Original]:
     with out.progress() as progress:
         progress("checking the plan")
         stored = read_plan(folder)
-        require_sound(stored)
-        model = find_blocks(verify(stored.graph))
+        model = require_sound(stored)
         progress("loading weights onto tiles")
         if model.weight_bytes < _SMALL_MODEL_BYTES:
             torch.set_num_threads(1)

@@ -21,7 +21,7 @@ def print_plan(plan: Plan) -> None:
     for wafer in plan.wafers_used:
         table.add_row(*_row(plan, wafer, scale))
     console = Console()
-    Console(width=None if console.is_terminal else 110).print(table)
+    Console(width=None if console.is_terminal else 110, markup=False, emoji=False).print(table)
 
 
 def _row(plan: Plan, wafer: int, scale: float) -> list[str]:

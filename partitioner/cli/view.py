@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ir.diagnostics import CheckError
 from ir.plan import Plan
 from partitioner.cli.output import Output
 from partitioner.folder import REPORT, read_plan
@@ -15,9 +16,12 @@ def run_view(folder: Path, out: Output, *, open_page: bool) -> None:
 
     Raises:
         UsageError: W0106, no plan there.
-        CheckError: its files cannot be understood.
+        CheckError: its files are damaged.
     """
-    plan = read_plan(folder).plan
+    stored = read_plan(folder)
+    if stored.faults:
+        raise CheckError(*stored.faults)
+    plan = stored.plan
     page = (folder / REPORT).resolve()
     if out.json:
         out.result({"page": str(page), "wafers": [_wafer(plan, wafer) for wafer in range(plan.machine.systems)]})

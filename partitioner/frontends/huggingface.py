@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -82,6 +81,7 @@ def build_model(config: Mapping[str, Any], device: torch.device, *, traced: bool
 
     transformers.logging.set_verbosity_error()
     hooks.register()
+    config, _ = _without_foreign_code(config)
     parsed = _parse_config(config)
     own = {"attn_implementation": hooks.NAME, "experts_implementation": hooks.NAME} if traced else {}
     plain_attention = {"attn_implementation": "eager", "experts_implementation": "eager"}
@@ -96,7 +96,7 @@ def build_model(config: Mapping[str, Any], device: torch.device, *, traced: bool
 
 def _stated_dtype(config: Mapping[str, Any]) -> str | None:
     stated = [part.get(key) for part in (_text_part(config), config) for key in ("dtype", "torch_dtype")]
-    return next((str(name).removeprefix("torch.") for name in stated if name), None)
+    return next((str(name) for name in stated if name), None)
 
 
 def _dtype_of(config: Mapping[str, Any]) -> torch.dtype:
@@ -114,16 +114,21 @@ def _text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _without_foreign_code(config: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """A copy without references to code in the checkpoint, and with aliases of model types resolved."""
-    copied: dict[str, Any] = json.loads(json.dumps(config))
-    parts = [copied, *(part for part in copied.values() if isinstance(part, dict))]
-    had_code = [part.pop("auto_map", None) for part in parts]
-    for part in parts:
-        model_type = part.get("model_type")
-        if isinstance(model_type, str):
-            part["model_type"] = _ALIASES.get(model_type, model_type)
+    """A copy without references to code in the checkpoint, and with aliases of model types resolved, at any depth."""
+    found: list[Any] = []
+
+    def clean(part: Any) -> Any:
+        if isinstance(part, Mapping):
+            found.extend(part[key] for key in part if key == "auto_map")
+            kept = {str(key): clean(value) for key, value in part.items() if key != "auto_map"}
+            if isinstance(kept.get("model_type"), str):
+                kept["model_type"] = _ALIASES.get(kept["model_type"], kept["model_type"])
+            return kept
+        return [clean(item) for item in part] if isinstance(part, list) else part
+
+    cleaned = clean(config)
     ignored = "the configuration's auto_map is ignored: code from a checkpoint is never run"
-    return copied, (ignored,) if any(had_code) else ()
+    return cleaned, (ignored,) if found else ()
 
 
 def _parse_config(config: Mapping[str, Any]) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -39,16 +41,17 @@ def open_original(origin: Origin, parameters: tuple[Parameter, ...], seed: int) 
         facts = {"bytes_needed": needed, "bytes_allowed": _MOST_WEIGHT_BYTES}
         raise UsageError(Diagnostic("W0610", "the model is too large to run here", facts=facts))
     if origin.kind == "config":
-        return _from_config(origin, seed)
+        return _from_config(origin, parameters, seed)
     if origin.kind == "onnx":
         return _from_onnx(origin)
     help_ = ("plans of modules are run from Python: waferc.compile(module, inputs).run(inputs)",)
     raise UsageError(Diagnostic("W0612", f"a plan of kind {origin.kind!r} holds no weights", help=help_))
 
 
-def _from_config(origin: Origin, seed: int) -> Original:
+def _from_config(origin: Origin, parameters: tuple[Parameter, ...], seed: int) -> Original:
     from partitioner.frontends.huggingface import build_model
 
+    _require_same_weights(build_model(origin.config, torch.device("meta")), parameters)
     torch.manual_seed(seed)
     model = build_model(origin.config, torch.device("cpu"))
     has_checkpoint = bool(origin.path) and any(Path(origin.path).glob("*.safetensors"))
@@ -64,10 +67,41 @@ def _from_config(origin: Origin, seed: int) -> Original:
     return Original({name: tensor.detach() for name, tensor in tensors.items()}, forward, note)
 
 
+def _require_same_weights(model: Any, parameters: tuple[Parameter, ...]) -> None:
+    """Refuse a configuration that builds another model than the plan's, before any memory is taken for it."""
+    tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers())
+    for parameter in parameters:
+        built = tensors.get(parameter.name)
+        if built is None or tuple(built.shape) != parameter.shape:
+            facts: dict[str, Fact] = {
+                "planned": str(parameter.shape),
+                "built": str(built if built is None else tuple(built.shape)),
+            }
+            raise UsageError(Diagnostic("W0611", "the configuration is not that of the plan", parameter.name, facts))
+    total = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    if total > _MOST_WEIGHT_BYTES:
+        facts = {"bytes_needed": total, "bytes_allowed": _MOST_WEIGHT_BYTES}
+        raise UsageError(Diagnostic("W0610", "the model is too large to run here", facts=facts))
+
+
+def _require_inside(folder: Path) -> None:
+    """Refuse a checkpoint whose files, or those that its index names, lie outside of ``folder``."""
+    named = [path.name for path in folder.glob("*.safetensors")]
+    for index in folder.glob("*.safetensors.index.json"):
+        try:
+            named += [str(name) for name in json.loads(index.read_text("utf-8"))["weight_map"].values()]
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+            raise UsageError(Diagnostic("W0611", f"the index cannot be read: {error}", str(index))) from None
+    outside = [name for name in named if (folder / name).resolve().parent != folder.resolve()]
+    if outside:
+        raise UsageError(Diagnostic("W0611", f"the checkpoint lies outside its folder: {outside[0]}", str(folder)))
+
+
 def _load_checkpoint(model: Any, origin: Origin) -> Any:
     """The same model with a folder's weights, by the library's own loading code; nothing is fetched or executed."""
     if "quantization_config" in origin.config or "quantization_config" in origin.config.get("text_config", {}):
         raise UsageError(Diagnostic("W0611", "quantized checkpoints cannot be run yet", origin.path))
+    _require_inside(Path(origin.path))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -92,14 +126,16 @@ def _load_checkpoint(model: Any, origin: Origin) -> Any:
 
 
 def _from_onnx(origin: Origin) -> Original:
-    import hashlib
-
     from partitioner.frontends.onnx_file import read_weights, reference_outputs
 
     path = Path(origin.path)
-    weights = {name: _tensor(array) for name, array in read_weights(path).items()}
-    if hashlib.sha256(path.read_bytes()).hexdigest() != origin.sha256:
+    try:
+        changed = hashlib.sha256(path.read_bytes()).hexdigest() != origin.sha256
+    except OSError as error:
+        raise UsageError(Diagnostic("W0611", f"the ONNX file cannot be read: {error.strerror}", origin.path)) from None
+    if changed:
         raise UsageError(Diagnostic("W0611", "the ONNX file has changed since it was compiled", origin.path))
+    weights = {name: _tensor(array) for name, array in read_weights(path).items()}
 
     def forward(inputs: Outputs) -> list[torch.Tensor]:
         arrays = reference_outputs(path, {name: tensor.numpy() for name, tensor in inputs.items()})

@@ -78,7 +78,7 @@ def _matcher(patterns: Sequence[str]) -> Callable[[str], bool]:
     """Whether ``patterns`` name a module or one that holds it: ``re:`` expressions for the start of its path, or globs
     for the path of either, or the last parts of that.
     """
-    expressions = [re.compile(pattern[3:]) for pattern in patterns if pattern.startswith("re:")]
+    expressions = [_expression(pattern[3:]) for pattern in patterns if pattern.startswith("re:")]
     names = {pattern for pattern in patterns if not pattern.startswith("re:")}
     globs = [name for name in names if any(letter in name for letter in "*?[")]
 
@@ -90,6 +90,13 @@ def _matcher(patterns: Sequence[str]) -> Callable[[str], bool]:
         return any(expression.match(module) for expression in expressions)
 
     return matches
+
+
+def _expression(pattern: str) -> re.Pattern[str]:
+    """An expression of the kind that checkpoints use: names, choices and ``.*``. Others can take for ever to match."""
+    if len(pattern) > 500 or pattern.count(".*") > 4 or re.search(r"[)\]}*+?][*+?{]|[^.][*+?{]|\(\?", pattern):
+        raise _unsupported(f"the expression {pattern!r} in a list of modules")
+    return re.compile(pattern)
 
 
 def _unsupported(what: str, help_: str = "") -> UnsupportedModelError:
