@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ir.diagnostics import CheckError, Diagnostic
+from ir.diagnostics import CheckError, Diagnostic, UnsupportedModelError
 from ir.model import Model
 from ir.verify import verify
 from partitioner.check import check
@@ -42,7 +42,10 @@ def require_sound(stored: PlanFolder) -> Model:
     Raises:
         CheckError: with every fault of the files and of the plan.
     """
-    model = find_blocks(verify(stored.graph))
+    try:
+        model = find_blocks(verify(stored.graph))
+    except UnsupportedModelError as error:
+        raise CheckError(*stored.faults, *error.diagnostics) from None
     manifest = stored.manifest
     faults = [*stored.faults, *check(stored.plan, model)]
     if manifest.model != model_entry(model.graph.name, model, manifest.model.notes):
