@@ -256,28 +256,33 @@ def _not_optimal(plan: Plan, model: Model) -> Iterator[Diagnostic]:
     if plan.solver.status != "optimal":
         return
     limit, wafer, used_bytes, used_tiles = plan.solver.objective_value - 1, 0, 0, 0
-    for size, tiles in _items(plan, model):
+    reached: dict[int, int] = {}
+    for own, size, tiles in _items(plan, model):
         if size > limit or tiles > plan.machine.tiles:
             return
         if used_bytes + size > limit or used_tiles + tiles > plan.machine.tiles:
             wafer, used_bytes, used_tiles = wafer + 1, 0, 0
         used_bytes, used_tiles = used_bytes + size, used_tiles + tiles
-    if wafer < plan.machine.systems:
+        reached |= dict.fromkeys(own, wafer)
+    # A block between two that stay together has no place of its own: such a spread is no placement.
+    backward = any(reached[edge.source] > reached[edge.target] for edge in model.edges)
+    if wafer < plan.machine.systems and not backward:
         facts = {"stated_optimum": plan.solver.objective_value, "reached_with_less_on": wafer + 1}
         yield Diagnostic("W0515", "the plan is called optimal, but is not", "", facts)
 
 
-def _items(plan: Plan, model: Model) -> Iterator[tuple[int, int]]:
-    """Bytes, and tiles at least, of the blocks in order; blocks that stay together as one, where the first stands."""
+def _items(plan: Plan, model: Model) -> Iterator[tuple[tuple[int, ...], int, int]]:
+    """Blocks in order, their bytes, and tiles at least; blocks that stay together as one, where the first stands."""
     placed = {block.name: block for block in plan.blocks}
     members = {group[0]: group for group in model.together}
     later = {index for group in model.together for index in group[1:]}
     for index in (i for i in range(len(model.blocks)) if i not in later):
-        own = [placed[model.blocks[i].name] for i in members.get(index, (index,))]
+        group = members.get(index, (index,))
+        own = [placed[model.blocks[i].name] for i in group]
         tiles = sum(
             max(1, len(b.experts)) * -(-b.bytes // (max(1, len(b.experts)) * plan.machine.tile_bytes)) for b in own
         )
-        yield sum(block.bytes for block in own), tiles
+        yield group, sum(block.bytes for block in own), tiles
 
 
 def _shown(region: Rectangle) -> str:

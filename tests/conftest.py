@@ -59,18 +59,23 @@ def shared(tmp_path_factory) -> Path:
     return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
 
-def _once(folder: Path, name: str, make) -> Any:
-    """What ``make`` returns, worked out by one worker and read by the others."""
-    with (folder / f"{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        stored = folder / f"{name}.pickle"
-        if not stored.exists():
-            stored.write_bytes(pickle.dumps(make()))
-        return pickle.loads(stored.read_bytes())
+@pytest.fixture(scope="session")
+def once(shared):
+    """Works something out in one worker, for all of them to read."""
+
+    def of(name: str, make) -> Any:
+        with (shared / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            stored = shared / f"{name}.pickle"
+            if not stored.exists():
+                stored.write_bytes(pickle.dumps(make()))
+            return pickle.loads(stored.read_bytes())
+
+    return of
 
 
 @pytest.fixture(scope="session")
-def lowered_small_kimi(shared):
+def lowered_small_kimi(once):
     """The bundled model ``small-kimi``, lowered."""
 
     def lower():
@@ -78,7 +83,7 @@ def lowered_small_kimi(shared):
 
         return load("small-kimi")
 
-    return _once(shared, "small-kimi", lower)
+    return once("small-kimi", lower)
 
 
 @pytest.fixture(scope="session")
@@ -90,7 +95,7 @@ def compiled_small_kimi(lowered_small_kimi):
 
 
 @pytest.fixture(scope="session")
-def stored_plan(shared, compiled_small_kimi) -> Path:
+def stored_plan(shared, once, compiled_small_kimi) -> Path:
     """The folder of that plan. Nobody may change it."""
     folder = shared / "small-kimi-plan"
 
@@ -98,7 +103,7 @@ def stored_plan(shared, compiled_small_kimi) -> Path:
         compiled_small_kimi.save(folder)
         return True
 
-    _once(shared, "small-kimi-plan", write)
+    once("small-kimi-plan", write)
     return folder
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import logging
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +25,7 @@ from partitioner.frontends.stamp import Layers, NotRepeatableError, stamp
 
 _ALIASES = {"kimi_k2": "deepseek_v3"}
 """Model types whose own code only renames another class of the library."""
+_MOST_LAYERS = 10_000
 _INDEX_NAMES = ("layer_idx", "layer_id", "layer_index")
 _WRAPPER = "model."
 
@@ -87,8 +90,7 @@ def build_model(config: Mapping[str, Any], device: torch.device, *, traced: bool
     plain_attention = {"attn_implementation": "eager", "experts_implementation": "eager"}
     dtype = _dtype_of(config)
     try:
-        with warnings.catch_warnings(), device:
-            warnings.simplefilter("ignore")
+        with _quietly(), device:
             return _auto_class(parsed).from_config(parsed, dtype=dtype, **(own or plain_attention)).eval()
     except Exception as error:
         raise _bad_config(error) from None
@@ -114,7 +116,9 @@ def _text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _without_foreign_code(config: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """A copy without references to code in the checkpoint, and with aliases of model types resolved, at any depth."""
+    """A copy without references to code in the checkpoint, with aliases of model types resolved and element types
+    under their bare names, at any depth.
+    """
     found: list[Any] = []
 
     def clean(part: Any) -> Any:
@@ -123,7 +127,8 @@ def _without_foreign_code(config: Mapping[str, Any]) -> tuple[dict[str, Any], tu
             kept = {str(key): clean(value) for key, value in part.items() if key != "auto_map"}
             if isinstance(kept.get("model_type"), str):
                 kept["model_type"] = _ALIASES.get(kept["model_type"], kept["model_type"])
-            return kept
+            stated = {key: kept[key] for key in ("dtype", "torch_dtype") if isinstance(kept.get(key), str)}
+            return kept | {key: name.removeprefix("torch.") for key, name in stated.items()}
         return [clean(item) for item in part] if isinstance(part, list) else part
 
     cleaned = clean(config)
@@ -134,6 +139,7 @@ def _without_foreign_code(config: Mapping[str, Any]) -> tuple[dict[str, Any], tu
 def _parse_config(config: Mapping[str, Any]) -> Any:
     from transformers import CONFIG_MAPPING, AutoConfig
 
+    _refuse_towers_of_layers(config)
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         help_ = "the configuration needs the model_type of a class that transformers ships"
@@ -144,9 +150,31 @@ def _parse_config(config: Mapping[str, Any]) -> Any:
     if isinstance(stripped.get("text_config"), dict):
         stripped["text_config"].pop("quantization_config", None)
     try:
-        return AutoConfig.for_model(model_type, **stripped)
+        with _quietly():
+            return AutoConfig.for_model(model_type, **stripped)
     except Exception as error:
         raise _bad_config(error) from None
+
+
+def _refuse_towers_of_layers(part: Any) -> None:
+    """Every layer takes memory and time while the model is built, so a number in a file must not decide on both."""
+    for key, value in part.items() if isinstance(part, Mapping) else ():
+        _refuse_towers_of_layers(value)
+        if ("layers" in key or key == "n_layer") and isinstance(value, int) and value > _MOST_LAYERS:
+            raise UnsupportedModelError(Diagnostic("W0205", f"{key} is {value}; at most {_MOST_LAYERS} are built"))
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Keep what the libraries log and warn of on the way: where it matters, it ends in a diagnostic of ours."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def _auto_class(config: Any) -> Any:
@@ -287,8 +315,7 @@ def _export(model: Any, name: str) -> Graph:
     ids = torch.zeros(2, 3, dtype=torch.long, device="meta")
     axes = {0: users, 1: tokens}
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _quietly():
             program = torch.export.export(_Step(model), (ids, ids.clone()), dynamic_shapes=(axes, axes), strict=False)
             program = program.run_decompositions({})
         constants = _computed_buffers(model)

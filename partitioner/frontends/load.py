@@ -25,12 +25,16 @@ def load(model: str) -> Lowered:
     if config is not None:
         return _from_config(config, model)
     path = Path(model)
-    if path.is_dir():
+    try:
+        is_folder, is_file = path.is_dir(), path.is_file()
+    except OSError:  # a name too long, or a folder that may not be looked into
+        raise _unknown(model) from None
+    if is_folder:
         return _from_config(_read_config(path / "config.json"), path.resolve().name, str(path.resolve()))
-    if path.suffix == ".json" and path.is_file():
+    if path.suffix == ".json" and is_file:
         name = path.parent.resolve().name if path.name == "config.json" else path.stem
         return _from_config(_read_config(path), name)
-    if path.is_file():
+    if is_file:
         from partitioner.frontends.onnx_file import load_onnx
 
         return load_onnx(path)

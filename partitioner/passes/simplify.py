@@ -75,11 +75,15 @@ def _take_from_parts(node: Node, defined: dict[str, Node], graph: Graph) -> Node
 
 
 def _absorb_transpose(node: Node, graph: Graph, defined: dict[str, Node]) -> Node:
-    weight = defined.get(node.inputs[1]) if node.op == "linear" else None
+    """A product with a transposed weight as one that transposes the weight itself."""
+    weight = defined.get(node.inputs[1]) if node.op in ("linear", "matmul") else None
     if weight is None or weight.op != "transpose" or weight.inputs[0] not in graph.parameter:
         return node
+    if len(weight.result.type.shape) != 2:
+        return node
     inputs = (node.inputs[0], weight.inputs[0], *node.inputs[2:])
-    return replace(node, inputs=inputs, attributes={"transposed": not node.attributes["transposed"]})
+    as_stored = node.op == "matmul" or bool(node.attributes["transposed"])
+    return replace(node, op="linear", inputs=inputs, attributes={"transposed": not as_stored})
 
 
 def _live(nodes: list[Node], outputs: Iterable[str]) -> tuple[Node, ...]:

@@ -1,0 +1,562 @@
+"""Every rule for an ATen operator: graphs compute what exported modules do, and what no rule covers is told."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
+
+from ir.diagnostics import UnsupportedModelError
+from ir.graph import Graph
+from ir.interpret import interpret
+from ir.text import parse_graph, print_graph
+from ir.types import Dim
+from ir.verify import verify
+from partitioner.frontends import hooks  # noqa: F401 - defines the operators of HOOKED
+from partitioner.frontends.aten import RULES
+from partitioner.frontends.exported import Names, lower_exported, tied_names
+
+GENERATOR = torch.Generator().manual_seed(7)
+USERS = 3
+"""The first axis of every case's inputs; symbolic where a case says so."""
+
+
+def floats(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=GENERATOR)
+
+
+def positive(*shape: int) -> Tensor:
+    return floats(*shape).abs() + 0.1
+
+
+def numbers(high: int, *shape: int) -> Tensor:
+    return torch.randint(0, high, shape, generator=GENERATOR)
+
+
+def bits(*shape: int) -> Tensor:
+    return numbers(2, *shape).bool()
+
+
+class Applied(nn.Module):
+    """A function as a module, with weights that it gets after its inputs."""
+
+    def __init__(self, function: Callable[..., Any], weights: Sequence[Tensor] = ()) -> None:
+        super().__init__()
+        self.function = function
+        self.weights = nn.ParameterList(nn.Parameter(weight, requires_grad=False) for weight in weights)
+
+    def forward(self, *inputs: Tensor) -> Any:
+        return self.function(*inputs, *self.weights)
+
+
+FUNCTIONAL: dict[str, Any] = {}
+"""Decompositions that only make a program functional, as the frontends apply them."""
+
+
+@dataclass
+class Case:
+    """A function of ``inputs`` and ``weights``; an input's first axis is symbolic where it is ``USERS`` long."""
+
+    function: Callable[..., Any]
+    inputs: tuple[Tensor, ...]
+    weights: tuple[Tensor, ...] = ()
+
+
+def case(function: Callable[..., Any], *inputs: Tensor, weights: Sequence[Tensor] = ()) -> Case:
+    return Case(function, inputs, tuple(weights))
+
+
+class Cases(nn.Module):
+    """Several cases as one module, to be exported at once: ``inputs`` are those of all of them."""
+
+    def __init__(self, cases: Sequence[Case]) -> None:
+        super().__init__()
+        self.cases = nn.ModuleList(Applied(given.function, given.weights) for given in cases)
+        self.inputs = tuple({id(x): x for given in cases for x in given.inputs}.values())
+        number = {id(x): i for i, x in enumerate(self.inputs)}
+        self.reads = [[number[id(x)] for x in given.inputs] for given in cases]
+
+    def forward(self, *inputs: Tensor) -> list[Any]:
+        return [case(*(inputs[i] for i in reads)) for case, reads in zip(self.cases, self.reads, strict=True)]
+
+    def export(self, decompositions: dict[str, Any] | None = FUNCTIONAL) -> ExportedProgram:
+        users = torch.export.Dim("users", min=USERS, max=9)
+        shapes = tuple({0: users} if x.shape[:1] == (USERS,) else None for x in self.inputs)
+        return export(self, self.inputs, (shapes,), decompositions)
+
+
+def export(
+    module: nn.Module,
+    inputs: tuple[Tensor, ...],
+    dynamic_shapes: Any = None,
+    decompositions: dict[str, Any] | None = FUNCTIONAL,
+) -> ExportedProgram:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.export.export(module.eval(), inputs, dynamic_shapes=dynamic_shapes, strict=False)
+        return program if decompositions is None else program.run_decompositions(decompositions)
+
+
+def lower(program: ExportedProgram, names: Names | None = None) -> Graph:
+    """The verified graph; every first axis that is symbolic is called ``users``."""
+    axes = {(node.name, 0): "users" for node in program.graph.nodes if node.op == "placeholder"}
+    return verify(lower_exported(program, "case", names or Names(axes, {}, {})))
+
+
+def outputs_of(graph: Graph, weights: dict[str, Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
+    named = dict(zip((value.name for value in graph.inputs), inputs, strict=True))
+    values = interpret(graph, {**weights, **named})
+    return [values[name] for name in graph.outputs]
+
+
+X, Y, Z = floats(USERS, 4), floats(USERS, 4), floats(USERS, 4)
+ROUND, OTHER_ROUND = X.round(), Y.round()
+INTS, MORE_INTS = numbers(9, USERS, 4) + 1, numbers(9, USERS, 4) + 1
+MASK, OTHER_MASK = bits(USERS, 4), bits(USERS, 4)
+CUBE = floats(USERS, 4, 6)
+HEADS = floats(USERS, 2, 5, 8)
+WEIGHT, BIAS, TABLE = floats(5, 4), floats(5), floats(9, 6)
+EXPERTS, EXPERT_BIAS = floats(4, 6, 8), floats(4, 6)
+
+UNARY: dict[str, Tensor] = {
+    **dict.fromkeys(("neg", "abs", "floor", "ceil", "round", "sign", "relu", "exp", "reciprocal", "sin", "cos"), X),
+    **dict.fromkeys(("tanh", "sigmoid", "erf", "square", "expm1"), X),
+    **dict.fromkeys(("log", "sqrt", "rsqrt", "log1p"), positive(USERS, 4)),
+    **dict.fromkeys(("bitwise_not", "logical_not"), MASK),
+}
+FUNCTIONS = ("silu", "mish", "hardswish", "hardsigmoid", "relu6")
+COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
+
+
+def of(name: str, *operands: Any) -> Callable[[Tensor], Any]:
+    """A function of torch as one of its first operand."""
+    return lambda x: getattr(torch, name)(x, *operands)
+
+
+def binary(function: Callable[..., Any]) -> list[Case]:
+    return [case(function, X, Y), case(function, X, floats(4)), case(lambda x: function(x, 2.5), X)]
+
+
+def written(x: Tensor, source: Tensor, index: Any) -> Tensor:
+    """A copy of ``x`` with ``source`` written at ``index``."""
+    x = x.clone()
+    x[(slice(None), index)] = source
+    return x
+
+
+ELEMENTWISE: dict[str, list[Case]] = {
+    **{name: [case(getattr(torch, name), x)] for name, x in UNARY.items()},
+    **{name: [case(getattr(F, name), 4 * X)] for name in FUNCTIONS},
+    **{name: binary(getattr(torch, name)) for name in ("mul", "div", "add", "sub")},
+    **{name: [case(getattr(torch, name), ROUND, OTHER_ROUND), case(of(name, 0), ROUND)] for name in COMPARISONS},
+    **{name: [case(getattr(torch, name), X, Y)] for name in ("maximum", "minimum")},
+    **{name: [case(getattr(torch, name), MASK, OTHER_MASK)] for name in ("logical_and", "logical_or")},
+    **{
+        name: [case(getattr(torch, name), MASK, OTHER_MASK), case(of(name, 6), INTS)]
+        for name in ("bitwise_and", "bitwise_or")
+    },
+    "__and__": [case(lambda x, y: x & y, MASK, OTHER_MASK)],
+    "__or__": [case(lambda x, y: x | y, INTS, MORE_INTS)],
+    "max.other": [case(torch.max, X, Y)],
+    "min.other": [case(torch.min, X, Y)],
+    "remainder": [
+        case(torch.remainder, INTS - 5, MORE_INTS),
+        case(of("remainder", 3), INTS),
+        case(of("remainder", 0.7), X),
+    ],
+    "floor_divide": [case(lambda x: x // 3, INTS - 5), case(torch.floor_divide, INTS, MORE_INTS)],
+    "pow.Tensor_Scalar": [case(lambda x: x**2, X), case(lambda x: x**-0.5, positive(USERS, 4))],
+    "pow.Tensor_Tensor": [case(torch.pow, positive(USERS, 4), Y)],
+    "pow.Scalar": [case(lambda x: 2.5**x, X), case(lambda x: 2**x, INTS)],
+    "rsub": [case(lambda x: 1 - x, X), case(lambda x, y: torch.rsub(x, y, alpha=2), X, Y)],
+    "gelu": [case(F.gelu, X), case(lambda x: F.gelu(x, approximate="tanh"), X)],
+    "softplus": [case(F.softplus, 20 * X)],
+    "clamp": [case(of("clamp", -0.5, 0.5), X), case(lambda x: x.clamp(max=0.3), X), case(of("clamp", 2, 5), INTS)],
+    "clamp_min": [case(of("clamp_min", 0.1), X)],
+    "clamp_max": [case(of("clamp_max", 0.1), X)],
+    "where": [
+        case(torch.where, MASK, X, Y),
+        case(lambda m, x: torch.where(m, x, 0.5), MASK, X),
+        case(lambda m, x: torch.where(m, -1, x), MASK, INTS),
+    ],
+    "masked_fill.Scalar": [case(lambda x, m: x.masked_fill(m, float("-inf")), X, MASK)],
+    "masked_fill.Tensor": [case(lambda x, m: x.masked_fill(m, torch.tensor(2.0)), X, MASK)],
+    "index_put": [
+        case(lambda x, m: x.clone().index_put((m,), torch.tensor(1.0)), X, MASK),
+        case(lambda x, m: x.clone().index_put((m,), torch.tensor(1.0)), CUBE, MASK),
+    ],
+}
+
+LAYOUT: dict[str, list[Case]] = {
+    **{name: [case(lambda x, n=name: getattr(torch, n)(5, 4)[:3] + x.sum(0), X)] for name in ("zeros", "ones")},
+    **{
+        name: [case(lambda x, n=name: getattr(x, n)(x.shape[0], 2, dtype=torch.int64), X)]
+        for name in ("new_zeros", "new_ones")
+    },
+    **{name: [case(lambda x, n=name: getattr(torch, n)(x), X)] for name in ("zeros_like", "ones_like")},
+    "empty": [case(lambda x: torch.empty(x.shape).copy_(x), X)],
+    "new_empty": [case(lambda x: x.new_empty(x.shape[0], 4).copy_(x), X)],
+    "empty_like": [case(lambda x: torch.empty_like(x).copy_(x), X)],
+    "fill.Scalar": [case(lambda x: torch.empty_like(x).fill_(2.5), X)],
+    "full": [case(lambda x: torch.full((x.shape[0], 4), 2.5) * x, X)],
+    "full_like": [case(lambda x: torch.full_like(x, 7, dtype=torch.int32), X)],
+    "new_full": [case(lambda x: x.new_full((x.shape[0], 2), 2.5), X)],
+    "scalar_tensor": [case(lambda x: torch.scalar_tensor(2.5) * x, X)],
+    "arange": [
+        case(lambda x: torch.arange(4) + x, X),
+        case(lambda x: torch.arange(2, 6) * x, X),
+        case(lambda x: torch.arange(1.0, 9.0, 2.0) * x, X),
+        case(lambda x: torch.arange(x.shape[0])[:, None] * x, X),
+    ],
+    "_to_copy": [case(lambda x: x.to(torch.float64), X), case(lambda x: x.to(torch.int32), 5 * X)],
+    "type_as": [case(lambda x, y: x.type_as(y), INTS, X)],
+    "clone": [case(lambda x: x.clone() + 1, X)],
+    "alias": [case(lambda x: torch.ops.aten.alias(x) + 1, X)],
+    "detach": [case(lambda x: x.detach() + 1, X)],
+    "copy": [case(lambda x, y: torch.zeros_like(x, dtype=torch.float64).copy_(y), X, floats(4))],
+    "view": [case(lambda x: x.view(-1, 8, 3) + 1, CUBE), case(lambda x: x.view(x.shape[0] * 4, 6), CUBE)],
+    "_unsafe_view": [case(lambda x: x.transpose(1, 2).reshape(-1, 24), CUBE)],
+    "unsqueeze": [case(lambda x: x.unsqueeze(-2), X)],
+    "squeeze": [case(lambda x: x[:, :1].squeeze(1), X), case(lambda x: x[:, :, None].squeeze(), X)],
+    "expand": [case(lambda x: x[:, None].expand(-1, 5, -1), X), case(lambda x: x.expand(2, -1, -1), X)],
+    "permute": [case(lambda x: x.permute(2, 0, -2), CUBE), case(lambda x: x.movedim(1, -1), CUBE)],
+    "transpose": [case(lambda x: x.transpose(-1, 1), CUBE)],
+    "t": [case(lambda x: x.t(), X), case(lambda x: x.t() + 1, floats(4))],
+    "slice": [
+        case(lambda x: x[:, 1:3], X),
+        case(lambda x: x[:, -3::2], CUBE),
+        case(lambda x: x[:, 3:1], X),
+        case(lambda x: x[:, :3][0:9, :, :100], CUBE),
+    ],
+    "slice_scatter": [
+        case(lambda x, y: written(x, y, slice(1, 3)), X, floats(USERS, 2)),
+        case(lambda x, y: written(x, y, slice(None, 2)), CUBE, floats(USERS, 2, 6)),
+        case(lambda x, y: written(x, y, slice(-1, None)), X, floats(1)),
+    ],
+    "select_scatter": [
+        case(lambda x, y: written(x, y, 1), X, floats(USERS)),
+        case(lambda x, y: written(x, y, -1), CUBE, floats(USERS, 6)),
+    ],
+    "select": [case(lambda x: x[:, 2], CUBE), case(lambda x: x[..., -1], CUBE)],
+    "split": [case(lambda x: x.split(3, -1), X), case(lambda x: x.chunk(2, 1), X)],
+    "split_with_sizes": [case(lambda x: x.split([1, 3], -1), X)],
+    "unbind": [case(lambda x: x.unbind(1), CUBE), case(lambda x: x.unbind(-1), X)],
+    **{name: [case(lambda x, y, n=name: getattr(torch, n)((x, y), 1), X, Y)] for name in ("concat", "concatenate")},
+    "cat": [case(lambda x, y: torch.cat((x, y, y), -1), X, Y), case(lambda x, y: torch.cat((x, y), 1), X, INTS)],
+    "stack": [case(lambda x, y: torch.stack((x, y), -1), X, Y), case(lambda x, y: torch.stack((x, y)), X, Y)],
+    "repeat": [
+        case(lambda x: x.repeat(1, 3), X),
+        case(lambda x: x.repeat(2, 1, 2), X),
+        case(lambda x: x.sum(0).repeat(x.shape[0], 1), X),
+    ],
+    "repeat_interleave.self_int": [
+        case(lambda x: x.repeat_interleave(3, 1), CUBE),
+        case(lambda x: x.repeat_interleave(2, dim=-1), X),
+    ],
+}
+
+AXES: dict[str, list[Case]] = {
+    "sum": [
+        case(lambda x: x.sum(-1), CUBE),
+        case(lambda x: x.sum((0, 2), keepdim=True), CUBE),
+        case(lambda x: x.sum(), X),
+        case(lambda x: x.sum(1), MASK),
+        case(lambda x: x.sum(1, dtype=torch.float64), X),
+    ],
+    "mean": [
+        case(lambda x: x.mean(-1, keepdim=True), X),
+        case(lambda x: x.mean(), X),
+        case(lambda x: x.mean(1, dtype=torch.float64), X),
+    ],
+    "amax": [case(lambda x: x.amax((1, 2)), CUBE)],
+    "amin": [case(lambda x: x.amin(-1, keepdim=True), CUBE)],
+    "argmax": [case(lambda x: x.argmax(-1), CUBE), case(lambda x: x.argmax(1, keepdim=True), CUBE)],
+    "softmax": [case(lambda x: x.softmax(-1), X), case(lambda x: x.softmax(1, dtype=torch.float64), CUBE)],
+    "log_softmax": [case(lambda x: x.log_softmax(-1), X)],
+    "cumsum": [
+        case(lambda x: x.cumsum(-1), X),
+        case(lambda x: x.cumsum(1), MASK),
+        case(lambda x: x.cumsum(1, dtype=torch.float32), INTS),
+    ],
+    "layer_norm": [
+        case(lambda x: F.layer_norm(x, (4,)), X),
+        case(lambda x, w, b: F.layer_norm(x, (4,), w, b, 1e-3), X, weights=(floats(4), floats(4))),
+        case(lambda x, w: F.layer_norm(x, (4,), w), X, weights=(floats(4),)),
+    ],
+    "rms_norm": [
+        case(lambda x, w: F.rms_norm(x, (4,), w, 1e-3), X, weights=(floats(4),)),
+        *(case(lambda x: F.rms_norm(x, (4,)), (X * 1e-2).to(dtype)) for dtype in (torch.float32, torch.float64)),
+    ],
+    "topk": [case(lambda x: x.topk(2), X), case(lambda x: x.topk(3, dim=1)[1], CUBE)],
+    "gather": [case(lambda x, i: x.gather(1, i), X, numbers(4, USERS, 2))],
+    "scatter": [
+        case(lambda x, i: torch.zeros_like(x).scatter(1, i, x), X, torch.argsort(Y)),
+        case(lambda x, i: torch.zeros_like(x).scatter(-1, i, 1.0), X, numbers(4, USERS, 2)),
+    ],
+    "embedding": [case(F.embedding, numbers(9, USERS, 4), weights=(TABLE,))],
+    "index": [
+        case(lambda i, table: table[i], numbers(9, USERS, 4), weights=(TABLE,)),
+        case(lambda i, table: table[i], numbers(5, USERS, 2), weights=(floats(5),)),
+        case(lambda i, table: table[i], numbers(4, USERS), weights=(EXPERTS,)),
+    ],
+}
+
+PRODUCTS: dict[str, list[Case]] = {
+    "linear": [case(F.linear, floats(USERS, 3, 4), weights=(WEIGHT, BIAS)), case(F.linear, X, weights=(WEIGHT,))],
+    "addmm": [
+        case(lambda x, w, b: torch.addmm(b, x, w), X, weights=(floats(4, 5), BIAS)),
+        case(lambda x, y: torch.addmm(y, x, x.t() @ x), X, Y),
+    ],
+    "mm": [case(torch.mm, X, weights=(floats(4, 5),)), case(lambda x, y: torch.mm(x.t(), y), X, Y)],
+    "bmm": [case(lambda x: torch.bmm(x, x.mT), CUBE)],
+    "matmul": [
+        case(torch.matmul, CUBE, weights=(floats(6, 5),)),
+        case(lambda x, w: x @ w.T, CUBE, weights=(floats(5, 6),)),
+        case(lambda x, y: x @ y[:, None].mT, HEADS, floats(USERS, 5, 8)),
+    ],
+    "scaled_dot_product_attention": [
+        case(lambda x: F.scaled_dot_product_attention(x, x, x, is_causal=True), HEADS),
+        case(lambda x: F.scaled_dot_product_attention(x, x + 1, x[..., :3], scale=0.5), HEADS),
+    ],
+}
+
+PLAIN: dict[str, list[Case]] = {
+    "to": [case(lambda x: x.to(torch.float16), X)],
+    "contiguous": [case(lambda x: x.transpose(1, 2).contiguous() + 1, CUBE)],
+    "dropout": [case(lambda x: F.dropout(x, 0.5, training=False), X)],
+    "reshape": [case(lambda x: x.reshape(-1, 24), CUBE)],
+    "flatten": [case(lambda x: x.flatten(1), CUBE)],
+    "unflatten": [case(lambda x: x.unflatten(2, (2, 3)), CUBE)],
+    "expand_as": [case(lambda x, y: x[:, :, None].expand_as(y), X, CUBE)],
+    "chunk": [case(lambda x: x.chunk(3, 1), CUBE)],
+}
+"""Of exports to which no decomposition was applied."""
+
+CORE: dict[str, list[Case]] = {
+    "_softmax": [case(lambda x: x.softmax(-1), X)],
+    "_log_softmax": [case(lambda x: x.log_softmax(-1), X)],
+}
+"""Of exports to which torch's own decompositions were applied."""
+
+TABLES = {
+    "element by element": ELEMENTWISE,
+    "constants, copies and views": LAYOUT,
+    "along axes": AXES,
+    "products": PRODUCTS,
+    "plain": PLAIN,
+    "core": CORE,
+}
+DECOMPOSITIONS: dict[str, Callable[[], dict[str, Any] | None]] = {
+    "plain": lambda: None,
+    "core": torch.export.default_decompositions,
+}
+CAUSAL = True
+
+HOOKED: dict[str, Case] = {
+    "waferc.attention": case(
+        lambda q, sinks: torch.ops.waferc.attention(q, q, q, sinks, 0.5, CAUSAL, 3, 30.0), HEADS, weights=(floats(2),)
+    ),
+    "waferc.grouped_linear": case(
+        lambda x, i, w, b: torch.ops.waferc.grouped_linear(x[:, None], w, b, i, not CAUSAL),
+        floats(USERS, 8),
+        numbers(4, USERS, 2),
+        weights=(EXPERTS, EXPERT_BIAS),
+    ),
+}
+"""Our own operators, which only ever stand in an export: see ``ir.ops.matrix`` for what they mean."""
+
+
+def test_no_rule_lacks_a_case() -> None:
+    assert RULES.keys() == {name for table in (*TABLES.values(), HOOKED) for name in table}
+
+
+def rule_of(node: torch.fx.Node) -> str:
+    """The name under which a rule is found for a node of an export."""
+    namespace, _, name = str(node.target).partition(".")
+    name = (name if namespace == "aten" else f"{namespace}.{name}").removesuffix(".default")
+    return name if name in RULES else name.partition(".")[0]
+
+
+def applied_in(program: ExportedProgram) -> set[tuple[str, str]]:
+    """Which rule is applied in which module."""
+    nodes = [node for node in program.graph.nodes if node.op == "call_function"]
+    return {(rule_of(node), path) for node in nodes for path, _ in node.meta["nn_module_stack"].values()}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_graphs_compute_what_modules_do(name: str) -> None:
+    names, given = zip(*((rule, one) for rule, cases in TABLES[name].items() for one in cases), strict=True)
+    module = Cases(given)
+    program = module.export(DECOMPOSITIONS.get(name, dict)())
+    graph = lower(program)
+    assert {(rule, f"cases.{number}") for number, rule in enumerate(names)} <= applied_in(program)
+    got = iter(outputs_of(graph, {**program.state_dict, **program.constants}, module.inputs))
+    for rule, wanted in zip(names, module(*module.inputs), strict=True):
+        for theirs in pytree.tree_leaves(wanted):
+            torch.testing.assert_close(next(got), theirs, rtol=1e-6, atol=1e-6, equal_nan=True, msg=rule)
+    assert next(got, None) is None
+    assert parse_graph(print_graph(graph)) == graph
+    for value, x in zip(graph.inputs, module.inputs, strict=True):
+        assert (Dim.symbol("users") in value.type.shape) == (x.shape[:1] == (USERS,))
+
+
+def test_our_own_operators_take_their_place() -> None:
+    attention, grouped = (lower(Cases([given]).export()).nodes[-1] for given in HOOKED.values())
+    assert attention.op == "attention"
+    assert attention.attributes == {"scale": 0.5, "causal": True, "window": 3, "softcap": 30.0}
+    assert attention.inputs == ("inputs_0", "inputs_0", "inputs_0", "cases.0.weights.0")
+    assert grouped.op == "grouped_linear"
+    assert grouped.attributes == {"transposed": False}
+    assert grouped.inputs[1:] == ("cases.0.weights.0", "inputs_1", "cases.0.weights.1")
+
+
+# --- what has no rule -----------------------------------------------------------------------------------------------
+
+
+class Outer(nn.Module):
+    """A module whose parts hold what no rule covers."""
+
+    def __init__(self, *functions: Callable[..., Any]) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(Applied(function) for function in functions)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for part in self.parts:
+            x = part(x)
+        return x
+
+
+def faults_of(module: nn.Module, *inputs: Tensor) -> list[tuple[str, str, object]]:
+    with pytest.raises(UnsupportedModelError) as caught:
+        lower(export(module, inputs))
+    assert {fault.code for fault in caught.value.diagnostics} == {"W0201"}
+    assert all(fault.help for fault in caught.value.diagnostics)
+    return [(fault.message, fault.where, fault.facts["occurrences"]) for fault in caught.value.diagnostics]
+
+
+def test_everything_unsupported_is_told_at_once_with_place_and_count() -> None:
+    module = Outer(torch.relu, lambda x: x.flip(1), lambda x: x.sort()[0].flip(0), lambda x: F.softplus(x, beta=2))
+    assert faults_of(module, X) == [
+        ("operator flip is not supported: no rule", "parts.1", 2),
+        ("operator sort is not supported: no rule", "parts.2", 1),
+        ("operator softplus is not supported: softplus with its own beta or threshold", "parts.3", 1),
+    ]
+
+
+FORMS: dict[str, Case] = {
+    "softplus": case(lambda x: F.softplus(x, threshold=5), X),
+    "division": case(lambda x: torch.div(x, 3, rounding_mode="trunc"), INTS),
+    "clamp by tensors": case(lambda x, y: torch.clamp(x, y), X, Y),
+    "a scalar under a mask": case(lambda x, i: x.index_put((i,), x.sum(0)), X, numbers(3, 2)),
+    "under a mask": case(lambda x, i: x.index_put((i, i), torch.tensor(1.0)), X, numbers(3, 2)),
+    "one tensor of positions": case(lambda x, i: x[i, i], X, numbers(3, 2)),
+    "the first axis": case(lambda x, i: x[:, i], X, numbers(3, 2)),
+    "flattened": case(lambda x: x.repeat_interleave(2), X),
+    "several axes": case(lambda x: F.layer_norm(x, (4, 6)), CUBE),
+    "normalising over several": case(lambda x: F.rms_norm(x, (4, 6)), CUBE),
+    "a shift alone": case(lambda x: F.layer_norm(x, (4,), None, x.sum(0)), X),
+    "smallest": case(lambda x: x.topk(2, largest=False), X),
+    "scaled addmm": case(lambda x, y: torch.addmm(y, x, x.t() @ x, beta=2), X, Y),
+    "vectors": case(lambda x: x @ x.sum(0), X),
+    "mask of its own": case(lambda x, m: F.scaled_dot_product_attention(x, x, x, m), HEADS, bits(5, 5)),
+    "part of a symbolic axis": case(lambda x: x[1:], X),
+    "one element of a symbolic axis": case(lambda x: x[0], X),
+    "whose length is symbolic": case(lambda x, table: table[: x.shape[0]] + x, X, weights=(floats(9, 4),)),
+    "splitting a symbolic axis": case(lambda x: x.split(9), X),
+    "a symbolic size in the place of a number": case(lambda x: x * x.shape[0], X),
+    "with a step": case(lambda x, y: written(x, y, slice(0, 4, 2)), X, floats(USERS, 2)),
+    "does not cover": case(lambda x: torch.round(x, decimals=2), X),
+}
+
+
+@pytest.mark.parametrize("reason", FORMS)
+def test_forms_that_a_rule_does_not_cover_are_told(reason: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=r"W0201.*is not supported: .*" + reason):
+        lower(Cases([FORMS[reason]]).export())
+
+
+def test_unknown_element_types_are_told() -> None:
+    with pytest.raises(UnsupportedModelError, match=r"W0201.*complex64 is unknown"):
+        lower(export(Applied(lambda x: x.real), (X + 0j,)))
+    faults = faults_of(Outer(lambda x: torch.view_as_real(torch.polar(x, x)), lambda x: x.flip(1)), X)
+    assert [fault[0].split()[1] for fault in faults] == ["polar", "view_as_real", "flip"]
+
+
+def test_sizes_that_are_no_polynomials_are_told() -> None:
+    twice = 2 * torch.export.Dim("half", min=2, max=9)
+    program = export(Applied(torch.relu), (floats(12, 4),), (({0: twice},),))
+    with pytest.raises(UnsupportedModelError, match="W0306"):
+        lower(program)
+
+
+def test_what_contradicts_torch_is_told(monkeypatch) -> None:
+    monkeypatch.setitem(RULES, "relu", lambda t, x: t.add("reshape", x, shape=(4, 3)))
+    with pytest.raises(UnsupportedModelError, match=r"W0305.*f32\[4, 3\] here and f32\[3, 4\] in torch"):
+        lower(export(Applied(torch.relu), (X,)))
+
+
+# --- names and origins ----------------------------------------------------------------------------------------------
+
+
+class Tied(nn.Module):
+    """An embedding whose table is also the head's weight, a scale that is computed, and one that is stored."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(9, 6)
+        self.head = nn.Linear(6, 9, bias=False)
+        self.head.weight = self.embed.weight
+        self.register_buffer("computed", torch.tensor([1.0, 2, 3, 4, 5, 6]), persistent=False)
+        self.register_buffer("kept", torch.tensor([0.5] * 6))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(self.embed(ids) * self.computed + self.kept)
+
+
+def test_tied_weights_have_one_name_and_computed_buffers_become_constants() -> None:
+    module, ids = Tied(), numbers(9, USERS, 4)
+    program = export(module, (ids,))
+    graph = lower(program, Names({}, tied_names(module), {"computed": module.computed}))
+    assert tied_names(module) == {"head.weight": "embed.weight"}
+    assert [parameter.name for parameter in graph.parameters] == ["embed.weight", "kept"]
+    assert [node.op for node in graph.nodes] == ["constant", "embedding", "mul", "add", "linear"]
+    assert [node.origin for node in graph.nodes] == ["computed", "embed", "", "", "head"]
+    (got,) = outputs_of(graph, {"embed.weight": module.embed.weight, "kept": module.kept}, [ids])
+    torch.testing.assert_close(got, module(ids))
+
+
+def test_large_constants_stay_weights_and_unread_ones_are_dropped() -> None:
+    module = Tied()
+    module.computed = torch.randn(1 << 17).repeat_interleave(6).reshape(-1, 6)[:, :6]
+    program = export(Applied(lambda x: x + 1), (X,))
+    assert lower(program).parameters == ()
+    wide = nn.Module()
+    wide.register_buffer("table", torch.randn(1 << 17), persistent=False)
+    wide.forward = lambda x: wide.table + x
+    graph = lower(export(wide, (floats(1),)), Names({}, {}, {"table": wide.table}))
+    assert [parameter.name for parameter in graph.parameters] == ["table"]
+
+
+def test_a_prefix_is_dropped_from_names_and_origins() -> None:
+    class Wrapper(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = Tied()
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return self.model(ids)
+
+    wrapper = Wrapper()
+    tied = tied_names(wrapper.model, "model.")
+    names = Names({}, tied, {"model.computed": wrapper.model.computed}, "model.")
+    graph = lower(export(wrapper, (numbers(9, USERS, 4),)), names)
+    assert [parameter.name for parameter in graph.parameters] == ["embed.weight", "kept"]
+    assert {node.origin for node in graph.nodes} == {"computed", "embed", "", "head"}
