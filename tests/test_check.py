@@ -282,7 +282,7 @@ def test_a_wrong_claim_of_the_solver_is_found(plan, model, change):
     assert codes(replace(plan, solver=replace(plan.solver, **change)), model) == {"W0510"}
 
 
-@pytest.mark.parametrize("change", [{"status": "perfect"}, {"status": ""}, {"proof": ""}])
+@pytest.mark.parametrize("change", [{"status": "perfect"}, {"status": "perfect", "best_bound": 1}, {"proof": ""}])
 def test_a_claim_without_sense_or_proof_is_found(plan, model, change):
     assert codes(replace(plan, solver=replace(plan.solver, **change)), model) == {"W0510"}
 

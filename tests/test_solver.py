@@ -200,6 +200,16 @@ def test_a_wrong_infeasible_is_not_called_proven(monkeypatch):
     assert caught.value.diagnostics[0].code == "W0402"
 
 
+def test_an_optimum_that_a_second_search_beats_is_not_called_optimal(monkeypatch):
+    """Runs in order reach 8 bytes and the wrong search agrees; without presolve 6 are found."""
+    problem = Problem(tuple(Item((n,), size, 1) for n, size in enumerate((4, 4, 2, 2))), (), 2, 10)
+    assert (smallest_bottleneck(problem)[0], best_of_all(problem)[0]) == (8, 6)
+    monkeypatch.setattr(placing, "solve_bottleneck", lying(Answer("OPTIMAL", (0, 0, 1, 1), 8, 8)))
+    solution = place(problem, LIMITS)
+    assert solution.proof == ""
+    assert solution.bound_bytes == 6
+
+
 def test_a_contradiction_between_two_searches_proves_nothing(monkeypatch):
     chain = replace(split_problem(), flows=tuple(Flow(n, (n + 1,), 1) for n in range(3)))
     best = best_of_all(chain)[0]

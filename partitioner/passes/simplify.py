@@ -50,7 +50,9 @@ def _same_as(node: Node, graph: Graph) -> str | None:
 
 
 def _take_from_parts(node: Node, defined: dict[str, Node], graph: Graph) -> Node:
-    """A slice of joined parts as a slice of one part, or as the joining of those parts that it covers."""
+    """A slice of joined parts as a slice of one part, which may be joined itself, or as the joining of those parts
+    that it covers.
+    """
     source = defined.get(node.inputs[0]) if node.op == "slice" else None
     if source is None or source.op != "concat" or node.attributes["step"] != 1:
         return node
@@ -65,7 +67,7 @@ def _take_from_parts(node: Node, defined: dict[str, Node], graph: Graph) -> Node
             return node
         if offset <= start and end <= offset + size:
             inside = {"dim": dim, "start": start - offset, "end": end - offset, "step": 1}
-            return replace(node, inputs=(part,), attributes=inside)
+            return _take_from_parts(replace(node, inputs=(part,), attributes=inside), defined, graph)
         if start <= offset and offset + size <= end:
             covered.append(part)
         elif start < offset + size and offset < end:
