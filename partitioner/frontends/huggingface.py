@@ -160,8 +160,11 @@ def _refuse_towers_of_layers(part: Any) -> None:
     """Every layer takes memory and time while the model is built, so a number in a file must not decide on both."""
     for key, value in part.items() if isinstance(part, Mapping) else ():
         _refuse_towers_of_layers(value)
-        if ("layers" in key or key == "n_layer") and isinstance(value, int) and value > _MOST_LAYERS:
-            raise UnsupportedModelError(Diagnostic("W0205", f"{key} is {value}; at most {_MOST_LAYERS} are built"))
+        least = 1 if key in ("num_hidden_layers", "n_layer") else -_MOST_LAYERS
+        if ("layers" in key or key == "n_layer") and isinstance(value, int) and not least <= value <= _MOST_LAYERS:
+            raise UnsupportedModelError(
+                Diagnostic("W0205", f"{key} is {value}; it must be from {least} to {_MOST_LAYERS}")
+            )
 
 
 @contextmanager
