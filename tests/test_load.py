@@ -123,7 +123,7 @@ CONTENTS: dict[str, bytes] = {
     "no text": b"\xff\xfe\x00\x01",
     "too deep": b"[" * 200_000,
     "a number without end": b'{"model_type": ' + b"9" * 5000 + b"}",
-    "too large": b" " * ((16 << 20) + 1),
+    "too large": b"{}" + b" " * (16 << 20),
 }
 
 
