@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ir.graph import Attributes
-from ir.ops.definition import OpDef, Tensors, Types, attribute, require, torch_dtype
+from ir.ops.definition import OpDef, Tensors, Types, attribute, follow_broadcast, require, torch_dtype
 from ir.types import DType, TensorType, broadcast_shapes, promote, promote_scalar
 
 
@@ -79,7 +79,7 @@ def _unary(name: str, infer: Callable[..., tuple[TensorType, ...]], home: str = 
         functions = torch if home == "torch" else torch.nn.functional
         return getattr(functions, name)(tensors[0])
 
-    return OpDef(name, infer, reference, (1, 1))
+    return OpDef(name, infer, reference, (1, 1), follow=follow_broadcast)
 
 
 def _binary(name: str, infer: Callable[..., tuple[TensorType, ...]], torch_name: str | None = None) -> OpDef:
@@ -89,7 +89,7 @@ def _binary(name: str, infer: Callable[..., tuple[TensorType, ...]], torch_name:
             second = torch.tensor(second, dtype=torch.result_type(tensors[0], second))
         return getattr(torch, torch_name or name)(tensors[0], second)
 
-    return OpDef(name, infer, reference, (1, 2))
+    return OpDef(name, infer, reference, (1, 2), follow=follow_broadcast)
 
 
 _TENSORS_ONLY = frozenset({"maximum", "minimum", "logical_and", "logical_or"})
@@ -120,9 +120,15 @@ ELEMENTWISE = (
         for name in ("silu", "softplus", "mish", "hardsigmoid", "hardswish", "elu", "leaky_relu")
     ),
     _unary("logical_not", _to_bool),
-    OpDef("gelu", _gelu, _reference_gelu, (1, 1)),
-    OpDef("clamp", _clamp, _reference_clamp, (1, 1)),
-    OpDef("cast", _cast, lambda torch, ts, a: ts[0].to(torch_dtype(torch, a["dtype"])), (1, 1)),
+    OpDef("gelu", _gelu, _reference_gelu, (1, 1), follow=follow_broadcast),
+    OpDef("clamp", _clamp, _reference_clamp, (1, 1), follow=follow_broadcast),
+    OpDef(
+        "cast",
+        _cast,
+        lambda torch, ts, a: ts[0].to(torch_dtype(torch, a["dtype"])),
+        (1, 1),
+        follow=follow_broadcast,
+    ),
     *(
         _binary(name, _arithmetic)
         for name in ("add", "sub", "mul", "pow", "remainder", "floor_divide", "bitwise_and", "bitwise_or")
@@ -131,6 +137,12 @@ ELEMENTWISE = (
     _binary("minimum", _arithmetic),
     _binary("div", _quotient),
     *(_binary(name, _comparison) for name in ("eq", "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or")),
-    OpDef("where", _where, lambda torch, ts, _a: torch.where(*ts), (3, 3)),
-    OpDef("masked_fill", _masked_fill, lambda _torch, ts, a: ts[0].masked_fill(ts[1], a["value"]), (2, 2)),
+    OpDef("where", _where, lambda torch, ts, _a: torch.where(*ts), (3, 3), follow=follow_broadcast),
+    OpDef(
+        "masked_fill",
+        _masked_fill,
+        lambda _torch, ts, a: ts[0].masked_fill(ts[1], a["value"]),
+        (2, 2),
+        follow=follow_broadcast,
+    ),
 )
