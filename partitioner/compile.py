@@ -17,7 +17,7 @@ from ir.diagnostics import CheckError, Diagnostic, InfeasibleError, TimeLimitErr
 from ir.graph import Graph
 from ir.machine import Machine
 from ir.model import Model
-from ir.plan import PlacedBlock, Plan, SolverRecord, Transfer
+from ir.plan import OBJECTIVE, PlacedBlock, Plan, SolverRecord, Transfer
 from ir.verify import verify
 from ir.workload import Workload
 from partitioner.check import check
@@ -31,7 +31,6 @@ from partitioner.problem import Problem, measure
 from partitioner.solver.cpsat import Limits
 from partitioner.solver.place import Solution, place
 
-OBJECTIVE = "largest_wafer_bytes"
 _MOST_ROUNDS = 20
 Progress = Callable[[str], None]
 """Called with a word on what begins now."""

@@ -4,21 +4,34 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Parameter, Token
 
 from ir.diagnostics import Diagnostic, ExitCode, UsageError, WafercError
 from partitioner.cli.output import Output
+from partitioner.version import VERSION
 
 app = App(
     name="waferc",
     help="Partition neural networks over clusters of wafer-scale machines.",
+    version=VERSION,
     version_flags=["--version"],
     help_flags=["--help", "-h"],
 )
 
+
+def _whole(_type: object, tokens: Sequence[Token]) -> int:
+    """A whole number; cyclopts itself would cut 4.5 down to 4."""
+    try:
+        return int(tokens[0].value)
+    except ValueError:
+        raise ValueError(f"{tokens[0].value!r} is no whole number") from None
+
+
+Count = Annotated[int, Parameter(converter=_whole)]
 Json = Annotated[bool, Parameter("--json", negative=())]
 
 
@@ -28,14 +41,14 @@ def compile_command(
     /,
     *,
     target: str = "cs3",
-    systems: int | None = None,
-    users: int = 1,
-    context: int | None = None,
-    prefill_chunk: int = 64,
-    reserve_bytes: int | None = None,
+    systems: Count | None = None,
+    users: Count = 1,
+    context: Count | None = None,
+    prefill_chunk: Count = 64,
+    reserve_bytes: Count | None = None,
     fix: str = "",
     output: Annotated[Path | None, Parameter(["--output", "-o"])] = None,
-    seed: int = 0,
+    seed: Count = 0,
     time_limit: float = 60.0,
     json: Json = False,
 ) -> None:
@@ -123,8 +136,8 @@ def run(
     *,
     prompt_ids: str | None = None,
     inputs: Path | None = None,
-    tokens: int = 16,
-    seed: int = 0,
+    tokens: Count = 16,
+    seed: Count = 0,
     compare: Annotated[bool, Parameter("--compare", negative=())] = False,
     json: Json = False,
 ) -> None:

@@ -38,9 +38,12 @@ def place(problem: Problem, limits: Limits) -> Solution:
     """The placement with the smallest bottleneck, and of these one with the least traffic.
 
     Raises:
-        InfeasibleError: W0401, no placement exists, by two arguments.
+        InfeasibleError: W0401, no placement exists: by counting, or by two searches that agree.
         TimeLimitError: W0402, none was found within the limit.
     """
+    too_much = _counted_out(problem)
+    if too_much:
+        raise InfeasibleError(Diagnostic("W0401", "no placement exists", facts={"proof": "; ".join(too_much)}))
     # Runs of items in order are a placement of any problem, and the best of them the answer for a chain.
     runs = smallest_bottleneck(problem)
     answer = solve_bottleneck(problem, limits, runs[1] if runs else None)
@@ -77,12 +80,19 @@ def _proof(problem: Problem, answer: Answer, value: int, runs: tuple[int, Assign
     return " and ".join(searches) if len(searches) > 1 else ""
 
 
-def _none_found(problem: Problem, answer: Answer, limits: Limits) -> InfeasibleError | TimeLimitError:
-    """Infeasible where two arguments say so, else out of time."""
+def _counted_out(problem: Problem) -> tuple[str, ...]:
+    """Counts that no placement can meet. They need no search, and their numbers may be too large for one."""
     arguments = {
         "a block is larger than a wafer": any(item.tiles > problem.tiles for item in problem.items),
         "the blocks need more tiles than all wafers have": sum(i.tiles for i in problem.items)
         > problem.tiles * problem.systems,
+    }
+    return tuple(argument for argument, holds in arguments.items() if holds)
+
+
+def _none_found(problem: Problem, answer: Answer, limits: Limits) -> InfeasibleError | TimeLimitError:
+    """Infeasible where two arguments say so, else out of time."""
+    arguments = {
         "exact search over contiguous placements": problem.is_chain,
         "CP-SAT": answer.status == "INFEASIBLE",
     }
