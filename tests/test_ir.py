@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
 
 from ir.diagnostics import Diagnostic, UnsupportedModelError, UsageError
 from ir.encoding import ENCODINGS, Encoding, plain
@@ -187,6 +188,15 @@ BITS = ("bitwise_and", "bitwise_or", "bitwise_xor")
 SHIFTS = ("bitwise_left_shift", "bitwise_right_shift")
 REDUCTIONS = ("sum", "mean", "amax", "amin", "prod")
 COMMON = (*(DType.F64, DType.F32, DType.F16, DType.BF16), *(DType.I64, DType.I32, DType.I16, DType.I8, DType.U8, BOOL))
+X3, X4 = tensor(F32, 2, 3, 9), tensor(F32, 2, 3, 9, 7)
+
+
+def window(axes: int, *, groups: int = 1, transposed: bool = False, **numbers: int) -> dict[str, Attribute]:
+    """Attributes of a convolution, the same number along each axis."""
+    given = {"stride": 1, "padding": 0, "dilation": 1, "output_padding": 0} | numbers
+    return {**{name: (number,) * axes for name, number in given.items()}, "groups": groups, "transposed": transposed}
+
+
 ATTENTION: dict[str, Attribute] = {"scale": 0.5, "causal": True, "window": 0, "softcap": 0.0}
 
 SAMPLES: dict[str, list[Sample]] = {
@@ -290,6 +300,58 @@ SAMPLES: dict[str, list[Sample]] = {
             *(tensor(BF16, 1, 4, 3, 8), tensor(BF16, 1, 1, 5, 8), tensor(BF16, 1, 1, 5, 8), tensor(BF16, 4)),
             **{**ATTENTION, "window": 2, "softcap": 30.0},
         ),
+    ],
+    "convolution": [
+        sample(tensor(F32, 2, 4, 9), tensor(F32, 6, 2, 3), tensor(F32, 6), **window(1, stride=2, padding=1, groups=2)),
+        sample(tensor(F32, 2, 4, 9, 8), tensor(F32, 6, 4, 3, 2), **window(2, padding=2, dilation=3)),
+        sample(tensor(F32, 1, 2, 5, 4, 6), tensor(F32, 3, 2, 3, 2, 2), **window(3, stride=2)),
+        sample(
+            tensor(F32, 2, 4, 5, 6),
+            tensor(F32, 4, 3, 3, 2),
+            tensor(F32, 6),
+            **window(2, stride=2, padding=1, groups=2, output_padding=1, transposed=True),
+        ),
+    ],
+    "avg_pool": [
+        sample(X3, kernel=(3,), stride=(2,), padding=(1,), ceil=True, count_padding=True),
+        sample(X4, kernel=(2, 3), stride=(3, 1), padding=(0, 1), ceil=False, count_padding=False),
+        sample(
+            tensor(F32, 1, 2, 4, 5, 6),
+            kernel=(2,) * 3,
+            stride=(2,) * 3,
+            padding=(1,) * 3,
+            ceil=True,
+            count_padding=True,
+        ),
+    ],
+    "max_pool": [sample(X3, kernel=(3,), stride=(2,), padding=(1,), dilation=(2,), ceil=ceil) for ceil in (False, True)]
+    + [sample(X4, kernel=(2, 3), stride=(3, 1), padding=(1, 0), dilation=(1, 1), ceil=True)],
+    **{op: [sample(X3, size=(4,)), sample(X4, size=(3, 2))] for op in ("adaptive_avg_pool", "adaptive_max_pool")},
+    "batch_norm": [
+        sample(X4, tensor(F32, 3), tensor(F32, 3), epsilon=1e-5),
+        sample(X3, *(tensor(F32, 3),) * 4, epsilon=1e-3),
+        sample(tensor(F32, 2, 3), *(tensor(F32, 3),) * 4, epsilon=1e-3),
+    ],
+    "group_norm": [
+        sample(tensor(F32, 2, 6, 5), groups=3, epsilon=1e-5),
+        sample(tensor(F32, 2, 6, 5, 4), tensor(F32, 6), tensor(F32, 6), groups=6, epsilon=1e-5),
+    ],
+    "pad": [
+        sample(X4, before=(0, 0, 2, -1), after=(1, 0, 0, -2), mode="constant", value=-math.inf),
+        *(
+            sample(X4, before=(0, 0, 2, 1), after=(0, 0, 3, 4), mode=mode, value=0.0)
+            for mode in ("reflect", "replicate", "circular")
+        ),
+    ],
+    "resize": [
+        *(
+            sample(X4, size=(12, 5), scales=scales, mode=mode, align_corners=False)
+            for mode in ("nearest", "nearest-exact", "bilinear", "bicubic", "area")
+            for scales in ((), (12 / 9, 5 / 7))
+            if not scales or mode != "area"
+        ),
+        sample(X3, size=(12,), scales=(), mode="linear", align_corners=True),
+        sample(tensor(F32, 1, 2, 3, 3, 4), size=(5, 6, 7), scales=(), mode="trilinear", align_corners=True),
     ],
 }
 
@@ -409,6 +471,24 @@ WRONG: list[tuple[str, list[TensorType], dict[str, Any]]] = [
         [TensorType(F32, (TOKENS, 1, 4)), TensorType(F32, (6, 5, 4)), TensorType(I64, (USERS, 2))],
         {"transposed": False},
     ),
+    ("convolution", [TensorType(F32, (2, 3, 9)), TensorType(F32, (4, 2, 3))], window(1)),
+    ("convolution", [TensorType(F32, (2, 3, 2)), TensorType(F32, (4, 3, 3))], window(1)),
+    ("convolution", [TensorType(F32, (2, 4, 9)), TensorType(F32, (3, 2, 3))], window(1, groups=2)),
+    ("convolution", [TensorType(F32, (2, 3, 9)), TensorType(F32, (4, 3, 3))], window(1, output_padding=1)),
+    ("convolution", [TensorType(F32, (2, 3, 9)), TensorType(F32, (4, 3, 3))], window(1, stride=0)),
+    ("convolution", [TensorType(F32, (2, 3, 9)), TensorType(F32, (4, 3, 3))], window(2)),
+    ("convolution", [TensorType(F32, (2, 3, TOKENS)), TensorType(F32, (4, 3, 3))], window(1, stride=2)),
+    (
+        "max_pool",
+        [TensorType(F32, (2, 3, 9))],
+        {"kernel": (2,), "stride": (1,), "padding": (2,), "dilation": (1,), "ceil": False},
+    ),
+    ("batch_norm", [TensorType(F32, (2, 3, 9)), *[TensorType(F32, (2,))] * 2], {"epsilon": 1e-5}),
+    ("group_norm", [TensorType(F32, (2, 4, 9))], {"epsilon": 1e-5, "groups": 3}),
+    ("pad", [TensorType(F32, (3,))], {"before": (-2,), "after": (-2,), "mode": "constant", "value": 0}),
+    ("pad", [TensorType(F32, (3,))], {"before": (3,), "after": (0,), "mode": "reflect", "value": 0}),
+    ("resize", [TensorType(F32, (1, 1, 3))], {"size": (4,), "scales": (), "mode": "bilinear", "align_corners": False}),
+    ("resize", [TensorType(F32, (1, 1, 3))], {"size": (4,), "scales": (), "mode": "nearest", "align_corners": True}),
     ("attention", [TensorType(F32, (1, 3, TOKENS, 8)), *[TensorType(F32, (1, 2, TOKENS, 8))] * 2], ATTENTION),
 ]
 
@@ -484,6 +564,34 @@ def test_work_of_products() -> None:
     assert work("grouped_linear", hidden, down, chosen, transposed=True) == one_each
 
 
+def test_windows_on_a_symbolic_axis() -> None:
+    x, kernel = TensorType(F32, (USERS, 4, 2 * TOKENS + 3)), TensorType(F32, (6, 4, 3))
+    (same,) = OPS["convolution"].infer((x, kernel), window(1, padding=1))
+    (half,) = OPS["convolution"].infer((x, kernel), window(1, padding=1, stride=2))
+    assert same.shape == (USERS, 6, 2 * TOKENS + 3)
+    assert half.shape == (USERS, 6, TOKENS + 2)
+    assert work("convolution", x, kernel, **window(1, padding=1, stride=2)) == USERS * (TOKENS + 2) * (6 * 4 * 3)
+    for tokens in (1, 5):
+        (got,) = run(
+            "convolution", (tensor(F32, 1, 4, 2 * tokens + 3), tensor(F32, 6, 4, 3)), window(1, padding=1, stride=2)
+        )
+        assert got.shape[-1] == tokens + 2
+
+
+def test_work_of_convolutions_is_torchs_own_count() -> None:
+    for case in SAMPLES["convolution"]:
+        with FlopCounterMode(display=False) as counter:
+            run("convolution", case.operands, case.attributes)
+        assert 2 * work("convolution", *map(typed, case.operands), **case.attributes) == counter.get_total_flops()
+
+
+def test_borders_are_torchs_own() -> None:
+    for case in SAMPLES["pad"][1:]:
+        sides = zip(reversed(case.attributes["before"][2:]), reversed(case.attributes["after"][2:]), strict=True)
+        wanted = torch.nn.functional.pad(case.operands[0], [n for side in sides for n in side], case.attributes["mode"])
+        torch.testing.assert_close(run("pad", case.operands, case.attributes)[0], wanted)
+
+
 def test_work_of_attention() -> None:
     query, key = TensorType(BF16, (USERS, 64, TOKENS, 128)), TensorType(BF16, (USERS, 8, TOKENS, 128))
     context = Dim.symbol("context")
@@ -493,13 +601,13 @@ def test_work_of_attention() -> None:
 
 
 def test_only_products_cost_multiply_adds() -> None:
-    with_work = {"linear", "matmul", "grouped_linear", "attention"}
+    with_work = {"linear", "matmul", "grouped_linear", "attention", "convolution"}
     for op, cases in SAMPLES.items():
         operands = [typed(operand) for operand in cases[0].operands]
         results = OPS[op].infer(operands, cases[0].attributes)
         assert bool(OPS[op].work(operands, results, cases[0].attributes)) is (op in with_work), op
     assert {op.name for op in OPS.values() if op.kind is Kind.STATE} == {"attention"}
-    assert {op.name for op in OPS.values() if op.kind is Kind.MATRIX} == {"linear", "grouped_linear"}
+    assert {op.name for op in OPS.values() if op.kind is Kind.MATRIX} == {"linear", "grouped_linear", "convolution"}
 
 
 # Text.
@@ -808,6 +916,16 @@ def test_remainders_spread_over_all_tiles(lengths: list[int], rows: int, columns
     for splits in ([layout.inputs for layout in layouts], [layout.outputs for layout in layouts]):
         held = sum(np.diff(split.bounds()) for split in splits)
         assert held.max() - held.min() <= 1
+
+
+def test_a_kernel_lies_as_one_matrix_on_all_tiles() -> None:
+    """As many bytes on the fullest tile as the matrix [out, in * kernel]."""
+    for shape in ((64, 32, 3, 3), (64, 32, 5), (8, 4, 3, 3, 3)):
+        kernel = Parameter("k", TensorType(BF16, shape), plain(BF16))
+        matrix = Parameter("k", TensorType(BF16, (shape[0], math.prod(shape[1:]))), plain(BF16))
+        assert fullest_tile_bytes([kernel], 0, 4, 8) == fullest_tile_bytes([matrix], 0, 4, 8)
+    stack = Parameter("k", TensorType(BF16, (4, 8, 16)), plain(BF16))
+    assert matrix_layouts([stack], 4, 8)[0].shape == (4, 8, 16)
 
 
 def test_a_vector_is_spread_over_all_tiles() -> None:

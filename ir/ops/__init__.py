@@ -6,7 +6,8 @@ from ir.ops.elementwise import ELEMENTWISE
 from ir.ops.layout import LAYOUT
 from ir.ops.matrix import MATRIX
 from ir.ops.reduce import REDUCE
+from ir.ops.spatial import SPATIAL
 
-OPS: dict[str, OpDef] = {op.name: op for op in (*ELEMENTWISE, *CASTS, *LAYOUT, *REDUCE, *MATRIX)}
+OPS: dict[str, OpDef] = {op.name: op for op in (*ELEMENTWISE, *CASTS, *LAYOUT, *REDUCE, *MATRIX, *SPATIAL)}
 
 __all__ = ["OPS", "Kind", "OpDef", "OpTypeError", "evaluate", "torch_dtype"]
