@@ -104,6 +104,11 @@ def _reference_slice(_torch: Any, tensors: Tensors, attributes: Attributes) -> A
     return tensors[0][tuple(index)]
 
 
+def _flip(operands: Types, attributes: Attributes) -> tuple[TensorType, ...]:
+    axis(attributes, len(operands[0].shape))
+    return (operands[0],)
+
+
 def _concat(operands: Types, attributes: Attributes) -> tuple[TensorType, ...]:
     shape = list(operands[0].shape)
     dim = axis(attributes, len(shape))
@@ -142,6 +147,14 @@ LAYOUT = (
         follow=follow_broadcast,
     ),
     OpDef("slice", _slice, _reference_slice, (1, 1), kind=Kind.VIEW, follow=follow_except("dim")),
+    OpDef(
+        "flip",
+        _flip,
+        lambda torch, ts, a: torch.flip(ts[0], (a["dim"],)),
+        (1, 1),
+        kind=Kind.VIEW,
+        follow=follow_except("dim"),
+    ),
     OpDef(
         "concat",
         _concat,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,15 @@ from ir.graph import Graph
 from ir.verify import verify
 from partitioner.frontends.builder import GraphBuilder
 from partitioner.frontends.lowered import Lowered, Origin
-from partitioner.frontends.onnx_file import elementwise, movement, products, reductions
+from partitioner.frontends.onnx_file import control, elementwise, functions, indexing, movement, products, reductions
+from partitioner.frontends.onnx_file.constants import Known
 from partitioner.frontends.onnx_file.lowering import Lowering, decode
 from partitioner.frontends.onnx_file.reading import open_onnx
 from partitioner.frontends.onnx_file.table import OPERATORS, check_operators
 
 __all__ = ["OPERATORS", "load_onnx", "read_weights"]
 
-TABLES = (elementwise, movement, products, reductions)
+TABLES = (control, elementwise, indexing, movement, products, reductions)
 """The modules whose functions fill :data:`OPERATORS`."""
 
 
@@ -52,11 +54,16 @@ def read_weights(path: Path) -> dict[str, npt.NDArray[Any]]:
 
 def _lower(path: Path) -> tuple[Lowering, Graph]:
     file = open_onnx(path, check_operators)
-    lowering = Lowering(file, GraphBuilder(file.graph.name or path.stem))
-    lowering.add_inputs()
-    for node in file.graph.node:
-        lowering.lower(decode(node))
-    return lowering, lowering.finish()
+    lowering = Lowering(file, GraphBuilder(file.graph.name or path.stem), functions.call)
+    return lowering, lower_file(lowering)
+
+
+def lower_file(lowering: Lowering, bound: Mapping[str, Known] | None = None) -> Graph:
+    """The graph of the file that ``lowering`` was made for; the contents of the inputs in ``bound`` are known."""
+    lowering.add_inputs(bound)
+    for node in lowering.file.graph.node:
+        lowering.lower(decode(node, lowering.scope))
+    return lowering.finish()
 
 
 def reference_outputs(path: Path, inputs: dict[str, npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
