@@ -1,0 +1,49 @@
+"""Names of tensors as templates: a model has hundreds of thousands of names, but few that differ in more than numbers.
+
+A template is a name whose numbers (layers, experts) are replaced by ``{}``.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable
+from typing import NamedTuple
+
+
+class Templated(NamedTuple):
+    """A name, its template and the numbers that stand in the template's places."""
+
+    name: str
+    template: str
+    numbers: tuple[str, ...]
+
+
+def templated(name: str, keep: Collection[str] = ()) -> Templated:
+    """Split ``name`` at its numbers, except for those of ``keep``."""
+    parts = name.split(".")
+    numbers = []
+    for place, part in enumerate(parts):
+        if part.isdecimal() and part not in keep:
+            numbers.append(part)
+            parts[place] = "{}"
+    return Templated(name, ".".join(parts), tuple(numbers))
+
+
+def filled(template: str, numbers: Iterable[str]) -> str:
+    """The name that ``template`` and ``numbers`` make."""
+    head, *rest = template.split("{}")
+    return head + "".join(number + text for number, text in zip(numbers, rest, strict=True))
+
+
+def grouped(names: Iterable[str]) -> list[tuple[str, int]]:
+    """Names by template, each with the range of its numbers and how many there are, for people to read."""
+    members: defaultdict[str, list[tuple[str, ...]]] = defaultdict(list)
+    for name in names:
+        _, template, numbers = templated(name)
+        members[template].append(numbers)
+    return [(filled(template, map(_span, zip(*found, strict=True))), len(found)) for template, found in members.items()]
+
+
+def _span(numbers: Iterable[str]) -> str:
+    found = sorted({int(number) for number in numbers})
+    return str(found[0]) if len(found) == 1 else f"{{{found[0]}..{found[-1]}}}"
