@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+import msgspec
 
 from ir.diagnostics import Diagnostic, Fact, UsageError
-from partitioner.frontends.checkpoint.headers import StoredTensor, malformed, open_regular, parse_json, read_header
+from partitioner.frontends.checkpoint.headers import StoredTensor, malformed, open_regular, read_header
 
 INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
@@ -19,6 +20,10 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _MOST_INDEX_BYTES = 100_000_000
 _MOST_FILES = 10_000
 _MOST_TENSORS = 2_000_000
+
+
+class _Index(msgspec.Struct):
+    weight_map: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +89,11 @@ def _read_index(index: Path) -> Mapping[str, str]:
     if len(text) > _MOST_INDEX_BYTES:
         raise _too_large("bytes of an index", len(text), _MOST_INDEX_BYTES, index)
     try:
-        content = parse_json(text)
-    except (ValueError, RecursionError) as error:
-        raise malformed(f"the index is not JSON: {str(error)[:200]}", index) from None
-    located: Any = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(located, dict) or not located or not all(isinstance(name, str) for name in located.values()):
-        raise malformed("the index has no weight_map from tensors to files", index)
+        located = msgspec.json.decode(text, type=_Index).weight_map
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise malformed(f"the index has no weight_map from tensors to files: {str(error)[:200]}", index) from None
+    if not located:
+        raise malformed("the index names no tensor", index)
     return located
 
 

@@ -8,12 +8,16 @@ header is read, and nothing that stands in it is believed before it is compared 
 from __future__ import annotations
 
 import json
+import math
 import os
 import stat
 from collections.abc import Iterator, Mapping
 from io import BufferedReader
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
+
+import msgspec
 
 from ir.diagnostics import Diagnostic, Fact, UsageError
 
@@ -51,12 +55,15 @@ class StoredTensor(NamedTuple):
         return self.end - self.begin
 
 
-class _Entry(NamedTuple):
+_Size = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+
+
+class _Entry(msgspec.Struct, gc=False):
     """What a header says of one tensor; offsets count from the end of the header."""
 
-    dtype: Any
-    shape: Any
-    offsets: Any
+    dtype: str = ""
+    shape: tuple[_Size, ...] | None = None
+    data_offsets: tuple[_Size, _Size] | None = None
 
 
 class _MalformedError(ValueError):
@@ -101,81 +108,56 @@ def read_header(path: Path) -> tuple[StoredTensor, ...]:
         raise malformed("the file is shorter than its header says", path, facts)
     data = _LENGTH_BYTES + header_bytes
     try:
-        tensors = tuple(_tensors(parse_json(text), path, data))
+        tensors = tuple(_tensors(_entries(text), path, data))
     except _MalformedError as error:
         raise malformed(str(error), path) from None
-    except (ValueError, RecursionError) as error:
-        raise malformed(f"the header is not JSON: {str(error)[:200]}", path) from None
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise malformed(f"the header is not that of a safetensors file: {str(error)[:200]}", path) from None
     return _contiguous(tensors, path, data, length)
 
 
-def parse_json(text: bytes) -> Any:
-    """Parse JSON strictly: UTF-8, every name once, no ``NaN`` or ``Infinity``.
+def _entries(text: bytes) -> dict[str, _Entry]:
+    """The header's entries, each name once.
 
-    Raises:
-        ValueError: the text is not of this kind.
-        RecursionError: it is nested too deeply.
+    The decoder takes the last of equal names; there are none if each entry's fields stand in the text as often as
+    there are entries. If not (a name may be spelt with escapes), the slower parser of the standard library tells.
     """
-    return json.loads(text.decode("utf-8"), object_pairs_hook=_object, parse_constant=_refuse_constant)
+    entries = msgspec.json.decode(text, type=dict[str, _Entry])
+    count = len(entries) - ("__metadata__" in entries)
+    if any(text.count(b'"%s"' % field.encode()) != count for field in _Entry.__struct_fields__):
+        json.loads(text, object_pairs_hook=_require_distinct)
+    entries.pop("__metadata__", None)
+    return entries
 
 
-def _object(pairs: list[tuple[str, Any]]) -> Any:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        seen: set[str] = set()
-        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-        raise _MalformedError(f"{twice[:200]!r} stands there twice")
-    if found.keys() == {"dtype", "shape", "data_offsets"}:
-        return _Entry(found["dtype"], found["shape"], found["data_offsets"])
-    return found
+def _require_distinct(pairs: list[tuple[str, Any]]) -> None:
+    seen: set[str] = set()
+    for name, _ in pairs:
+        if name in seen:
+            raise _MalformedError(f"{name[:200]!r} stands there twice")
+        seen.add(name)
 
 
-def _refuse_constant(name: str) -> Any:
-    raise _MalformedError(f"{name} is no JSON")
-
-
-def _tensors(header: Any, path: Path, data: int) -> Iterator[StoredTensor]:
-    if not isinstance(header, dict):
-        raise _MalformedError("the header is no JSON object of tensors")
-    for name, entry in header.items():
-        if name == "__metadata__":
-            if not isinstance(entry, dict) or not all(isinstance(text, str) for text in entry.values()):
-                raise _MalformedError("__metadata__ does not map names to texts")
-            continue
+def _tensors(entries: Mapping[str, _Entry], path: Path, data: int) -> Iterator[StoredTensor]:
+    for name, entry in entries.items():
         if not 0 < len(name) <= _MOST_NAME or not name.isprintable():
             raise _MalformedError(f"{name[:80]!r} is no name of a tensor")
-        if not isinstance(entry, _Entry):
-            raise _MalformedError(f"{name!r} has other fields than dtype, shape and data_offsets")
-        begin, end = _checked(name, entry)
-        yield StoredTensor(name, entry.dtype, tuple(entry.shape), path, data + begin, data + end)
-
-
-def _checked(name: str, entry: _Entry) -> tuple[int, int]:
-    """The offsets of an entry whose fields agree with each other."""
-    bits = DTYPE_BITS.get(entry.dtype) if isinstance(entry.dtype, str) else None
-    if bits is None:
-        raise _MalformedError(f"{name!r} is of the unknown dtype {str(entry.dtype)[:40]!r}")
-    if not _are_sizes(entry.shape) or len(entry.shape) > _MOST_AXES:
-        raise _MalformedError(f"{name!r} has no shape of at most {_MOST_AXES} sizes, but {str(entry.shape)[:80]}")
-    if not _are_sizes(entry.offsets) or len(entry.offsets) != 2:
-        raise _MalformedError(f"{name!r} has no data_offsets of two numbers, but {str(entry.offsets)[:80]}")
-    begin, end = entry.offsets
-    for size in entry.shape:
-        bits *= size
-    if bits != 8 * (end - begin):
-        raise _MalformedError(
-            f"{name!r} takes {-(-bits // 8):,} bytes by type and shape, but {end - begin:,} in the file"
-        )
-    return begin, end
-
-
-def _are_sizes(value: Any) -> bool:
-    return isinstance(value, list) and all(type(item) is int and 0 <= item < 1 << 63 for item in value)
+        bits, shape = DTYPE_BITS.get(entry.dtype), entry.shape
+        if bits is None:
+            raise _MalformedError(f"{name!r} is of the unknown dtype {entry.dtype[:40]!r}")
+        if shape is None or entry.data_offsets is None or len(shape) > _MOST_AXES:
+            raise _MalformedError(f"{name!r} has no shape of at most {_MOST_AXES} axes, or no data_offsets")
+        begin, end = entry.data_offsets
+        bits *= math.prod(shape)
+        if bits != 8 * (end - begin):
+            needed = -(-bits // 8)
+            raise _MalformedError(f"{name!r} takes {needed:,} bytes by type and shape, but {end - begin:,} in the file")
+        yield StoredTensor(name, entry.dtype, shape, path, data + begin, data + end)
 
 
 def _contiguous(tensors: tuple[StoredTensor, ...], path: Path, data: int, length: int) -> tuple[StoredTensor, ...]:
     """The tensors in the order of their bytes, which fill the file from the header to its end, each byte once."""
-    ordered = tuple(sorted(tensors, key=lambda tensor: (tensor.begin, tensor.end)))
+    ordered = tuple(sorted(tensors, key=attrgetter("begin", "end")))
     end = data
     for tensor in ordered:
         if tensor.end > length:

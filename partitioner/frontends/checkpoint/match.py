@@ -16,7 +16,7 @@ from partitioner.frontends.checkpoint.folder import Checkpoint
 from partitioner.frontends.checkpoint.names import filled, templated
 from partitioner.frontends.checkpoint.renaming import Renaming
 from partitioner.frontends.checkpoint.schemes import Shape, StoredWeight, stored_weights
-from partitioner.frontends.checkpoint.source import Source
+from partitioner.frontends.checkpoint.source import Source, source_of
 
 _FLOATS = frozenset(dtype.value for dtype in DType if dtype.is_float)
 _PLAIN = frozenset(dtype.value for dtype in DType)
@@ -53,7 +53,7 @@ def match_checkpoint(model: Any, checkpoint: Checkpoint) -> Match:
     sources = _sources(stored_weights(checkpoint.tensors), Renaming(model), where)
     used = tuple(source for source in sources if source.target in tensors)
     unused = tuple(source for source in sources if source.target not in tensors)
-    gaps = {source.target: found for source in used if (found := source.gaps())}
+    gaps = {source.target: source.gaps for source in used if source.gaps}
     encodings = _encodings([source for source in used if source.target not in gaps], model, tensors, where)
     stored = _stored_names(tensors, {*encodings, *gaps})
     missing, unexpected = _without_exceptions(
@@ -130,19 +130,9 @@ def _sources(weights: Iterable[StoredWeight], renaming: Renaming, where: str) ->
     for (target, _), by_pattern in found.items():
         converter = renaming.converter.get(next(iter(by_pattern)))
         if converter is None and len(by_pattern[""]) > 1:
-            names = [weight.name for weight in by_pattern[""]]
-            raise faults.ambiguous(target, where, names)
-        ordered = {
-            pattern: tuple(sorted(by_pattern[pattern], key=_numbers))
-            for pattern in (converter.source_patterns if converter is not None else [""])
-            if pattern in by_pattern
-        }
-        sources.append(Source(target, ordered, converter))
+            raise faults.ambiguous(target, where, [weight.name for weight in by_pattern[""]])
+        sources.append(source_of(target, by_pattern, converter))
     return sources
-
-
-def _numbers(weight: StoredWeight) -> tuple[int, ...]:
-    return tuple(int(number) for number in templated(weight.name).numbers)
 
 
 def _one_encoding(source: Source, where: str) -> Encoding:
@@ -164,15 +154,15 @@ class _Shapes:
         """By name of the parameters that ``source`` makes."""
         if source.converter is None:
             return {source.target: next(source.every_weight()).shape}
-        target = templated(source.target)
+        target, numbers = templated(source.target)
         parts = tuple((pattern, tuple(w.shape for w in found)) for pattern, found in source.weights.items())
-        key = (id(source.converter), target.template, parts, tuple(self._tensors[source.target].shape))
+        key = (id(source.converter), target, parts, tuple(self._tensors[source.target].shape))
         if key not in self._known:
             made = [(templated(name), shape) for name, shape in self._made(source, where).items()]
-            if any(name.numbers != target.numbers for name, _ in made):
-                return {name.name: shape for name, shape in made}
-            self._known[key] = [(name.template, shape) for name, shape in made]
-        return {filled(template, target.numbers): shape for template, shape in self._known[key]}
+            if any(name[1] != numbers for name, _ in made):
+                return {filled(*name): shape for name, shape in made}
+            self._known[key] = [(template, shape) for (template, _), shape in made]
+        return {filled(template, numbers): shape for template, shape in self._known[key]}
 
     def _made(self, source: Source, where: str) -> dict[str, Shape]:
         empty: dict[Shape, torch.Tensor] = {}

@@ -5,28 +5,22 @@ A template is a name whose numbers (layers, experts) are replaced by ``{}``.
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable
-from typing import NamedTuple
+from collections.abc import Iterable
+
+_NUMBER = re.compile(r"(?:(?<=\.)|^)([0-9]+)(?=\.|$)")
+_NONE: frozenset[str] = frozenset()
 
 
-class Templated(NamedTuple):
-    """A name, its template and the numbers that stand in the template's places."""
-
-    name: str
-    template: str
-    numbers: tuple[str, ...]
-
-
-def templated(name: str, keep: Collection[str] = ()) -> Templated:
-    """Split ``name`` at its numbers, except for those of ``keep``."""
-    parts = name.split(".")
-    numbers = []
-    for place, part in enumerate(parts):
-        if part.isdecimal() and part not in keep:
-            numbers.append(part)
-            parts[place] = "{}"
-    return Templated(name, ".".join(parts), tuple(numbers))
+def templated(name: str, keep: frozenset[str] = _NONE) -> tuple[str, tuple[str, ...]]:
+    """The template of ``name`` and the numbers that stand in its places; those of ``keep`` stay in the template."""
+    pieces = _NUMBER.split(name)
+    numbers = pieces[1::2]
+    if keep.isdisjoint(numbers):
+        return "{}".join(pieces[::2]), tuple(numbers)
+    pieces[1::2] = [number if number in keep else "{}" for number in numbers]
+    return "".join(pieces), tuple(number for number in numbers if number not in keep)
 
 
 def filled(template: str, numbers: Iterable[str]) -> str:
@@ -39,7 +33,7 @@ def grouped(names: Iterable[str]) -> list[tuple[str, int]]:
     """Names by template, each with the range of its numbers and how many there are, for people to read."""
     members: defaultdict[str, list[tuple[str, ...]]] = defaultdict(list)
     for name in names:
-        _, template, numbers = templated(name)
+        template, numbers = templated(name)
         members[template].append(numbers)
     return [(filled(template, map(_span, zip(*found, strict=True))), len(found)) for template, found in members.items()]
 

@@ -49,7 +49,7 @@ class Renaming:
         """The model's name for each of ``names``."""
         by_template: defaultdict[str, list[tuple[str, tuple[str, ...]]]] = defaultdict(list)
         for name in names:
-            _, template, numbers = templated(name, self._mentioned or ())
+            template, numbers = templated(name, self._mentioned or frozenset())
             by_template[template].append((name, numbers))
         found: dict[str, Renamed] = {}
         for template, members in by_template.items():

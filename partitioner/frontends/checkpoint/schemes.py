@@ -118,27 +118,27 @@ def stored_weights(tensors: Iterable[StoredTensor]) -> tuple[StoredWeight, ...]:
     by_name = {tensor.name: tensor for tensor in tensors}
     taken: set[str] = set()
     found: list[StoredWeight] = []
-    for scheme in SCHEMES:
-        for name, parts in _candidates(scheme, by_name):
-            shape = scheme.shape([part.shape for part in parts])
-            if shape is None:
-                raise _no_fit(name, parts)
-            taken.update(part.name for part in parts)
-            found.append(StoredWeight(name, shape, scheme.encoding, parts, scheme))
-    found += (_as_it_is(tensor) for tensor in by_name.values() if tensor.name not in taken)
+    for name, scheme, parts in _candidates(by_name):
+        shape = scheme.shape([part.shape for part in parts])
+        if shape is None:
+            raise _no_fit(name, parts)
+        taken.update(part.name for part in parts)
+        found.append(StoredWeight(name, shape, scheme.encoding, parts, scheme))
+    found += (_as_it_is(tensor) for name, tensor in by_name.items() if name not in taken)
     return tuple(found)
 
 
-def _candidates(scheme: Scheme, by_name: Mapping[str, StoredTensor]) -> Iterator[tuple[str, tuple[StoredTensor, ...]]]:
-    """Names with all of the scheme's tensors, of its types."""
-    scales = scheme.suffixes[1]
+def _candidates(by_name: Mapping[str, StoredTensor]) -> Iterator[tuple[str, Scheme, tuple[StoredTensor, ...]]]:
+    """Names with all of a scheme's tensors, of its types."""
+    by_scales = {scheme.dtypes[1]: scheme for scheme in SCHEMES}
     for tensor in by_name.values():
-        if tensor.dtype != scheme.dtypes[1] or not tensor.name.endswith(scales):
+        scheme = by_scales.get(tensor.dtype)
+        if scheme is None or not tensor.name.endswith(scheme.suffixes[1]):
             continue
-        name = tensor.name[: -len(scales)]
+        name = tensor.name[: -len(scheme.suffixes[1])]
         parts = tuple(by_name[name + suffix] for suffix in scheme.suffixes if name + suffix in by_name)
         if tuple(part.dtype for part in parts) == scheme.dtypes:
-            yield name, parts
+            yield name, scheme, parts
 
 
 def _as_it_is(tensor: StoredTensor) -> StoredWeight:

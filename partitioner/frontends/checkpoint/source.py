@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import torch
 
 from partitioner.frontends.checkpoint.names import filled, templated
 from partitioner.frontends.checkpoint.schemes import StoredWeight
+
+Numbers = tuple[int, ...]
 
 _MOST_GAPS = 4
 """Missing numbers for each that is there, up to which they are named: a number in a file must not decide on time."""
@@ -20,13 +23,17 @@ _MOST_GAPS = 4
 class Source:
     """Where parameters come from: stored weights by the pattern of the library's converter that joins or parts them.
 
-    ``target`` is the model's name under which the library does so, and ``converter`` the library's operation
-    (``None``: the one weight is the parameter).
+    Attributes:
+        target: the model's name under which the library does so.
+        weights: by pattern, in the order of the patterns and of the numbers in names.
+        converter: the library's operation; ``None`` where the one weight is the parameter.
+        gaps: names that are missing in a row of numbered weights, such as experts.
     """
 
     target: str
     weights: Mapping[str, tuple[StoredWeight, ...]]
     converter: Any
+    gaps: tuple[str, ...]
 
     @property
     def bytes(self) -> int:
@@ -37,14 +44,6 @@ class Source:
         """The stored weights, in order."""
         for found in self.weights.values():
             yield from found
-
-    def gaps(self) -> list[str]:
-        """Names that are missing in a row of numbered weights, such as experts."""
-        found = [[templated(weight.name) for weight in row] for row in self.weights.values()]
-        have = {name.numbers for row in found for name in row}
-        wanted = have | _whole_row(have)
-        lacking = ((row[0].template, wanted - {name.numbers for name in row}) for row in found)
-        return [filled(template, numbers) for template, missing in lacking for numbers in sorted(missing)]
 
     def values(self, model: Any, read: Callable[[StoredWeight], torch.Tensor]) -> dict[str, torch.Tensor]:
         """Parameters by name, made of what ``read`` gives for each stored weight (on any device)."""
@@ -69,14 +68,39 @@ class _Lazily:
         return self.read(self.weight)
 
 
-def _whole_row(have: set[tuple[str, ...]]) -> set[tuple[str, ...]]:
+def source_of(target: str, by_pattern: Mapping[str, Sequence[StoredWeight]], converter: Any) -> Source:
+    """The source of ``target``, its weights in the order in which the library joins them."""
+    if converter is None:
+        return Source(target, {pattern: tuple(found) for pattern, found in by_pattern.items()}, None, ())
+    rows: dict[str, dict[Numbers, StoredWeight]] = {}
+    for pattern in converter.source_patterns:
+        if pattern in by_pattern:
+            numbered = [(_numbers(weight.name), weight) for weight in by_pattern[pattern]]
+            rows[pattern] = dict(sorted(numbered, key=itemgetter(0)))
+    weights = {pattern: tuple(row.values()) for pattern, row in rows.items()}
+    return Source(target, weights, converter, tuple(_gaps(rows.values())))
+
+
+def _numbers(name: str) -> Numbers:
+    return tuple(map(int, templated(name)[1]))
+
+
+def _gaps(rows: Collection[Mapping[Numbers, StoredWeight]]) -> Iterator[str]:
+    have = {numbers for row in rows for numbers in row}
+    wanted = have | _whole_row(have)
+    for row in rows:
+        if len(row) < len(wanted):
+            template = templated(next(iter(row.values())).name)[0]
+            yield from (filled(template, map(str, numbers)) for numbers in sorted(wanted - row.keys()))
+
+
+def _whole_row(have: set[Numbers]) -> set[Numbers]:
     """All numbers up to the largest, in the one place where the members of ``have`` differ."""
     first = next(iter(have))
     if len(have) < 2 or any(len(numbers) != len(first) for numbers in have):
         return set()
     places = [place for place in range(len(first)) if len({numbers[place] for numbers in have}) > 1]
-    largest = max(int(numbers[places[0]]) for numbers in have)
+    place, largest = places[0], max(numbers[places[0]] for numbers in have)
     if len(places) > 1 or largest > _MOST_GAPS * len(have):
         return set()
-    place = places[0]
-    return {(*first[:place], str(number), *first[place + 1 :]) for number in range(largest + 1)}
+    return {(*first[:place], number, *first[place + 1 :]) for number in range(largest + 1)}
