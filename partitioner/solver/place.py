@@ -20,6 +20,9 @@ from partitioner.solver.chain import (
 )
 from partitioner.solver.cpsat import Answer, Limits, solve_bottleneck, solve_traffic
 
+_MOST_BYTES = 1 << 56
+"""Of all items together, for a search in 64-bit integers."""
+
 
 @dataclass(frozen=True, slots=True)
 class Solution:
@@ -38,12 +41,12 @@ def place(problem: Problem, limits: Limits) -> Solution:
     """The placement with the smallest bottleneck, and of these one with the least traffic.
 
     Raises:
-        InfeasibleError: W0401, no placement exists: by counting, or by two searches that agree.
+        InfeasibleError: W0401, no placement exists, by two arguments.
         TimeLimitError: W0402, none was found within the limit.
     """
-    too_much = _counted_out(problem)
-    if too_much:
-        raise InfeasibleError(Diagnostic("W0401", "no placement exists", facts={"proof": "; ".join(too_much)}))
+    if sum(item.bytes for item in problem.items) > _MOST_BYTES and (counts := _counted_out(problem)):
+        # The solver's integers are too small for such a problem, and counting is proof enough.
+        raise InfeasibleError(Diagnostic("W0401", "no placement exists", facts={"proof": "; ".join(counts)}))
     # Runs of items in order are a placement of any problem, and the best of them the answer for a chain.
     runs = smallest_bottleneck(problem)
     answer = solve_bottleneck(problem, limits, runs[1] if runs else None)
@@ -81,7 +84,7 @@ def _proof(problem: Problem, answer: Answer, value: int, runs: tuple[int, Assign
 
 
 def _counted_out(problem: Problem) -> tuple[str, ...]:
-    """Counts that no placement can meet. They need no search, and their numbers may be too large for one."""
+    """Counts that no placement can meet."""
     arguments = {
         "a block is larger than a wafer": any(item.tiles > problem.tiles for item in problem.items),
         "the blocks need more tiles than all wafers have": sum(i.tiles for i in problem.items)
@@ -93,6 +96,7 @@ def _counted_out(problem: Problem) -> tuple[str, ...]:
 def _none_found(problem: Problem, answer: Answer, limits: Limits) -> InfeasibleError | TimeLimitError:
     """Infeasible where two arguments say so, else out of time."""
     arguments = {
+        **dict.fromkeys(_counted_out(problem), True),
         "exact search over contiguous placements": problem.is_chain,
         "CP-SAT": answer.status == "INFEASIBLE",
     }
