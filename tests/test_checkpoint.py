@@ -4,7 +4,6 @@ libraries do.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +18,13 @@ from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 from safetensors.torch import load_file
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
-from partitioner.compile import build_model as blocks_of
-from partitioner.frontends.checkpoint import Checkpoint, open_checkpoint
+from ir.graph import Parameter
+from partitioner.frontends import huggingface
+from partitioner.frontends.checkpoint import Checkpoint, as_stored, open_checkpoint
 from partitioner.frontends.checkpoint.reading import read_weight
 from partitioner.frontends.checkpoint.schemes import StoredWeight, stored_weights
-from partitioner.frontends.huggingface import build_model, lower_config
-from partitioner.frontends.load import load
-from partitioner.frontends.lowered import Lowered
+from partitioner.frontends.huggingface import build_model
+from partitioner.frontends.lowered import Origin
 from partitioner.frontends.original import open_original
 
 INT4 = {
@@ -99,9 +98,12 @@ KIMI = {
     "model_type": "kimi_k25",
     "tie_word_embeddings": False,
     "text_config": {**TEXT, "quantization_config": INT4},
-    "vision_config": {"patch_size": 14, "projection_hidden_size": 32, **VISION},
+    "vision_config": {"patch_size": 14, **VISION},
+    "projection_hidden_size": 32,
 }
 WIDE = {**TEXT, "hidden_size": 192, "intermediate_size": 320, "moe_intermediate_size": 128, "quantization_config": FP8}
+GPT_OSS = {**PLAIN, "model_type": "gpt_oss", "num_local_experts": 4, "num_experts_per_tok": 2}
+GPT_OSS |= {"quantization_config": MXFP4}
 PUBLISHERS: dict[str, Publisher] = {
     "kimi_k26": Publisher(KIMI, checkpoints.kimi_k26, beside=3 * 12 * 8),
     # Widths that 128 does not divide, and a further layer for prediction, as the real one has.
@@ -141,10 +143,38 @@ def folder_of(tmp_path_factory) -> Callable[[str], Path]:
     return of
 
 
+@dataclass(frozen=True)
+class Planned:
+    """A model's parameters as its folder holds them, and what was told of that."""
+
+    parameters: tuple[Parameter, ...]
+    notes: tuple[str, ...]
+    folder: Path
+    config: dict[str, Any]
+
+    @property
+    def origin(self) -> Origin:
+        return Origin("config", self.config, str(self.folder))
+
+
+def planned(config: dict[str, Any], folder: Path) -> Planned:
+    """What lowering does before it exports the graph, which takes seconds."""
+    config, _ = huggingface._without_foreign_code(config)
+    model = build_model(config, torch.device("meta"), traced=True)
+    said = tuple(huggingface._parameters(model, huggingface._encoding_rule(config, model)))
+    return Planned(*as_stored(str(folder), model, said), folder, config)
+
+
 @pytest.fixture(scope="module")
-def lowered_of(folder_of) -> Callable[[str], Lowered]:
-    made: dict[str, Lowered] = {}
-    return lambda name: made.setdefault(name, load(str(folder_of(name)))) if name not in made else made[name]
+def planned_of(folder_of) -> Callable[[str], Planned]:
+    made: dict[str, Planned] = {}
+
+    def of(name: str) -> Planned:
+        if name not in made:
+            made[name] = planned(PUBLISHERS[name].config, folder_of(name))
+        return made[name]
+
+    return of
 
 
 def opened(folder: Path) -> Checkpoint:
@@ -157,51 +187,45 @@ def opened(folder: Path) -> Checkpoint:
 
 
 @pytest.mark.parametrize("name", PUBLISHERS)
-def test_every_byte_of_a_checkpoint_is_accounted_for(name: str, folder_of, lowered_of) -> None:
-    publisher, lowered = PUBLISHERS[name], lowered_of(name)
+def test_every_byte_of_a_checkpoint_is_accounted_for(name: str, folder_of, planned_of) -> None:
+    publisher, it = PUBLISHERS[name], planned_of(name)
     stored = spec_bytes(publisher.tensors)
     assert opened(folder_of(name)).bytes == stored
-    held = sum(parameter.stored_bytes for parameter in lowered.graph.parameters)
+    held = sum(parameter.stored_bytes for parameter in it.parameters)
     further = {n: s for n, s in publisher.tensors.items() if n.startswith("model.layers.2.")}
     assert stored - held == (spec_bytes(further) if publisher.beside < 0 else publisher.beside)
-    model = blocks_of(lowered.graph)
-    unplaced = sum(parameter.stored_bytes for parameter in model.unplaced)
-    assert model.weight_bytes == held - unplaced
-    assert bool(unplaced) == (name == "kimi_k26")
-    quantized = {p.name for p in lowered.graph.parameters if p.encoding.name == QUANTIZED.get(name)}
+    quantized = {p.name for p in it.parameters if p.encoding.name == QUANTIZED.get(name)}
     assert bool(quantized) == (name in QUANTIZED)
+    assert {p.encoding.name for p in it.parameters if p.name not in quantized} <= {"bf16", "f32"}
 
 
 def test_what_is_stored_wins_over_what_the_configuration_says(folder_of, tmp_path) -> None:
-    tensors = load_file(folder_of("deepseek_v3") / "model.safetensors")
     config = dict(PUBLISHERS["deepseek_v3"].config)
-    del config["quantization_config"]
-    config["model_type"] = "deepseek_v3"
-    plain = lower_config(config, "plain", str(folder_of("deepseek_v3")))
-    assert {p.encoding.name for p in plain.graph.parameters} == {"bf16", "f32", "fp8_b128"}
+    rule = config.pop("quantization_config")
+    plain = planned(config, folder_of("deepseek_v3"))
+    assert {p.encoding.name for p in plain.parameters} == {"bf16", "f32", "fp8_b128"}
     assert any("stored as fp8_b128, though the configuration says bf16" in note for note in plain.notes)
 
+    tensors = load_file(folder_of("deepseek_v3") / "model.safetensors")
     name = "model.layers.0.mlp.down_proj.weight"
-    scales = tensors.pop(f"{name}_scale_inv")
-    assert scales.shape == (2, 3)
+    assert tensors.pop(f"{name}_scale_inv").shape == (2, 3)
     tensors[name] = tensors[name].to(torch.float16)
-    lowered = load(str(write(tmp_path / "half", PUBLISHERS["deepseek_v3"].config, tensors)))
-    assert lowered.graph.parameter[name].encoding.name == "f16"
-    assert f"stored as f16, though the configuration says fp8_b128: {name}" in lowered.notes
+    config["quantization_config"] = rule
+    half = planned(config, write(tmp_path / "half", config, tensors))
+    assert {p.name: p for p in half.parameters}[name].encoding.name == "f16"
+    assert f"stored as f16, though the configuration says fp8_b128: {name}" in half.notes
 
 
-def test_layers_for_prediction_are_ignored_and_told(lowered_of) -> None:
-    notes = [note for note in lowered_of("deepseek_v3").notes if note.startswith("ignored")]
+def test_layers_for_prediction_are_ignored_and_told(planned_of) -> None:
+    notes = [note for note in planned_of("deepseek_v3").notes if note.startswith("ignored")]
     assert len(notes) == 1
     assert "model.layers.2." in notes[0]
 
 
 def test_without_weights_a_folder_is_planned_from_its_configuration(tmp_path) -> None:
-    config = PUBLISHERS["gpt_oss"].config
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    lowered = load(str(tmp_path))
-    assert lowered.graph.parameters == lower_config(config, "x").graph.parameters
-    assert not lowered.notes
+    (tmp_path / "config.json").write_text("{}")
+    assert open_checkpoint(tmp_path) is None
+    assert planned(PUBLISHERS["llama"].config, tmp_path).notes == ()
 
 
 # --- exact values ---------------------------------------------------------------------------------------------------
@@ -296,24 +320,14 @@ def test_every_fp8_value_is_unpacked(tmp_path) -> None:
 # --- the library's own model with these weights ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["mixtral", "llama", "llama_tied", "qwen3_moe"])
-def test_unquantized_weights_are_those_that_the_library_loads(name: str, folder_of, lowered_of) -> None:
-    lowered, config = lowered_of(name), PUBLISHERS[name].config
-    model = build_model(config, torch.device("meta"))
-    theirs = type(model).from_pretrained(folder_of(name), dtype=torch.bfloat16).state_dict()
-    ours = open_original(lowered.origin, lowered.graph.parameters, seed=0).weights
+@pytest.mark.parametrize("name", ["mixtral", "llama", "llama_tied", "qwen3_moe", "kimi_k26", "gpt_oss"])
+def test_weights_are_those_that_the_library_finds_unpacks_and_joins(name: str, planned_of) -> None:
+    """By its own loading code; for fp8 that asks for a package which is not there."""
+    it = planned_of(name)
+    kind = type(build_model(it.config, torch.device("meta")))
+    theirs = library_model(kind, it.folder, it.config).state_dict()
+    ours = open_original(it.origin, it.parameters, seed=0).weights
     assert theirs.keys() <= ours.keys()
-    for path, tensor in theirs.items():
-        assert torch.equal(tensor, ours[path]), path
-
-
-@pytest.mark.parametrize("name", ["kimi_k26", "gpt_oss"])
-def test_quantized_weights_are_those_that_the_library_unpacks(name: str, folder_of, lowered_of) -> None:
-    """The library finds, unpacks and joins by itself; for fp8 it asks for a package that is not there."""
-    lowered, folder = lowered_of(name), folder_of(name)
-    model = build_model(PUBLISHERS[name].config, torch.device("meta"))
-    theirs = library_model(type(model), folder, PUBLISHERS[name].config).state_dict()
-    ours = open_original(lowered.origin, lowered.graph.parameters, seed=0).weights
     for path, tensor in theirs.items():
         assert torch.equal(tensor, ours[path]), path
 
@@ -321,7 +335,9 @@ def test_quantized_weights_are_those_that_the_library_unpacks(name: str, folder_
 def library_model(kind: Any, folder: Path, config: dict[str, Any]) -> Any:
     from transformers import CompressedTensorsConfig, Mxfp4Config
 
-    said = config.get("quantization_config") or config["text_config"]["quantization_config"]
+    said = config.get("quantization_config") or config.get("text_config", {}).get("quantization_config")
+    if said is None:
+        return kind.from_pretrained(folder, dtype=torch.bfloat16)
     if said["quant_method"] == "mxfp4":
         wanted = Mxfp4Config(modules_to_not_convert=said["modules_to_not_convert"], dequantize=True)
     else:

@@ -55,11 +55,10 @@ def mxfp4(parts: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     """
     blocks, scales = parts
     table = torch.tensor([*_E2M1, *(-magnitude for magnitude in _E2M1)], dtype=torch.float64)
-    halves = torch.stack((blocks & 15, blocks >> 4), dim=-1).flatten(-2)
-    values = torch.empty(halves.shape, dtype=dtype)
-    for expert, nibbles in enumerate(halves):  # one at a time, as table look-ups and doubles take much memory
-        exponents = scales[expert].to(torch.int32) - _E8M0_BIAS
-        factors = torch.ldexp(torch.ones((), dtype=torch.float64), exponents)
-        factors = factors.masked_fill(scales[expert] == _E8M0_NAN, torch.nan)
-        values[expert] = (table[nibbles.long()] * factors.unsqueeze(-1)).to(dtype)
+    values = torch.empty((*scales.shape, 32), dtype=dtype)
+    for expert, (block, scale) in enumerate(zip(blocks, scales, strict=True)):  # one at a time, to save memory
+        nibbles = torch.stack((block & 15, block >> 4), dim=-1).flatten(-2)
+        factors = torch.ldexp(torch.ones(scale.shape, dtype=torch.float64), scale.to(torch.int32) - _E8M0_BIAS)
+        factors = factors.masked_fill(scale == _E8M0_NAN, torch.nan)
+        values[expert] = (table[nibbles.int()] * factors.unsqueeze(-1)).to(dtype)
     return values.flatten(-2).transpose(1, 2).contiguous()
