@@ -13,7 +13,20 @@ from ir.graph import Graph
 from ir.verify import verify
 from partitioner.frontends.builder import GraphBuilder
 from partitioner.frontends.lowered import Lowered, Origin
-from partitioner.frontends.onnx_file import control, elementwise, functions, indexing, movement, products, reductions
+from partitioner.frontends.onnx_file import (
+    attention,
+    control,
+    einsum,
+    elementwise,
+    functions,
+    indexing,
+    movement,
+    products,
+    quantized,
+    recurrent,
+    reductions,
+    spatial,
+)
 from partitioner.frontends.onnx_file.constants import Known
 from partitioner.frontends.onnx_file.lowering import Lowering, decode
 from partitioner.frontends.onnx_file.reading import open_onnx
@@ -21,7 +34,19 @@ from partitioner.frontends.onnx_file.table import OPERATORS, check_operators
 
 __all__ = ["OPERATORS", "load_onnx", "read_weights"]
 
-TABLES = (control, elementwise, indexing, movement, products, reductions)
+TABLES = (
+    attention,
+    control,
+    einsum,
+    elementwise,
+    indexing,
+    movement,
+    products,
+    quantized,
+    recurrent,
+    reductions,
+    spatial,
+)
 """The modules whose functions fill :data:`OPERATORS`."""
 
 
