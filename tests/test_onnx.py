@@ -193,11 +193,6 @@ CASES: dict[str, list[Case]] = {
         one("TopK", floats(3, 9), ints(4), known=(1,), outputs="y i"),
         one("TopK", floats(3, 9, 2), ints(2), known=(1,), outputs="y i", axis=1, largest=0),
     ],
-    "GatherND": [
-        one("GatherND", floats(2, 3, 4), np.array([[[0, 1]], [[1, 2]]]), symbolic=False),
-        one("GatherND", floats(5, 4), np.array([[3], [0], [4]]), symbolic=False),
-        one("GatherND", floats(2, 3), np.array([[[0, 1], [1, 2]]]), symbolic=False),
-    ],
     "GatherElements": [one("GatherElements", floats(3, 6), numbers(6, 3, 2), axis=1)],
     "MatMul": [
         one("MatMul", floats(3, 4), floats(4, 5), known=(1,)),
@@ -399,8 +394,9 @@ def assert_same(model: onnx.ModelProto, inputs: dict[str, np.ndarray], folder: P
     return graph
 
 
-def test_every_operator_has_a_case() -> None:
-    assert {op for domain, op in OPERATORS if not domain} == set(CASES)
+def test_every_case_is_of_an_operator() -> None:
+    """That every operator has a case, here or among ONNX's own, is promised in ``test_onnx_nodes.py``."""
+    assert {op for domain, op in OPERATORS if not domain} >= set(CASES)
 
 
 @pytest.mark.parametrize(("op", "index"), [(op, i) for op, cases in CASES.items() for i in range(len(cases))])
@@ -643,20 +639,16 @@ def test_operators_unknown_to_onnx_are_named(tmp_path: Path) -> None:
 
 
 UNSUPPORTED_FORMS = {
-    "old opset": one("Relu", floats(3, 4), opset=6),
-    "reverse": one("CumSum", floats(3, 4), np.array(1), known=(1,), reverse=1),
+    "old opset": one("Add", floats(3, 4), floats(3, 4), opset=6),
     "shape unknown": one("Reshape", floats(3, 4), ints(4, 3)),
     "does not divide": one("Reshape", floats(3, 4), ints(-1, 5), known=(1,)),
     "symbolic start": one("Slice", floats(3, 7), ints(-1), ints(2**63 - 1), ints(0), known=(1, 2, 3)),
     "training": Case([node("Dropout", "x - t")], {"x": floats(3, 4)}, {"t": np.bool_(1)}),
-    "second output": Case(
-        [node("LayerNormalization", "x w", "y m")], {"x": floats(3, 4)}, {"w": floats(4)}, ("y", "m")
-    ),
     "size as data": Case(
         [node("Shape", "x", "s", end=1), node("Cast", "s", "f", to=1), node("Mul", "x f")], {"x": floats(3, 4)}
     ),
-    "element type": one("MatMul", floats(3, 4), np.ones((4, 2), dtype=np.uint16), known=(1,)),
-    "cast": one("Cast", floats(3), to=TensorProto.UINT32),
+    "element type": one("MatMul", floats(3, 4), np.ones((4, 2), dtype=np.complex64), known=(1,)),
+    "cast": one("Cast", floats(3), to=TensorProto.COMPLEX64),
     "joins axes": one("Softmax", floats(3, 4, 5), opset=11, axis=1),
 }
 

@@ -93,6 +93,11 @@ def _reference_slice(_torch: Any, tensors: Tensors, attributes: Attributes) -> A
     return tensors[0][tuple(index)]
 
 
+def _flip(operands: Types, attributes: Attributes) -> tuple[TensorType, ...]:
+    axis(attributes, len(operands[0].shape))
+    return (operands[0],)
+
+
 def _concat(operands: Types, attributes: Attributes) -> tuple[TensorType, ...]:
     shape = list(operands[0].shape)
     dim = axis(attributes, len(shape))
@@ -112,5 +117,6 @@ LAYOUT = (
     OpDef("transpose", _transpose, lambda _torch, ts, a: ts[0].permute(a["permutation"]), (1, 1), kind=Kind.VIEW),
     OpDef("expand", _expand, lambda _torch, ts, a: ts[0].expand(a["shape"]), (1, 1), kind=Kind.VIEW),
     OpDef("slice", _slice, _reference_slice, (1, 1), kind=Kind.VIEW),
+    OpDef("flip", _flip, lambda torch, ts, a: torch.flip(ts[0], (a["dim"],)), (1, 1), kind=Kind.VIEW),
     OpDef("concat", _concat, lambda torch, ts, a: torch.cat(list(ts), a["dim"]), (1, None)),
 )

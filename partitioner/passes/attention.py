@@ -1,11 +1,11 @@
 """Attention that an exporter spelled out, found again by its structure and put back as one operator.
 
 Exports write attention as two products with a softmax between them, in many dialects: the scale before, after or on
-both query and key; masks that are added, chosen by ``where`` or filled in; heads repeated, or not; a soft cap, sinks. So
-the structure is only used to find candidates: a softmax that lies between two products of values. What it means is then
-measured. The piece is run on small concrete sizes (:mod:`partitioner.passes.probe`): its scores tell the scale, scores
-of zero tell who sees whom, and random operands must give what the operator gives. A piece that means something else is
-left as it is.
+both query and key; masks that are added, chosen by ``where`` or filled in; heads repeated, or not; a soft cap, sinks.
+So the structure is only used to find candidates: a softmax that lies between two products of values. What it means is
+then measured. The piece is run on small concrete sizes (:mod:`partitioner.passes.probe`): its scores tell the scale,
+scores of zero tell who sees whom, and random operands must give what the operator gives. A piece that means something
+else is left as it is.
 """
 
 from __future__ import annotations
