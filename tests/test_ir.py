@@ -336,6 +336,17 @@ SAMPLES: dict[str, list[Sample]] = {
         sample(tensor(F32, 2, 6, 5), groups=3, epsilon=1e-5),
         sample(tensor(F32, 2, 6, 5, 4), tensor(F32, 6), tensor(F32, 6), groups=6, epsilon=1e-5),
     ],
+    "grid_sample": [
+        sample(X4, tensor(F32, 2, 5, 4, 2), mode="bilinear", padding="zeros", align_corners=False),
+        sample(X4, tensor(F32, 2, 5, 4, 2), mode="bicubic", padding="reflection", align_corners=True),
+        sample(
+            tensor(F32, 1, 2, 3, 4, 5),
+            tensor(F32, 1, 2, 2, 2, 3),
+            mode="nearest",
+            padding="border",
+            align_corners=False,
+        ),
+    ],
     "pad": [
         sample(X4, before=(0, 0, 2, -1), after=(1, 0, 0, -2), mode="constant", value=-math.inf),
         *(

@@ -56,7 +56,8 @@ def _to_float8(torch: Any, x: Any, dtype: DType, saturate: Any) -> Any:
 def _to_power_of_two(torch: Any, x: Any, rounding: str) -> Any:
     fraction, exponent = torch.frexp(x.to(torch.float32))
     least = {"nearest": 0.75, "up": torch.nextafter(torch.tensor(0.5), torch.tensor(1.0)), "down": 1.0}[rounding]
-    power = torch.where(fraction >= least, exponent, exponent - 1).clamp(-127, 127)
+    power = torch.where(fraction.abs() >= least, exponent, exponent - 1).clamp(-127, 127)
+    power = torch.where(x == 0, -127, power)
     return torch.where(x.isnan(), torch.nan, torch.ldexp(torch.ones_like(fraction), power)).to(torch.float8_e8m0fnu)
 
 

@@ -11,6 +11,10 @@ from partitioner.frontends.onnx_file.terms import Term, constant, counting, fixe
 _REDUCTIONS = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
 
 
+_BORDERS = {"constant": "constant", "edge": "replicate", "wrap": "circular"}
+"""What the graph calls a border; it reflects at most once, ONNX as often as needed."""
+
+
 @operator("GatherElements")
 def _gather_elements(site: Site) -> Operand:
     return site.emit("gather", [site.tensor(0), site.tensor(1)], dim=site.axis(0))
@@ -146,6 +150,12 @@ def _pad(site: Site) -> Operand:
         raise UnfoldableError("the numbers of elements are missing")
     axes = (site.demanded(3).ints() if site.has(3) else None) or tuple(range(rank))
     value = _pad_value(site)
+    if mode in _BORDERS and not isinstance(value, Term):
+        dims = [normal_axis(axis, rank) for axis in axes]
+        starts, ends = (dict(zip(dims, numbers, strict=False)) for numbers in (pads, pads[len(axes) :]))
+        sides = {"before": tuple(starts.get(i, 0) for i in range(rank))}
+        sides["after"] = tuple(ends.get(i, 0) for i in range(rank))
+        return x.apply("pad", **sides, mode=_BORDERS[mode], value=value).name
     for axis, before, after in zip(axes, pads, pads[len(axes) :], strict=False):
         dim = normal_axis(axis, rank)
         if before < 0 or after < 0:

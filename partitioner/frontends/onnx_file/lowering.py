@@ -14,7 +14,7 @@ from ir.diagnostics import Diagnostic, Fact, UnsupportedModelError
 from ir.encoding import plain
 from ir.graph import Attribute, Graph
 from ir.ops import OPS
-from ir.types import Dim, DType, Shape, TensorType
+from ir.types import Dim, DType, Shape, Size, TensorType
 from partitioner.frontends.builder import GraphBuilder
 from partitioner.frontends.onnx_file.constants import FOLDS, Known, UnfoldableError, fold, normal_axis, shortest
 from partitioner.frontends.onnx_file.evaluation import evaluated
@@ -24,6 +24,7 @@ from partitioner.frontends.onnx_file.table import NEWEST_OPSET, OPERATORS
 
 Operand = str | Known | Weight
 """What an ONNX value became: a value of the graph, contents that are known, or a weight that nobody has used yet."""
+_MOST_SIZES = 8
 Results = Operand | tuple[Operand, ...]
 
 
@@ -63,15 +64,21 @@ class OnnxNode:
 class Lowering:
     """The state of one file's lowering. ``parameters`` grows as weights are first read; ``without_rule`` lowers
     operators that are not in the table.
+
+    ``origins`` gives the module path of a node by its first output, ``sizes`` what the file's own symbols stand for.
     """
 
     file: OnnxFile
     builder: GraphBuilder
     without_rule: Callable[[Site], Results]
+    origins: Mapping[str, str] = field(default_factory=dict)
+    sizes: Mapping[str, Size] = field(default_factory=dict)
     values: dict[str, Operand] = field(default_factory=dict)
     parameters: dict[str, Weight] = field(default_factory=dict)
     scope: Scope = field(init=False)
     notes: list[str] = field(default_factory=list)
+    home: str = ""
+    """The module path of the file's own node that is being lowered, perhaps by its function's body."""
     wanted: list[str] = field(default_factory=list)
     """Values that had to be known while lowering and were not."""
     _taken: set[str] = field(default_factory=set)
@@ -96,7 +103,7 @@ class Lowering:
 
     def add_inputs(self, bound: Mapping[str, Known] | None = None) -> None:
         """Declare the graph's inputs, with a symbol for every size that is not fixed; those in ``bound`` are known."""
-        symbols = Symbols()
+        symbols = Symbols(self.sizes)
         self.values.update(bound or {})
         for value in self.file.graph.input:
             if value.name not in self.values:
@@ -150,6 +157,7 @@ class Lowering:
             UnsupportedModelError: W0201, this form of the operator is not supported; W0303, operands do not fit.
         """
         site, start = Site(self, node), len(self.builder.nodes)
+        self.home = self.origins.get(node.outputs[0], self.home) if node.outputs else self.home
         try:
             results = self._fold(site) or self._rule(node)(site)
         except (UnfoldableError, ArithmeticError, LookupError, TypeError, ValueError) as error:
@@ -205,6 +213,12 @@ class Site:
 
     lowering: Lowering
     node: OnnxNode
+
+    @property
+    def origin(self) -> str:
+        """The path of the module that the node stands in; the node's name where the file does not tell."""
+        told = self.lowering.origins
+        return told.get(self.node.outputs[0], self.lowering.home) if told else self.node.name
 
     @property
     def opset(self) -> int:
@@ -310,7 +324,7 @@ class Site:
         """A constant of the graph with these contents."""
         items = known.list()
         if any(isinstance(item, Dim) for item in items):
-            raise UnfoldableError("a size that depends on the model's inputs is computed with as data")
+            return self._sizes_as_data(known)
         # The text form has no tuples of booleans.
         values = tuple(int(item) if isinstance(item, bool) else item for item in items)
         if any(item != item for item in values):
@@ -319,6 +333,17 @@ class Site:
             return self.step("full", [], dtype=known.dtype, shape=known.shape, value=values[0])
         return self.step("constant", [], dtype=known.dtype, shape=known.shape, values=values)
 
+    def _sizes_as_data(self, known: Known) -> str:
+        """Sizes that depend on the inputs, as values of the graph: the sums of so many ones."""
+        if known.dtype is not DType.I64 or len(known.list()) > _MOST_SIZES:
+            raise UnfoldableError("a size that depends on the model's inputs is computed with as data")
+        counts = []
+        for size in known.list():
+            ones = self.step("full", [], dtype=DType.I64, shape=(size,), value=1)
+            counts.append(self.step("sum", [ones], dims=(0,), keepdim=True))
+        joined = counts[0] if len(counts) == 1 else self.step("concat", counts, dim=0)
+        return self.reshape(joined, known.shape, last=False)
+
     def value_type(self, name: str) -> TensorType:
         """Element type and shape of a value of the graph."""
         return self.lowering.builder.type(name)
@@ -326,7 +351,7 @@ class Site:
     def step(self, op: str, inputs: Sequence[str], **attributes: Attribute) -> str:
         """Add a node on the way to this node's result."""
         names = [self.lowering.unique(f"{self._output(0)}.1")]
-        return self.lowering.builder.add(op, inputs, self.node.name, names, **attributes)
+        return self.lowering.builder.add(op, inputs, self.origin, names, **attributes)
 
     def emit(
         self, op: str, inputs: Sequence[str], output: int = 0, as_dtype: DType | None = None, **attributes: Attribute
@@ -338,12 +363,12 @@ class Site:
             if type_.dtype is not as_dtype:
                 inputs, op, attributes = [self.step(op, inputs, **attributes)], "cast", {"dtype": as_dtype}
         names = [self.lowering.unique(self._output(output))]
-        return builder.add(op, inputs, self.node.name, names, **attributes)
+        return builder.add(op, inputs, self.origin, names, **attributes)
 
     def emit_all(self, op: str, inputs: Sequence[str], count: int, **attributes: Attribute) -> tuple[str, ...]:
         """Add one node that computes the first ``count`` outputs."""
         names = tuple(self.lowering.unique(self._output(index)) for index in range(count))
-        self.lowering.builder.add(op, inputs, self.node.name, names, **attributes)
+        self.lowering.builder.add(op, inputs, self.origin, names, **attributes)
         return names
 
     def reshape(self, name: str, shape: Shape, *, last: bool = True) -> str:
