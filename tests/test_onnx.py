@@ -394,8 +394,9 @@ def assert_same(model: onnx.ModelProto, inputs: dict[str, np.ndarray], folder: P
     return graph
 
 
-def test_every_operator_has_a_case() -> None:
-    assert {op for domain, op in OPERATORS if not domain} == set(CASES)
+def test_every_case_is_of_an_operator() -> None:
+    """That every operator has a case, here or among ONNX's own, is promised in ``test_onnx_nodes.py``."""
+    assert {op for domain, op in OPERATORS if not domain} >= set(CASES)
 
 
 @pytest.mark.parametrize(("op", "index"), [(op, i) for op, cases in CASES.items() for i in range(len(cases))])
@@ -439,8 +440,8 @@ def test_mlp_with_normalisation_and_softmax(tmp_path: Path) -> None:
     assert [n.op for n in graph.nodes] == ["layer_norm", "linear", "gelu", "linear", "add", "add", "softmax"]
     assert [n.attributes["transposed"] for n in graph.nodes if n.op == "linear"] == [False, True]
     assert [len(n.inputs) for n in graph.nodes if n.op == "linear"] == [3, 2], "only Gemm's own bias is folded"
-    assert graph.nodes[3].origin == "/mlp/down/MatMul"
-    assert graph.nodes[-1].origin == "Softmax_6"
+    assert graph.nodes[3].origin == "mlp.down"
+    assert graph.nodes[-1].origin == "mlp.down", "a node that says nothing stands where its operand does"
     assert graph.outputs == ("y",)
 
 
@@ -489,10 +490,12 @@ def test_transformer_block(tmp_path: Path) -> None:
     model = case.model()
     model.graph.input[0].CopyFrom(helper.make_tensor_value_info("ids", TensorProto.INT64, ["batch size", "0seq"]))
     graph = assert_same(model, case.inputs, tmp_path)
-    assert str(graph.types["y"]) == "f32[batch_size, _0seq, 8]"
+    assert str(graph.types["y"]) == "f32[users, tokens, 8]"
     assert {n.op for n in graph.nodes} == {
-        "embedding", "layer_norm", "linear", "reshape", "transpose", "matmul", "div", "softmax", "add"
+        "embedding", "layer_norm", "linear", "reshape", "transpose", "attention", "add"
     }  # fmt: skip
+    (attention,) = (n for n in graph.nodes if n.op == "attention")
+    assert attention.attributes == {"scale": 0.5, "causal": False, "window": 0, "softcap": 0.0}
     assert {p.name for p in graph.parameters} == {"embed", "n_scale", "n_shift", "wq", "wk", "wv", "wo"}
 
 
@@ -636,20 +639,16 @@ def test_operators_unknown_to_onnx_are_named(tmp_path: Path) -> None:
 
 
 UNSUPPORTED_FORMS = {
-    "old opset": one("Relu", floats(3, 4), opset=6),
-    "reverse": one("CumSum", floats(3, 4), np.array(1), known=(1,), reverse=1),
+    "old opset": one("Add", floats(3, 4), floats(3, 4), opset=6),
     "shape unknown": one("Reshape", floats(3, 4), ints(4, 3)),
     "does not divide": one("Reshape", floats(3, 4), ints(-1, 5), known=(1,)),
     "symbolic start": one("Slice", floats(3, 7), ints(-1), ints(2**63 - 1), ints(0), known=(1, 2, 3)),
     "training": Case([node("Dropout", "x - t")], {"x": floats(3, 4)}, {"t": np.bool_(1)}),
-    "second output": Case(
-        [node("LayerNormalization", "x w", "y m")], {"x": floats(3, 4)}, {"w": floats(4)}, ("y", "m")
-    ),
     "size as data": Case(
         [node("Shape", "x", "s", end=1), node("Cast", "s", "f", to=1), node("Mul", "x f")], {"x": floats(3, 4)}
     ),
-    "element type": one("MatMul", floats(3, 4), np.ones((4, 2), dtype=np.uint16), known=(1,)),
-    "cast": one("Cast", floats(3), to=TensorProto.UINT32),
+    "element type": one("MatMul", floats(3, 4), np.ones((4, 2), dtype=np.complex64), known=(1,)),
+    "cast": one("Cast", floats(3), to=TensorProto.COMPLEX64),
     "joins axes": one("Softmax", floats(3, 4, 5), opset=11, axis=1),
 }
 

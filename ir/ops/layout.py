@@ -5,7 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from ir.graph import Attributes
-from ir.ops.definition import Kind, OpDef, Tensors, Types, attribute, require, torch_dtype
+from ir.ops.definition import (
+    Axes,
+    Kind,
+    OpDef,
+    Tensors,
+    Types,
+    attribute,
+    follow_broadcast,
+    follow_except,
+    require,
+    torch_dtype,
+)
 from ir.types import DType, Size, TensorType, product
 
 
@@ -95,6 +106,11 @@ def _reference_slice(_torch: Any, tensors: Tensors, attributes: Attributes) -> A
     return tensors[0][tuple(index)]
 
 
+def _flip(operands: Types, attributes: Attributes) -> tuple[TensorType, ...]:
+    axis(attributes, len(operands[0].shape))
+    return (operands[0],)
+
+
 def _concat(operands: Types, attributes: Attributes) -> tuple[TensorType, ...]:
     shape = list(operands[0].shape)
     dim = axis(attributes, len(shape))
@@ -106,13 +122,46 @@ def _concat(operands: Types, attributes: Attributes) -> tuple[TensorType, ...]:
     return (operands[0].with_shape(tuple(shape)),)
 
 
+def _follow_permutation(_operands: Types, _results: Types, attributes: Attributes) -> Axes:
+    order = attributes["permutation"]
+    return (tuple(order.index(axis) for axis in range(len(order))),)
+
+
 LAYOUT = (
     OpDef("constant", _constant, _reference_constant, (0, 0)),
     OpDef("full", _filled, _reference_full, (0, 0)),
     OpDef("arange", _counted, _reference_arange, (0, 0)),
     OpDef("reshape", _reshape, lambda _torch, ts, a: ts[0].reshape(a["shape"]), (1, 1), kind=Kind.VIEW),
-    OpDef("transpose", _transpose, lambda _torch, ts, a: ts[0].permute(a["permutation"]), (1, 1), kind=Kind.VIEW),
-    OpDef("expand", _expand, lambda _torch, ts, a: ts[0].expand(a["shape"]), (1, 1), kind=Kind.VIEW),
-    OpDef("slice", _slice, _reference_slice, (1, 1), kind=Kind.VIEW),
-    OpDef("concat", _concat, lambda torch, ts, a: torch.cat(list(ts), a["dim"]), (1, None)),
+    OpDef(
+        "transpose",
+        _transpose,
+        lambda _torch, ts, a: ts[0].permute(a["permutation"]),
+        (1, 1),
+        kind=Kind.VIEW,
+        follow=_follow_permutation,
+    ),
+    OpDef(
+        "expand",
+        _expand,
+        lambda _torch, ts, a: ts[0].expand(a["shape"]),
+        (1, 1),
+        kind=Kind.VIEW,
+        follow=follow_broadcast,
+    ),
+    OpDef("slice", _slice, _reference_slice, (1, 1), kind=Kind.VIEW, follow=follow_except("dim")),
+    OpDef(
+        "flip",
+        _flip,
+        lambda torch, ts, a: torch.flip(ts[0], (a["dim"],)),
+        (1, 1),
+        kind=Kind.VIEW,
+        follow=follow_except("dim"),
+    ),
+    OpDef(
+        "concat",
+        _concat,
+        lambda torch, ts, a: torch.cat(list(ts), a["dim"]),
+        (1, None),
+        follow=follow_except("dim"),
+    ),
 )

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from ir.graph import Attributes
-from ir.ops.definition import Kind, OpDef, Tensors, Types, attribute, require
+from ir.ops.definition import Axes, Kind, OpDef, Tensors, Types, attribute, require
 from ir.types import Dim, Size, TensorType, broadcast_shapes, exact_quotient, product
 
 CONTEXT = Dim.symbol("context")
@@ -129,9 +129,41 @@ def reference_attention(torch: Any, tensors: Tensors, attributes: Attributes) ->
     return (weights @ value).transpose(1, 2)
 
 
+def _unmoved(operands: Types) -> Axes:
+    return tuple((None,) * len(operand.shape) for operand in operands)
+
+
+def _follow_linear(operands: Types, _results: Types, _attributes: Attributes) -> Axes:
+    rank = len(operands[0].shape)
+    return ((*range(rank - 1), None), *_unmoved(operands[1:]))
+
+
+def _follow_matmul(operands: Types, results: Types, _attributes: Attributes) -> Axes:
+    rank = len(results[0].shape)
+    left, right = (tuple(range(rank - len(operand.shape), rank - 2)) for operand in operands)
+    return ((*left, rank - 2, None), (*right, None, rank - 1))
+
+
+def _follow_grouped_linear(operands: Types, _results: Types, _attributes: Attributes) -> Axes:
+    _x, weight, _indices, *bias = operands
+    return ((0, 1, None), *_unmoved((weight,)), (0, 1), *_unmoved(bias))
+
+
+def _follow_attention(operands: Types, _results: Types, _attributes: Attributes) -> Axes:
+    return ((0, 2, 1, None), (0, None, None, None), (0, None, None, 3), *_unmoved(operands[3:]))
+
+
 MATRIX = (
-    OpDef("linear", _linear, _reference_linear, (2, 3), _linear_work, Kind.MATRIX),
-    OpDef("matmul", _matmul, lambda torch, ts, _a: torch.matmul(*ts), (2, 2), _matmul_work),
-    OpDef("grouped_linear", _grouped_linear, _reference_grouped_linear, (3, 4), _grouped_linear_work, Kind.MATRIX),
-    OpDef("attention", _attention, reference_attention, (3, 4), _attention_work, Kind.STATE),
+    OpDef("linear", _linear, _reference_linear, (2, 3), _linear_work, Kind.MATRIX, _follow_linear),
+    OpDef("matmul", _matmul, lambda torch, ts, _a: torch.matmul(*ts), (2, 2), _matmul_work, follow=_follow_matmul),
+    OpDef(
+        "grouped_linear",
+        _grouped_linear,
+        _reference_grouped_linear,
+        (3, 4),
+        _grouped_linear_work,
+        Kind.MATRIX,
+        _follow_grouped_linear,
+    ),
+    OpDef("attention", _attention, reference_attention, (3, 4), _attention_work, Kind.STATE, _follow_attention),
 )

@@ -14,6 +14,7 @@ from ir.encoding import plain
 from ir.graph import Graph, Parameter
 from ir.types import TensorType
 from partitioner.frontends import hooks
+from partitioner.frontends.checkpoint import as_stored
 from partitioner.frontends.configuration import (
     bad_config,
     dtype_of,
@@ -44,11 +45,13 @@ def lower_config(config: Mapping[str, Any], name: str, checkpoint: str = "") -> 
 
     Raises:
         UnsupportedModelError: W0204 (unknown model type), W0205 (the configuration contradicts itself), W0206 (the
-            model cannot be exported), W0207 (quantization), W0201 (an operator).
+            model cannot be exported), W0207 (quantization), W0201 (an operator), W0225 to W0229 (the checkpoint).
+        UsageError: W0220 to W0229 (the checkpoint's files).
     """
     config, notes = without_foreign_code(config)
     model = build_model(config, torch.device("meta"), traced=True)
-    parameters = tuple(_parameters(model, _encoding_rule(config, model)))
+    parameters, stored = as_stored(checkpoint, model, tuple(_parameters(model, _encoding_rule(config, model))))
+    notes += stored
     graph = _lower_by_layers(model, name, parameters)
     read = {name for node in graph.nodes for name in node.inputs}
     left_out = [parameter for parameter in parameters if parameter.name not in read]
