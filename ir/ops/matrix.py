@@ -120,9 +120,16 @@ def reference_attention(torch: Any, tensors: Tensors, attributes: Attributes) ->
     return (weights @ value).transpose(1, 2)
 
 
+def _determinant(operands: Types, _attributes: Attributes) -> tuple[TensorType, ...]:
+    shape = operands[0].shape
+    require(len(shape) >= 2 and shape[-1] == shape[-2], f"{operands[0]} holds no square matrices")
+    return (operands[0].with_shape(shape[:-2]),)
+
+
 MATRIX = (
     OpDef("linear", _linear, _reference_linear, (2, 3), _linear_work, Kind.MATRIX),
     OpDef("matmul", _matmul, lambda torch, ts, _a: torch.matmul(*ts), (2, 2), _matmul_work),
+    OpDef("determinant", _determinant, lambda torch, ts, _a: torch.linalg.det(*ts), (1, 1)),
     OpDef("grouped_linear", _grouped_linear, _reference_grouped_linear, (3, 4), _grouped_linear_work, Kind.MATRIX),
     OpDef("attention", _attention, reference_attention, (3, 4), _attention_work, Kind.STATE),
 )
