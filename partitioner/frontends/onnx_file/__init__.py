@@ -18,13 +18,16 @@ from partitioner.frontends.onnx_file import (
     control,
     einsum,
     elementwise,
+    fourier,
     functions,
     indexing,
+    lists,
     movement,
     products,
     quantized,
     recurrent,
     reductions,
+    resizing,
     spatial,
 )
 from partitioner.frontends.onnx_file.constants import Known
@@ -37,17 +40,8 @@ from partitioner.frontends.onnx_file.table import OPERATORS, check_operators
 __all__ = ["OPERATORS", "load_onnx", "read_weights"]
 
 TABLES = (
-    attention,
-    control,
-    einsum,
-    elementwise,
-    indexing,
-    movement,
-    products,
-    quantized,
-    recurrent,
-    reductions,
-    spatial,
+    *(attention, control, einsum, elementwise, fourier, indexing, lists, movement),
+    *(products, quantized, recurrent, reductions, resizing, spatial),
 )
 """The modules whose functions fill :data:`OPERATORS`."""
 
