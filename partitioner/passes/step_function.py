@@ -18,8 +18,8 @@ from partitioner.frontends.builder import GraphBuilder
 from partitioner.passes.attention import recognise_attention
 from partitioner.passes.positions import take_positions
 from partitioner.passes.simplify import simplify
-from partitioner.passes.unsort import undo_orders
 from partitioner.passes.uniform import fold_uniform
+from partitioner.passes.unsort import undo_orders
 
 USERS, TOKENS, PAST = (Dim.symbol(name) for name in ("users", "tokens", "past"))
 
