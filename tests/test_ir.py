@@ -290,6 +290,7 @@ SAMPLES: dict[str, list[Sample]] = {
         sample(tensor(F32, 4), tensor(F32, 5, 4), transposed=False),
     ],
     "matmul": [sample(X, tensor(F32, 4, 5)), sample(tensor(F32, 3, 1, 2, 4), tensor(F32, 2, 4, 5))],
+    "determinant": [sample(tensor(F32, 2, 3, 3))],
     "grouped_linear": [
         sample(tensor(F32, 2, 1, 4), tensor(F32, 6, 5, 4), tensor(I64, 2, 3), transposed=False),
         sample(tensor(F32, 2, 3, 4), tensor(F32, 6, 4, 5), tensor(I64, 2, 3), tensor(F32, 6, 5), transposed=True),

@@ -129,6 +129,12 @@ def reference_attention(torch: Any, tensors: Tensors, attributes: Attributes) ->
     return (weights @ value).transpose(1, 2)
 
 
+def _determinant(operands: Types, _attributes: Attributes) -> tuple[TensorType, ...]:
+    shape = operands[0].shape
+    require(len(shape) >= 2 and shape[-1] == shape[-2], f"{operands[0]} holds no square matrices")
+    return (operands[0].with_shape(shape[:-2]),)
+
+
 def _unmoved(operands: Types) -> Axes:
     return tuple((None,) * len(operand.shape) for operand in operands)
 
@@ -144,6 +150,10 @@ def _follow_matmul(operands: Types, results: Types, _attributes: Attributes) -> 
     return ((*left, rank - 2, None), (*right, None, rank - 1))
 
 
+def _follow_determinant(operands: Types, _results: Types, _attributes: Attributes) -> Axes:
+    return ((*range(len(operands[0].shape) - 2), None, None),)
+
+
 def _follow_grouped_linear(operands: Types, _results: Types, _attributes: Attributes) -> Axes:
     _x, weight, _indices, *bias = operands
     return ((0, 1, None), *_unmoved((weight,)), (0, 1), *_unmoved(bias))
@@ -156,6 +166,13 @@ def _follow_attention(operands: Types, _results: Types, _attributes: Attributes)
 MATRIX = (
     OpDef("linear", _linear, _reference_linear, (2, 3), _linear_work, Kind.MATRIX, _follow_linear),
     OpDef("matmul", _matmul, lambda torch, ts, _a: torch.matmul(*ts), (2, 2), _matmul_work, follow=_follow_matmul),
+    OpDef(
+        "determinant",
+        _determinant,
+        lambda torch, ts, _a: torch.linalg.det(*ts),
+        (1, 1),
+        follow=_follow_determinant,
+    ),
     OpDef(
         "grouped_linear",
         _grouped_linear,

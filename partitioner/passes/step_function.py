@@ -19,6 +19,7 @@ from partitioner.passes.attention import recognise_attention
 from partitioner.passes.positions import take_positions
 from partitioner.passes.simplify import simplify
 from partitioner.passes.uniform import fold_uniform
+from partitioner.passes.unsort import undo_orders
 
 USERS, TOKENS, PAST = (Dim.symbol(name) for name in ("users", "tokens", "past"))
 
@@ -29,7 +30,9 @@ def step_function(graph: Graph, ids: str, pasts: frozenset[str]) -> Graph:
     Raises:
         UnsupportedModelError: W0310, what is remembered is read by something else than attention.
     """
-    graph = recognise_attention(simplify(fold_uniform(graph)))
+    orders = tuple(value.name for value in graph.inputs if value.name.startswith("any_order"))
+    graph = simplify(undo_orders(simplify(fold_uniform(graph)), orders))
+    graph = recognise_attention(graph)
     graph = simplify(_own_cache(graph, pasts))
     graph = simplify(take_positions(graph, ids, TOKENS, PAST))
     return simplify(fold_uniform(_without_past(graph, pasts)))

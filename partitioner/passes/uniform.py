@@ -17,7 +17,7 @@ from ir.ops.elementwise import ELEMENTWISE
 from ir.types import DType, TensorType
 
 Number = bool | int | float
-_ELEMENTWISE = frozenset(op.name for op in ELEMENTWISE)
+_ELEMENTWISE = frozenset({"cast", *(op.name for op in ELEMENTWISE)})
 _CHOOSES = frozenset({"embedding", "gather"})
 _NEUTRAL: dict[str, Number] = {
     "logical_and": True,

@@ -175,7 +175,8 @@ class _Shapes:
         try:
             made = source.values(self._model, read)
         except Exception as error:  # whatever torch or the library say of shapes that do not go together
-            raise faults.no_fit(source.target, where, str(error)) from None
+            absent = [pattern for pattern in source.converter.source_patterns if pattern not in source.weights]
+            raise faults.no_fit(source.target, where, str(error), absent) from None
         return {name: tuple(value.shape) for name, value in made.items()}
 
 

@@ -8,7 +8,7 @@ compiler through it. Where lowering must know the contents of an input, such as 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,13 @@ import onnx.backend.base
 from ir.diagnostics import Diagnostic, UnsupportedModelError
 from ir.graph import Graph
 from ir.interpret import interpret
+from ir.types import TensorType
 from ir.verify import verify
 from partitioner.frontends.builder import GraphBuilder
 from partitioner.frontends.onnx_file import functions, lower_file
 from partitioner.frontends.onnx_file.arrays import Array, element_type, to_numpy, to_torch
 from partitioner.frontends.onnx_file.constants import LARGEST_ELEMENTS, Known
-from partitioner.frontends.onnx_file.lowering import Lowering
+from partitioner.frontends.onnx_file.lowering import ABSENT, Listed, Lowering, Operand
 from partitioner.frontends.onnx_file.reading import read_model
 from partitioner.frontends.onnx_file.table import check_operators
 
@@ -39,39 +40,49 @@ class GraphRep(onnx.backend.base.BackendRep):  # type: ignore[misc]
         weights = {tensor.name for tensor in model.graph.initializer}
         self._inputs = [value.name for value in model.graph.input if value.name not in weights]
 
-    def run(self, inputs: Sequence[Any] | Mapping[str, Any], **_kwargs: Any) -> tuple[Array, ...]:
+    def run(self, inputs: Sequence[Any] | Mapping[str, Any], **_kwargs: Any) -> tuple[Any, ...]:
         """The outputs of the model.
 
         Args:
-            inputs: arrays in the order of the model's inputs, or by name. Inputs without a shape take that of theirs.
+            inputs: arrays in the order of the model's inputs, or by name; lists of arrays where the model takes
+                lists, ``None`` where it takes an optional value. Inputs without a shape take that of theirs.
 
         Raises:
             UnsupportedModelError: as for :func:`partitioner.frontends.onnx_file.load_onnx`.
         """
         if not isinstance(inputs, Mapping):
             inputs = dict(zip(self._inputs, inputs, strict=False))
-        given = {name: np.asarray(array) for name, array in inputs.items()}
-        lowering, graph = self._lower(given)
-        return _run(lowering, graph, given)
+        given = {name: np.asarray(value) if _is_array(value) else value for name, value in inputs.items()}
+        lowering, graph, feeds = self._lower(given)
+        return _run(lowering, graph, feeds)
 
-    def _lower(self, given: Mapping[str, Array]) -> tuple[Lowering, Graph]:
+    def _lower(self, given: Mapping[str, Any]) -> tuple[Lowering, Graph, dict[str, Array]]:
         """Lower the model; each time that it turns out that inputs must be known, once more with their values."""
         bound: dict[str, Known] = {}
         while True:
-            lowering = self._open(given)
+            lowering, feeds = self._open(given), dict[str, Array]()
+            for value in lowering.file.graph.input:
+                if value.name in given and not value.type.HasField("tensor_type"):
+                    lowering.values[value.name] = _declared(lowering, value.name, given[value.name], feeds)
             try:
-                return lowering, verify(lower_file(lowering, bound))
+                graph = verify(lower_file(lowering, bound))
+                names = {value.name for value in graph.inputs} - feeds.keys()
+                operands = {name: lowering.values[name] for name in given}
+                feeds |= {op: given[name] for name, op in operands.items() if isinstance(op, str) and op in names}
+                return lowering, graph, feeds
             except UnsupportedModelError:
                 more = {
                     name: given[name]
                     for name in _inputs_behind(lowering)
-                    if name in given and name not in bound and given[name].size <= LARGEST_ELEMENTS
+                    if isinstance(given.get(name), np.ndarray)
+                    and name not in bound
+                    and given[name].size <= LARGEST_ELEMENTS
                 }
                 if not more:
                     raise
                 bound |= {name: Known.from_array(element_type(array), array) for name, array in more.items()}
 
-    def _open(self, given: Mapping[str, Array]) -> Lowering:
+    def _open(self, given: Mapping[str, Any]) -> Lowering:
         model = onnx.ModelProto.FromString(self._data)
         for value in model.graph.input:
             if value.name in given and value.type.HasField("tensor_type"):
@@ -101,15 +112,39 @@ def _inputs_behind(lowering: Lowering) -> Iterable[str]:
     return [name for name, operand in found.items() if isinstance(operand, str) and operand in wanted]
 
 
-def _run(lowering: Lowering, graph: Graph, given: Mapping[str, Array]) -> tuple[Array, ...]:
+def _is_array(value: Any) -> bool:
+    return value is not None and not isinstance(value, list | tuple)
+
+
+def _is_small(value: Any) -> bool:
+    return _is_array(value) and value.size <= LARGEST_ELEMENTS
+
+
+def _declared(lowering: Lowering, name: str, value: Any, feeds: dict[str, Array]) -> Operand:
+    """An input that is a list of tensors, or may be absent, as inputs of the graph, whose arrays go into ``feeds``."""
+    if value is None:
+        return ABSENT
+    if not _is_array(value):
+        return Listed(tuple(_declared(lowering, f"{name}.{i}", item, feeds) for i, item in enumerate(value)))
+    array, own = np.asarray(value), lowering.unique(name)
+    feeds[own] = array
+    return lowering.builder.input(own, TensorType(element_type(array), array.shape))
+
+
+def _run(lowering: Lowering, graph: Graph, feeds: Mapping[str, Array]) -> tuple[Any, ...]:
     import torch
 
-    operands = {name: lowering.values[name] for name in given}
-    names = {operand: name for name, operand in operands.items() if isinstance(operand, str)}
-    arrays = {value.name: given[names[value.name]] for value in graph.inputs}
-    arrays |= {name: weight.array() for name, weight in lowering.parameters.items()}
+    arrays = dict(feeds) | {name: weight.array() for name, weight in lowering.parameters.items()}
     values = interpret(graph, {name: to_torch(torch, array) for name, array in arrays.items()})
-    return tuple(to_numpy(torch, values[name], graph.types[name].dtype) for name in graph.outputs)
+    results = iter([to_numpy(torch, values[name], graph.types[name].dtype) for name in graph.outputs])
+    return tuple(_assembled(lowering.values[value.name], results) for value in lowering.file.graph.output)
+
+
+def _assembled(operand: Operand, results: Iterator[Array]) -> Any:
+    """An output from the arrays of its single values."""
+    if isinstance(operand, Listed):
+        return [_assembled(item, results) for item in operand.items]
+    return None if operand is ABSENT else next(results)
 
 
 class GraphBackend(onnx.backend.base.Backend):  # type: ignore[misc]
@@ -149,7 +184,10 @@ class GraphBackend(onnx.backend.base.Backend):  # type: ignore[misc]
             onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
             for name, array in zip(names, arrays, strict=True)
         ]
-        outputs = [onnx.ValueInfoProto(name=name) for name in node.output if name]
+        # A model must state the types of its outputs; nobody reads them.
+        outputs = [
+            onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in node.output if name
+        ]
         graph = onnx.helper.make_graph([node], "node", values, outputs)
         opset = kwargs.get("opset_version", onnx.defs.onnx_opset_version())
         model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid(node.domain, opset)])

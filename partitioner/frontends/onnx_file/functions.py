@@ -8,9 +8,9 @@ import onnx
 import onnx.defs
 import onnx.helper
 
-from ir.types import Dim, TensorType
+from ir.types import Dim, DType
 from partitioner.frontends.onnx_file.constants import UnfoldableError
-from partitioner.frontends.onnx_file.lowering import Operand, Results, Scope, Site, decode
+from partitioner.frontends.onnx_file.lowering import Listed, Operand, Results, Scope, Site, decode
 from partitioner.frontends.onnx_file.reading import DTYPES
 from partitioner.frontends.onnx_file.table import schema_with_body
 
@@ -75,7 +75,12 @@ def _body(site: Site, schema: Any) -> tuple[Any, int]:
 def _type(site: Site, index: int) -> Any:
     if not site.has(index):
         return onnx.TypeProto()
-    type_: TensorType = site.type(index)
+    operand = site.operand(index)
+    if isinstance(operand, Listed):
+        items = [site.lowering.type(item) for item in operand.items]
+        dtype = items[0].dtype if items else DType.F32
+        return onnx.helper.make_sequence_type_proto(onnx.helper.make_tensor_type_proto(_ONNX_TYPES[dtype], None))
+    type_ = site.type(index)
     sizes = [str(size) if isinstance(size, Dim) else size for size in type_.shape]
     return onnx.helper.make_tensor_type_proto(_ONNX_TYPES[type_.dtype], sizes)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeAlias
 
 import onnx.helper
 
@@ -22,9 +23,28 @@ from partitioner.frontends.onnx_file.inputs import Symbols, input_type
 from partitioner.frontends.onnx_file.reading import DTYPES, OnnxFile, Weight, type_name
 from partitioner.frontends.onnx_file.table import NEWEST_OPSET, OPERATORS
 
-Operand = str | Known | Weight
-"""What an ONNX value became: a value of the graph, contents that are known, or a weight that nobody has used yet."""
 _MOST_SIZES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A list of values."""
+
+    items: tuple[Operand, ...]
+
+
+class Absent(Enum):
+    """An optional value that is not there."""
+
+    ABSENT = auto()
+
+
+ABSENT = Absent.ABSENT
+
+Operand: TypeAlias = str | Known | Weight | Listed | Absent
+"""What an ONNX value became: a value of the graph, contents that are known, a weight that nobody has used yet, a list
+of such, or nothing.
+"""
 Results = Operand | tuple[Operand, ...]
 
 
@@ -147,6 +167,8 @@ class Lowering:
             return self.builder.type(operand)
         if isinstance(operand, Known):
             return TensorType(operand.dtype, operand.shape)
+        if not isinstance(operand, Weight):
+            raise UnfoldableError("a list of values, or none, is no tensor")
         shape = operand.shape[::-1] if operand.transposed else operand.shape
         return TensorType(weight_dtype(operand), shape)
 
@@ -187,7 +209,11 @@ class Lowering:
         names = [name for name in site.node.inputs if name]
         if site.node.op_type not in FOLDS or site.node.domain or not names:
             return None
-        operands = [known for name in names if (known := self.contents(self.values[name])) is not None]
+        found = [self.contents(self.values[name]) for name in names]
+        if any(known is not None and known.is_symbolic for known in found):
+            # Beside symbolic sizes, numbers must be known too; the graph cannot compute with sizes.
+            found = [known or self.evaluated(name) for known, name in zip(found, names, strict=True)]
+        operands = [known for known in found if known is not None]
         if len(operands) < len(names):
             return None
         try:
@@ -195,13 +221,18 @@ class Lowering:
         except UnfoldableError:
             return None
 
+    def evaluated(self, name: str) -> Known | None:
+        """The contents of a value that the graph computes from constants alone."""
+        operand = self.values[name]
+        return evaluated(operand, self.builder, self.parameters) if isinstance(operand, str) else None
+
     def finish(self) -> Graph:
-        """The graph with the file's outputs."""
+        """The graph with the file's outputs; those that are lists are their items, one after the other."""
         outputs = []
         for value in self.file.graph.output:
             node = OnnxNode("output", "", value.name, (value.name,), (value.name,), {}, self.scope)
             try:
-                outputs.append(Site(self, node).tensor(0))
+                outputs += [Site(self, node).as_tensor(item) for item in items_of(self.values[value.name])]
             except (UnfoldableError, LookupError) as error:
                 Site(self, node).refuse(str(error))
         return self.builder.finish(outputs)
@@ -312,7 +343,8 @@ class Site:
         known = self.lowering.contents(operand)
         if known is not None:
             return self.constant(known)
-        assert isinstance(operand, Weight)
+        if not isinstance(operand, Weight):
+            raise UnfoldableError("a list of values, or none, is no tensor")
         name = self.parameter(operand)
         return self.step("transpose", [name], permutation=(1, 0)) if operand.transposed else name
 
@@ -394,6 +426,13 @@ class Site:
     def _output(self, index: int) -> str:
         outputs = self.node.outputs
         return outputs[index] if index < len(outputs) and outputs[index] else f"{outputs[0]}.{index}"
+
+
+def items_of(operand: Operand) -> tuple[Operand, ...]:
+    """The single values that an operand is made of."""
+    if isinstance(operand, Listed):
+        return tuple(single for item in operand.items for single in items_of(item))
+    return () if operand is ABSENT else (operand,)
 
 
 def decode(node: Any, scope: Scope) -> OnnxNode:

@@ -99,7 +99,7 @@ def _recurrent(site: Site) -> Results:
         raise UnfoldableError(f"{steps:,} steps are more than the {_MOST_STEPS} that are lowered one by one")
     directions = _directions(site)
     is_lstm = site.node.op_type == "LSTM"
-    initial = [_initial(site, index, x, by_users) for index in ((5, 6) if is_lstm else (5,))]
+    initial = [_initial(site, index, x, by_users=by_users) for index in ((5, 6) if is_lstm else (5,))]
     reverse = [site.attribute("direction", "forward") == "reverse", True]
     outputs, last, cells = [], [], []
     for index, direction in enumerate(directions):
@@ -142,7 +142,7 @@ def _directions(site: Site) -> list[_Direction]:
     ]
 
 
-def _initial(site: Site, index: int, x: Term, by_users: bool) -> Term:
+def _initial(site: Site, index: int, x: Term, *, by_users: bool) -> Term:
     given = optional(site, index)
     if given is None:
         weight = site.shape(2)

@@ -209,13 +209,10 @@ def _norm_pool(site: Site) -> Operand:
     return powers.reduce("sum", [2 + len(counts)]).with_("pow", 1 / power).name
 
 
-@operator("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool")
+@operator("GlobalAveragePool", "GlobalMaxPool")
 def _global_pool(site: Site) -> Operand:
-    x, power = term(site, 0), float(site.attribute("p", 2))
-    axes = range(2, len(x.shape))
-    if site.node.op_type == "GlobalLpPool":
-        return x.apply("abs").with_("pow", power).reduce("sum", axes, keepdim=True).with_("pow", 1 / power).name
-    return x.reduce("mean" if site.node.op_type == "GlobalAveragePool" else "amax", axes, keepdim=True).name
+    x, op = term(site, 0), "mean" if site.node.op_type == "GlobalAveragePool" else "amax"
+    return x.reduce(op, range(2, len(x.shape)), keepdim=True).name
 
 
 @operator("MaxUnpool")
