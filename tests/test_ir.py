@@ -549,6 +549,26 @@ def test_attention_of_the_last_token_needs_only_its_history() -> None:
         torch.testing.assert_close(last, whole[:, -1:])
 
 
+def test_attention_in_chunks_sees_the_chunk_of_the_token_alone() -> None:
+    query, key, value = torch.randn(1, 2, 7, 4), torch.randn(1, 2, 7, 4), torch.randn(1, 2, 7, 4)
+    (result,) = run("attention", (query, key, value), {**ATTENTION, "chunk": 3})
+    place = torch.arange(7)
+    seen = (place[:, None] >= place) & (place[:, None] // 3 == place // 3)
+    expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=0.5)
+    torch.testing.assert_close(result, expected.transpose(1, 2))
+    (last,) = run("attention", (query[:, :, -2:], key[:, :, 3:], value[:, :, 3:]), {**ATTENTION, "chunk": 3})
+    torch.testing.assert_close(last, result[:, -2:])
+
+
+@pytest.mark.parametrize(
+    "options", [{"chunk": -1}, {"chunk": True}, {"chunk": 4, "window": 2}, {"chunk": 4, "causal": False}]
+)
+def test_chunks_that_mean_nothing_are_refused(options: dict[str, Attribute]) -> None:
+    query = TensorType(F32, (1, 2, TOKENS, 8))
+    with pytest.raises(OpTypeError, match="chunk"):
+        OPS["attention"].infer([query, query, query], {**ATTENTION, **options})
+
+
 def test_sinks_take_their_share() -> None:
     query, key, value = torch.zeros(1, 1, 1, 4), torch.zeros(1, 1, 1, 4), torch.ones(1, 1, 1, 4)
     (result,) = run("attention", (query, key, value, torch.zeros(1)), ATTENTION)

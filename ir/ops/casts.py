@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ir.graph import Attributes
-from ir.ops.definition import Kind, OpDef, Tensors, Types, require, torch_dtype
+from ir.ops.definition import Kind, OpDef, Tensors, Types, follow_broadcast, require, torch_dtype
 from ir.types import DType, TensorType
 
 _LARGEST = {DType.F8E4M3: 448.0, DType.F8E4M3FNUZ: 240.0, DType.F8E5M2: 57344.0, DType.F8E5M2FNUZ: 57344.0}
@@ -76,12 +76,13 @@ def _bitcast(operands: Types, attributes: Attributes) -> tuple[TensorType, ...]:
 
 
 CASTS = (
-    OpDef("cast", _cast, _reference_cast, (1, 1)),
+    OpDef("cast", _cast, _reference_cast, (1, 1), follow=follow_broadcast),
     OpDef(
         "bitcast",
         _bitcast,
         lambda torch, ts, a: ts[0].contiguous().view(torch_dtype(torch, a["dtype"])),
         (1, 1),
         kind=Kind.VIEW,
+        follow=follow_broadcast,
     ),
 )

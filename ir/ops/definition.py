@@ -18,6 +18,11 @@ Tensors = Sequence[Any]
 Infer = Callable[[Types, Attributes], tuple[TensorType, ...]]
 Reference = Callable[[Any, Tensors, Any], Any]
 Work = Callable[[Types, Types, Attributes], Size]
+Axes = tuple[tuple[int | None, ...], ...]
+"""For each operand, for each of its axes: the result's axis that moves along with it, or ``None`` where elements along
+that axis meet in one element of the result.
+"""
+Follow = Callable[[Types, Types, Attributes], Axes]
 
 
 class OpTypeError(ValueError):
@@ -47,6 +52,8 @@ class OpDef:
         operands: least and greatest number of operands (``None``: no upper bound).
         work: multiply-adds as a polynomial in the graph's symbols and ``context``; none for data movement.
         kind: see :class:`Kind`.
+        follow: how the results' axes follow the operands', see :data:`Axes`; the same for every result. Unless an
+            operator says otherwise, all elements of its operands meet in each element of its results.
     """
 
     name: str
@@ -55,6 +62,28 @@ class OpDef:
     operands: tuple[int, int | None]
     work: Work = lambda _operands, _results, _attributes: 0
     kind: Kind = Kind.COMPUTE
+    follow: Follow = lambda operands, _results, _attributes: tuple((None,) * len(t.shape) for t in operands)
+
+
+def follow_broadcast(operands: Types, results: Types, _attributes: Attributes) -> Axes:
+    """Axes of an operator that treats each element alone: aligned at the last, as numpy broadcasts."""
+    rank = len(results[0].shape)
+    return tuple(tuple(range(rank - len(operand.shape), rank)) for operand in operands)
+
+
+def follow_except(*names: str) -> Follow:
+    """Axes of an operator whose operands and results agree but for those that the attributes ``names`` give, along
+    which elements meet; without names the last.
+    """
+
+    def follow(operands: Types, _results: Types, attributes: Attributes) -> Axes:
+        rank = len(operands[0].shape)
+        meet = {attributes[name] % rank for name in names} if names else {rank - 1}
+        return tuple(
+            tuple(None if axis in meet else axis for axis in range(len(operand.shape))) for operand in operands
+        )
+
+    return follow
 
 
 def require(condition: bool, message: str) -> None:

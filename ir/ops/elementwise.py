@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ir.graph import Attributes
-from ir.ops.definition import OpDef, Tensors, Types, attribute, require
+from ir.ops.definition import OpDef, Tensors, Types, attribute, follow_broadcast, require
 from ir.types import DType, TensorType, broadcast_shapes, promote, promote_scalar
 
 
@@ -81,7 +81,7 @@ def _unary(name: str, infer: Callable[..., tuple[TensorType, ...]], home: str = 
         functions = torch if home == "torch" else torch.nn.functional
         return getattr(functions, name)(tensors[0])
 
-    return OpDef(name, infer, reference, (1, 1))
+    return OpDef(name, infer, reference, (1, 1), follow=follow_broadcast)
 
 
 def _binary(name: str, infer: Callable[..., tuple[TensorType, ...]], torch_name: str | None = None) -> OpDef:
@@ -91,7 +91,7 @@ def _binary(name: str, infer: Callable[..., tuple[TensorType, ...]], torch_name:
             second = torch.tensor(second, dtype=torch.result_type(tensors[0], second))
         return getattr(torch, torch_name or name)(tensors[0], second)
 
-    return OpDef(name, infer, reference, (1, 2))
+    return OpDef(name, infer, reference, (1, 2), follow=follow_broadcast)
 
 
 _TRIGONOMETRIC = ("sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "asinh", "acosh", "atanh")
@@ -124,8 +124,8 @@ ELEMENTWISE = (
         for name in ("silu", "softplus", "mish", "hardsigmoid", "hardswish", "elu", "leaky_relu")
     ),
     *(_unary(name, _to_bool) for name in ("logical_not", "isnan", "isinf")),
-    OpDef("gelu", _gelu, _reference_gelu, (1, 1)),
-    OpDef("clamp", _clamp, _reference_clamp, (1, 1)),
+    OpDef("gelu", _gelu, _reference_gelu, (1, 1), follow=follow_broadcast),
+    OpDef("clamp", _clamp, _reference_clamp, (1, 1), follow=follow_broadcast),
     *(_binary(name, _arithmetic) for name in ("add", "sub", "mul", "pow", "remainder", "fmod", "floor_divide")),
     *(_binary(name, _arithmetic) for name in ("bitwise_and", "bitwise_or", "bitwise_xor")),
     *(_binary(f"bitwise_{side}_shift", _shift) for side in ("left", "right")),
@@ -133,6 +133,12 @@ ELEMENTWISE = (
     _binary("minimum", _arithmetic),
     _binary("div", _quotient),
     *(_binary(name, _comparison) for name in ("eq", "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or")),
-    OpDef("where", _where, lambda torch, ts, _a: torch.where(*ts), (3, 3)),
-    OpDef("masked_fill", _masked_fill, lambda _torch, ts, a: ts[0].masked_fill(ts[1], a["value"]), (2, 2)),
+    OpDef("where", _where, lambda torch, ts, _a: torch.where(*ts), (3, 3), follow=follow_broadcast),
+    OpDef(
+        "masked_fill",
+        _masked_fill,
+        lambda _torch, ts, a: ts[0].masked_fill(ts[1], a["value"]),
+        (2, 2),
+        follow=follow_broadcast,
+    ),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ir.graph import Attributes
-from ir.ops.definition import OpDef, Tensors, Types, attribute, require
+from ir.ops.definition import Axes, Infer, OpDef, Reference, Tensors, Types, attribute, follow_except, require
 from ir.ops.layout import axis
 from ir.types import DType, TensorType
 
@@ -143,22 +143,60 @@ def _embedding(operands: Types, _attributes: Attributes) -> tuple[TensorType, ..
     return (table.with_shape((*indices.shape, table.shape[1])),)
 
 
+def _follow_reduction(operands: Types, _results: Types, attributes: Attributes) -> Axes:
+    dims, kept = attributes["dims"], attributes["keepdim"]
+    axes: list[int | None] = []
+    for dim in range(len(operands[0].shape)):
+        gone = 0 if kept else sum(other < dim for other in dims)
+        axes.append(None if dim in dims else dim - gone)
+    return (tuple(axes),)
+
+
+def _follow_gather(operands: Types, _results: Types, attributes: Attributes) -> Axes:
+    (data, _) = follow_except("dim")(operands, (), attributes)
+    return (data, tuple(range(len(data))))
+
+
+def _follow_scatter(operands: Types, _results: Types, attributes: Attributes) -> Axes:
+    (data, *written) = follow_except("dim")(operands, (), attributes)
+    return (tuple(range(len(data))), *written)
+
+
+def _follow_norm(operands: Types, _results: Types, _attributes: Attributes) -> Axes:
+    """The last axis meets; scale and shift belong to it."""
+    rank = len(operands[0].shape)
+    return ((*range(rank - 1), None), *((None,),) * (len(operands) - 1))
+
+
+def _follow_embedding(operands: Types, _results: Types, _attributes: Attributes) -> Axes:
+    rank = len(operands[1].shape)
+    return ((None, rank), tuple(range(rank)))
+
+
+def _reduction(name: str, infer: Infer, reference: Reference) -> OpDef:
+    return OpDef(name, infer, reference, (1, 1), follow=_follow_reduction)
+
+
+_follow_others = follow_except("dim")
+
 REDUCE = (
-    OpDef("sum", _sum, lambda torch, ts, a: torch.sum(ts[0], a["dims"], a["keepdim"]), (1, 1)),
-    OpDef("mean", _mean, lambda torch, ts, a: torch.mean(ts[0], a["dims"], a["keepdim"]), (1, 1)),
-    OpDef("amax", _reduce, lambda torch, ts, a: torch.amax(ts[0], a["dims"], a["keepdim"]), (1, 1)),
-    OpDef("amin", _reduce, lambda torch, ts, a: torch.amin(ts[0], a["dims"], a["keepdim"]), (1, 1)),
-    OpDef("argmax", _argmax, lambda torch, ts, a: torch.argmax(ts[0], a["dims"][0], a["keepdim"]), (1, 1)),
-    OpDef("argmin", _argmax, lambda torch, ts, a: torch.argmin(ts[0], a["dims"][0], a["keepdim"]), (1, 1)),
-    OpDef("prod", _sum, _reference_prod, (1, 1)),
-    OpDef("cumsum", _cumsum, lambda torch, ts, a: torch.cumsum(ts[0], a["dim"]), (1, 1)),
-    OpDef("cumprod", _cumsum, lambda torch, ts, a: torch.cumprod(ts[0], a["dim"]), (1, 1)),
-    OpDef("softmax", _along, lambda torch, ts, a: torch.softmax(ts[0], a["dim"]), (1, 1)),
-    OpDef("log_softmax", _along, lambda torch, ts, a: torch.log_softmax(ts[0], a["dim"]), (1, 1)),
-    OpDef("layer_norm", _norm, _reference_layer_norm, (1, 3)),
-    OpDef("rms_norm", _norm, _reference_rms_norm, (1, 2)),
-    OpDef("topk", _topk, _reference_topk, (1, 1)),
-    OpDef("gather", _gather, _reference_gather, (2, 2)),
-    OpDef("scatter", _scatter, _reference_scatter, (2, 3)),
-    OpDef("embedding", _embedding, _reference_embedding, (2, 2)),
+    _reduction("sum", _sum, lambda torch, ts, a: torch.sum(ts[0], a["dims"], a["keepdim"])),
+    _reduction("mean", _mean, lambda torch, ts, a: torch.mean(ts[0], a["dims"], a["keepdim"])),
+    _reduction("amax", _reduce, lambda torch, ts, a: torch.amax(ts[0], a["dims"], a["keepdim"])),
+    _reduction("amin", _reduce, lambda torch, ts, a: torch.amin(ts[0], a["dims"], a["keepdim"])),
+    _reduction("argmax", _argmax, lambda torch, ts, a: torch.argmax(ts[0], a["dims"][0], a["keepdim"])),
+    _reduction("argmin", _argmax, lambda torch, ts, a: torch.argmin(ts[0], a["dims"][0], a["keepdim"])),
+    _reduction("prod", _sum, _reference_prod),
+    OpDef("cumsum", _cumsum, lambda torch, ts, a: torch.cumsum(ts[0], a["dim"]), (1, 1), follow=_follow_others),
+    OpDef("cumprod", _cumsum, lambda torch, ts, a: torch.cumprod(ts[0], a["dim"]), (1, 1), follow=_follow_others),
+    OpDef("softmax", _along, lambda torch, ts, a: torch.softmax(ts[0], a["dim"]), (1, 1), follow=_follow_others),
+    OpDef(
+        "log_softmax", _along, lambda torch, ts, a: torch.log_softmax(ts[0], a["dim"]), (1, 1), follow=_follow_others
+    ),
+    OpDef("layer_norm", _norm, _reference_layer_norm, (1, 3), follow=_follow_norm),
+    OpDef("rms_norm", _norm, _reference_rms_norm, (1, 2), follow=_follow_norm),
+    OpDef("topk", _topk, _reference_topk, (1, 1), follow=_follow_others),
+    OpDef("gather", _gather, _reference_gather, (2, 2), follow=_follow_gather),
+    OpDef("scatter", _scatter, _reference_scatter, (2, 3), follow=_follow_scatter),
+    OpDef("embedding", _embedding, _reference_embedding, (2, 2), follow=_follow_embedding),
 )

@@ -289,9 +289,10 @@ def _slice_scatter(
 def _select(t: Translator, x: str, dim: int, index: int) -> str:
     dim = _positive(dim, _rank(t, x))
     size = t.type(x).shape[dim]
-    if not isinstance(size, int):
-        raise NotImplementedError("one element of a symbolic axis")
-    index = _positive(index, size)
+    if isinstance(size, int):
+        index = _positive(index, size)
+    elif index != 0:
+        raise NotImplementedError("one element of a symbolic axis, other than the first")
     return _reshape(t, _slice(t, x, dim, index, index + 1), t.result.shape)
 
 
@@ -476,10 +477,20 @@ def _matmul(t: Translator, x: str, y: str) -> str:
 
 @rule("waferc.attention")
 def _attention(
-    t: Translator, q: str, k: str, v: str, sinks: str | None, scale: float, causal: bool, window: int, softcap: float
+    t: Translator,
+    q: str,
+    k: str,
+    v: str,
+    sinks: str | None,
+    scale: float,
+    causal: bool,
+    window: int,
+    chunk: int,
+    softcap: float,
 ) -> str:
-    extra = [sinks] if sinks else []
-    return t.add("attention", q, k, v, *extra, scale=scale, causal=causal, window=window, softcap=softcap)
+    operands = (q, k, v, *([sinks] if sinks else []))
+    chunked = {"chunk": chunk} if chunk else {}
+    return t.add("attention", *operands, scale=scale, causal=causal, window=window, softcap=softcap, **chunked)
 
 
 @rule("waferc.grouped_linear")

@@ -21,6 +21,7 @@ from ir.graph import Attribute, Graph
 from ir.types import Dim, DType, Size, TensorType
 from partitioner.frontends.aten import RULES, Rule
 from partitioner.frontends.builder import GraphBuilder
+from partitioner.frontends.pairs import Pair, pair_rule
 
 DTYPES = {
     torch.float64: DType.F64,
@@ -34,6 +35,8 @@ DTYPES = {
     torch.uint8: DType.U8,
     torch.bool: DType.BOOL,
 }
+_PARTS = {torch.complex64: DType.F32, torch.complex128: DType.F64}
+"""Complex values are pairs of real ones, each of this type."""
 _CHECKS = ("_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range", "sym_size")
 _MOST_CONSTANT_ELEMENTS = 1 << 16
 
@@ -87,6 +90,14 @@ def _bound(rule: Rule, *args: Any, **kwargs: Any) -> Callable[[], Any]:
     except TypeError:
         raise NotImplementedError("a form that its rule does not cover") from None
     return partial(rule, *args, **kwargs)
+
+
+def _is_complex(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.is_complex()
+
+
+def _holds_pair(value: Any) -> bool:
+    return isinstance(value, Pair) or (isinstance(value, tuple) and any(isinstance(item, Pair) for item in value))
 
 
 class _Lowering:
@@ -189,10 +200,8 @@ class _Lowering:
         name = self._rule_name(node.target)
         if name.split(".")[0] in _CHECKS or not node.users:
             return None
-        rule = RULES.get(name) or RULES.get(name.split(".")[0])
         try:
-            if rule is None:
-                raise NotImplementedError("no rule")
+            rule = self._rule(node, name)
             if any(self._values[operand] is None for operand in node.all_input_nodes):
                 return None  # it needs what has no type here, and that will be reported
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), self._values.__getitem__)
@@ -205,11 +214,24 @@ class _Lowering:
         self._cross_check(result, value)
         return result
 
+    def _rule(self, node: fx.Node, name: str) -> Rule:
+        operands = [self._values[operand] for operand in node.all_input_nodes]
+        if _is_complex(node.meta.get("val")) or any(_holds_pair(value) for value in operands):
+            rule = pair_rule(name)
+            fault = "complex numbers, other than in products and rotations"
+        else:
+            rule, fault = RULES.get(name) or RULES.get(name.split(".")[0]), "no rule"
+        if rule is None:
+            raise NotImplementedError(fault)
+        return rule
+
     def _stand_in(self, value: Any) -> Any:
         """What an unsupported operator yields, as inputs: those after it are looked at all the same, and the report
         is complete. ``None`` where our types cannot say what that is.
         """
         several = isinstance(value, (tuple, list))
+        if _is_complex(value):
+            return Pair(*(self._builder.input(f"{self._node.name}?{i}", self._type_of(value)) for i in range(2)))
         try:
             types = [self._type_of(tensor) for tensor in (value if several else (value,))]
         except (UnsupportedModelError, AttributeError):
@@ -233,6 +255,8 @@ class _Lowering:
 
     def _cross_check(self, result: Any, value: Any) -> None:
         """Our inference must agree with torch's, or the graph would mean something else."""
+        if isinstance(result, Pair):
+            result, value = (result.real, result.imaginary), (value, value)
         names = result if isinstance(result, tuple) else (result,)
         stated = value if isinstance(value, (tuple, list)) else (value,)
         for name, tensor in zip(names, stated, strict=False):
@@ -254,9 +278,10 @@ class _Lowering:
                 self._symbols.setdefault(str(size.node.expr), self._names.axes.get((name, axis), f"{name}_{axis}"))
 
     def _type_of(self, tensor: torch.Tensor) -> TensorType:
-        if tensor.dtype not in DTYPES:
+        dtype = DTYPES.get(tensor.dtype) or _PARTS.get(tensor.dtype)
+        if dtype is None:
             raise UnsupportedModelError(Diagnostic("W0201", f"element type {tensor.dtype} is unknown", self._origin()))
-        return TensorType(DTYPES[tensor.dtype], tuple(self._size(size) for size in tensor.shape))
+        return TensorType(dtype, tuple(self._size(size) for size in tensor.shape))
 
     def _size(self, size: int | torch.SymInt) -> Size:
         if isinstance(size, int):

@@ -98,7 +98,7 @@ def _reference(instruction: Instruction, scope: Scope, operands: list[Tensor]) -
 def _attention_work(operands: list[Tensor], attributes: Attributes) -> int:
     """Multiply-adds of attention to as many tokens as it sees at most, those not there yet left out."""
     query, key, value = operands[:3]
-    seen = min(key.shape[2], attributes["window"] or key.shape[2])
+    seen = min(key.shape[2], attributes["window"] or attributes.get("chunk", 0) or key.shape[2])
     return query.shape[:3].numel() * seen * (query.shape[3] + value.shape[3])
 
 

@@ -31,8 +31,11 @@ from partitioner.frontends.onnx_file import (
     spatial,
 )
 from partitioner.frontends.onnx_file.constants import Known
-from partitioner.frontends.onnx_file.lowering import Lowering, decode
+from partitioner.frontends.onnx_file.lowering import Lowering
+from partitioner.frontends.onnx_file.nodes import decode
 from partitioner.frontends.onnx_file.reading import open_onnx
+from partitioner.frontends.onnx_file.scopes import module_paths
+from partitioner.frontends.onnx_file.step import as_step, bind_inputs, read_step
 from partitioner.frontends.onnx_file.table import OPERATORS, check_operators
 
 __all__ = ["OPERATORS", "load_onnx", "read_weights"]
@@ -67,14 +70,19 @@ def read_weights(path: Path) -> dict[str, npt.NDArray[Any]]:
         UsageError: W0202, the file or its data is missing or damaged; W0203, data outside the model's folder.
         UnsupportedModelError: as for :func:`load_onnx`.
     """
-    lowering, _graph = _lower(Path(path))
-    return {name: weight.array() for name, weight in lowering.parameters.items()}
+    lowering, graph = _lower(Path(path))
+    return {p.name: lowering.parameters[p.name].array() for p in graph.parameters}
 
 
 def _lower(path: Path) -> tuple[Lowering, Graph]:
     file = open_onnx(path, check_operators)
-    lowering = Lowering(file, GraphBuilder(file.graph.name or path.stem), functions.call)
-    return lowering, lower_file(lowering)
+    step = read_step(file.graph, file.weights)
+    origins, sizes = module_paths(file.graph.node), step.symbols if step else {}
+    lowering = Lowering(file, GraphBuilder(file.graph.name or path.stem), functions.call, origins, sizes)
+    if step:
+        bind_inputs(lowering, step)
+    graph = lower_file(lowering)
+    return lowering, (as_step(graph, step, lowering) if step else graph)
 
 
 def lower_file(lowering: Lowering, bound: Mapping[str, Known] | None = None) -> Graph:

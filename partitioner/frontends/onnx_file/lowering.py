@@ -2,97 +2,52 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import Enum, auto
 from pathlib import Path
-from typing import Any, NoReturn, TypeAlias
-
-import onnx.helper
+from typing import Any, NoReturn
 
 from ir.diagnostics import Diagnostic, Fact, UnsupportedModelError
 from ir.encoding import plain
 from ir.graph import Attribute, Graph
 from ir.ops import OPS
-from ir.types import Dim, DType, Shape, TensorType
+from ir.types import Dim, DType, Shape, Size, TensorType
 from partitioner.frontends.builder import GraphBuilder
-from partitioner.frontends.onnx_file.constants import FOLDS, Known, UnfoldableError, fold, normal_axis, shortest
+from partitioner.frontends.onnx_file.constants import FOLDS, Known, UnfoldableError, fold, normal_axis
 from partitioner.frontends.onnx_file.evaluation import evaluated
 from partitioner.frontends.onnx_file.inputs import Symbols, input_type
+from partitioner.frontends.onnx_file.nodes import OnnxNode, Scope, items_of, small_contents, spelled, weight_dtype
+from partitioner.frontends.onnx_file.nodes import Operand as Operand
+from partitioner.frontends.onnx_file.nodes import Results as Results
 from partitioner.frontends.onnx_file.reading import DTYPES, OnnxFile, Weight, type_name
 from partitioner.frontends.onnx_file.table import NEWEST_OPSET, OPERATORS
 
-
-@dataclass(frozen=True, slots=True)
-class Listed:
-    """A list of values."""
-
-    items: tuple[Operand, ...]
-
-
-class Absent(Enum):
-    """An optional value that is not there."""
-
-    ABSENT = auto()
-
-
-ABSENT = Absent.ABSENT
-
-Operand: TypeAlias = str | Known | Weight | Listed | Absent
-"""What an ONNX value became: a value of the graph, contents that are known, a weight that nobody has used yet, a list
-of such, or nothing.
-"""
-Results = Operand | tuple[Operand, ...]
-
-
-@dataclass(slots=True)
-class Scope:
-    """Names inside of a function or of a node's own graph, by what they are called in the whole model.
-
-    ``opset`` is the version of ONNX's own operators there, ``prefix`` makes names unique.
-    """
-
-    opset: int
-    prefix: str = ""
-    outer: Scope | None = None
-    names: dict[str, str] = field(default_factory=dict)
-
-    def resolve(self, name: str) -> str:
-        """The name in the whole model."""
-        if name in self.names:
-            return self.names[name]
-        return self.outer.resolve(name) if self.outer is not None else name
-
-
-@dataclass(frozen=True, slots=True)
-class OnnxNode:
-    """A node of the file with its attributes decoded and its names resolved in its ``scope``."""
-
-    op_type: str
-    domain: str
-    name: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    attributes: dict[str, Any]
-    scope: Scope
+_MOST_SIZES = 8
 
 
 @dataclass(slots=True)
 class Lowering:
     """The state of one file's lowering. ``parameters`` grows as weights are first read; ``without_rule`` lowers
     operators that are not in the table.
+
+    ``origins`` gives the module path of a node by its first output, ``sizes`` what the file's own symbols stand for.
     """
 
     file: OnnxFile
     builder: GraphBuilder
     without_rule: Callable[[Site], Results]
+    origins: Mapping[str, str] = field(default_factory=dict)
+    sizes: Mapping[str, Size] = field(default_factory=dict)
     values: dict[str, Operand] = field(default_factory=dict)
     parameters: dict[str, Weight] = field(default_factory=dict)
     scope: Scope = field(init=False)
     notes: list[str] = field(default_factory=list)
+    home: str = ""
+    """The module path of the file's own node that is being lowered, perhaps by its function's body."""
     wanted: list[str] = field(default_factory=list)
     """Values that had to be known while lowering and were not."""
+    unrolled: int = 0
+    """Nodes that the turns of loops have come to."""
     _taken: set[str] = field(default_factory=set)
     _names: dict[str, str] = field(default_factory=dict)
     _contents: dict[str, Known | None] = field(default_factory=dict)
@@ -105,7 +60,7 @@ class Lowering:
 
     def unique(self, name: str) -> str:
         """``name`` in the characters that the graph's text accepts, not used before."""
-        base = _spelled(name)
+        base = spelled(name)
         candidate, count = base, 0
         while candidate in self._taken:
             count += 1
@@ -115,7 +70,7 @@ class Lowering:
 
     def add_inputs(self, bound: Mapping[str, Known] | None = None) -> None:
         """Declare the graph's inputs, with a symbol for every size that is not fixed; those in ``bound`` are known."""
-        symbols = Symbols()
+        symbols = Symbols(self.sizes)
         self.values.update(bound or {})
         for value in self.file.graph.input:
             if value.name not in self.values:
@@ -141,7 +96,7 @@ class Lowering:
         if not isinstance(operand, Weight):
             return operand if isinstance(operand, Known) else None
         if operand.name not in self._contents:
-            self._contents[operand.name] = _small_contents(operand)
+            self._contents[operand.name] = small_contents(operand)
         return None if operand.transposed else self._contents[operand.name]
 
     def parameter(self, weight: Weight) -> str:
@@ -171,6 +126,7 @@ class Lowering:
             UnsupportedModelError: W0201, this form of the operator is not supported; W0303, operands do not fit.
         """
         site, start = Site(self, node), len(self.builder.nodes)
+        self.home = self.origins.get(node.outputs[0], self.home) if node.outputs else self.home
         try:
             results = self._fold(site) or self._rule(node)(site)
         except (UnfoldableError, ArithmeticError, LookupError, TypeError, ValueError) as error:
@@ -190,7 +146,7 @@ class Lowering:
         made = {value.name for added in self.builder.nodes[start:] for value in added.results}
         renamed: dict[str, str] = {}
         for output, result in zip(node.outputs, results, strict=False):
-            if isinstance(result, str) and result in made and result not in renamed and result != _spelled(output):
+            if isinstance(result, str) and result in made and result not in renamed and result != spelled(output):
                 renamed[result] = self.unique(output)
         if renamed:
             self.builder.rename(renamed, start)
@@ -235,6 +191,12 @@ class Site:
 
     lowering: Lowering
     node: OnnxNode
+
+    @property
+    def origin(self) -> str:
+        """The path of the module that the node stands in; the node's name where the file does not tell."""
+        told = self.lowering.origins
+        return told.get(self.node.outputs[0], self.lowering.home) if told else self.node.name
 
     @property
     def opset(self) -> int:
@@ -341,7 +303,7 @@ class Site:
         """A constant of the graph with these contents."""
         items = known.list()
         if any(isinstance(item, Dim) for item in items):
-            raise UnfoldableError("a size that depends on the model's inputs is computed with as data")
+            return self._sizes_as_data(known)
         # The text form has no tuples of booleans.
         values = tuple(int(item) if isinstance(item, bool) else item for item in items)
         if any(item != item for item in values):
@@ -350,6 +312,17 @@ class Site:
             return self.step("full", [], dtype=known.dtype, shape=known.shape, value=values[0])
         return self.step("constant", [], dtype=known.dtype, shape=known.shape, values=values)
 
+    def _sizes_as_data(self, known: Known) -> str:
+        """Sizes that depend on the inputs, as values of the graph: the sums of so many ones."""
+        if known.dtype is not DType.I64 or len(known.list()) > _MOST_SIZES:
+            raise UnfoldableError("a size that depends on the model's inputs is computed with as data")
+        counts = []
+        for size in known.list():
+            ones = self.step("full", [], dtype=DType.I64, shape=(size,), value=1)
+            counts.append(self.step("sum", [ones], dims=(0,), keepdim=True))
+        joined = counts[0] if len(counts) == 1 else self.step("concat", counts, dim=0)
+        return self.reshape(joined, known.shape, last=False)
+
     def value_type(self, name: str) -> TensorType:
         """Element type and shape of a value of the graph."""
         return self.lowering.builder.type(name)
@@ -357,7 +330,7 @@ class Site:
     def step(self, op: str, inputs: Sequence[str], **attributes: Attribute) -> str:
         """Add a node on the way to this node's result."""
         names = [self.lowering.unique(f"{self._output(0)}.1")]
-        return self.lowering.builder.add(op, inputs, self.node.name, names, **attributes)
+        return self.lowering.builder.add(op, inputs, self.origin, names, **attributes)
 
     def emit(
         self, op: str, inputs: Sequence[str], output: int = 0, as_dtype: DType | None = None, **attributes: Attribute
@@ -369,12 +342,12 @@ class Site:
             if type_.dtype is not as_dtype:
                 inputs, op, attributes = [self.step(op, inputs, **attributes)], "cast", {"dtype": as_dtype}
         names = [self.lowering.unique(self._output(output))]
-        return builder.add(op, inputs, self.node.name, names, **attributes)
+        return builder.add(op, inputs, self.origin, names, **attributes)
 
     def emit_all(self, op: str, inputs: Sequence[str], count: int, **attributes: Attribute) -> tuple[str, ...]:
         """Add one node that computes the first ``count`` outputs."""
         names = tuple(self.lowering.unique(self._output(index)) for index in range(count))
-        self.lowering.builder.add(op, inputs, self.node.name, names, **attributes)
+        self.lowering.builder.add(op, inputs, self.origin, names, **attributes)
         return names
 
     def reshape(self, name: str, shape: Shape, *, last: bool = True) -> str:
@@ -400,55 +373,3 @@ class Site:
     def _output(self, index: int) -> str:
         outputs = self.node.outputs
         return outputs[index] if index < len(outputs) and outputs[index] else f"{outputs[0]}.{index}"
-
-
-def items_of(operand: Operand) -> tuple[Operand, ...]:
-    """The single values that an operand is made of."""
-    if isinstance(operand, Listed):
-        return tuple(single for item in operand.items for single in items_of(item))
-    return () if operand is ABSENT else (operand,)
-
-
-def decode(node: Any, scope: Scope) -> OnnxNode:
-    """A node of the file in plain Python."""
-    attributes = {attribute.name: _plain(onnx.helper.get_attribute_value(attribute)) for attribute in node.attribute}
-    domain = "" if node.domain == "ai.onnx" else node.domain
-    inputs, outputs = (tuple(map(scope.resolve, names)) for names in (node.input, node.output))
-    return OnnxNode(node.op_type, domain, f"{scope.prefix}{node.name}", inputs, outputs, attributes, scope)
-
-
-def _spelled(name: str) -> str:
-    """``name`` in the characters that the graph's text accepts."""
-    return re.sub(r"[^A-Za-z0-9_.\-/:]", "_", name) or "value"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
-    if isinstance(value, float):
-        return shortest(value)
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value
-
-
-def weight_dtype(weight: Weight) -> DType:
-    """The element type of a weight.
-
-    Raises:
-        UnfoldableError: the graph has no such type.
-    """
-    dtype = DTYPES.get(weight.tensor.data_type)
-    if dtype is None:
-        raise UnfoldableError(f"the weight {weight.name} has the element type {type_name(weight.tensor.data_type)}")
-    return dtype
-
-
-def _small_contents(weight: Weight) -> Known | None:
-    dtype = DTYPES.get(weight.tensor.data_type)
-    elements = TensorType(DType.U8, weight.shape).elements
-    # A single float in another file may be trained, and is not worth opening that file while planning.
-    most = 1024 if dtype is not None and not dtype.is_float else 0 if weight.is_external else 1
-    if dtype is None or not isinstance(elements, int) or elements > most:
-        return None
-    return Known.from_array(dtype, weight.array())
