@@ -116,29 +116,27 @@ def stored_weights(tensors: Iterable[StoredTensor]) -> tuple[StoredWeight, ...]:
             without scales.
     """
     by_name = {tensor.name: tensor for tensor in tensors}
-    taken: set[str] = set()
-    found: list[StoredWeight] = []
-    for name, scheme, parts in _candidates(by_name):
-        shape = scheme.shape([part.shape for part in parts])
-        if shape is None:
-            raise _no_fit(name, parts)
-        taken.update(part.name for part in parts)
-        found.append(StoredWeight(name, shape, scheme.encoding, parts, scheme))
-    found += (_as_it_is(tensor) for name, tensor in by_name.items() if name not in taken)
+    found = list(_by_schemes(by_name))
+    taken = {part.name for weight in found for part in weight.parts}
+    found += [_as_it_is(tensor) for name, tensor in by_name.items() if name not in taken]
     return tuple(found)
 
 
-def _candidates(by_name: Mapping[str, StoredTensor]) -> Iterator[tuple[str, Scheme, tuple[StoredTensor, ...]]]:
-    """Names with all of a scheme's tensors, of its types."""
+def _by_schemes(by_name: Mapping[str, StoredTensor]) -> Iterator[StoredWeight]:
+    """Weights of which all tensors of a scheme are there, of its types."""
     by_scales = {scheme.dtypes[1]: scheme for scheme in SCHEMES}
     for tensor in by_name.values():
         scheme = by_scales.get(tensor.dtype)
         if scheme is None or not tensor.name.endswith(scheme.suffixes[1]):
             continue
         name = tensor.name[: -len(scheme.suffixes[1])]
-        parts = tuple(by_name[name + suffix] for suffix in scheme.suffixes if name + suffix in by_name)
-        if tuple(part.dtype for part in parts) == scheme.dtypes:
-            yield name, scheme, parts
+        parts = [by_name[name + suffix] for suffix in scheme.suffixes if name + suffix in by_name]
+        if [part.dtype for part in parts] != list(scheme.dtypes):
+            continue
+        shape = scheme.shape([part.shape for part in parts])
+        if shape is None:
+            raise _no_fit(name, parts)
+        yield StoredWeight(name, shape, scheme.encoding, tuple(parts), scheme)
 
 
 def _as_it_is(tensor: StoredTensor) -> StoredWeight:
@@ -151,7 +149,7 @@ def _as_it_is(tensor: StoredTensor) -> StoredWeight:
     return StoredWeight(tensor.name, tensor.shape, plain(dtype), (tensor,), None)
 
 
-def _no_fit(name: str, parts: tuple[StoredTensor, ...]) -> UnsupportedModelError:
+def _no_fit(name: str, parts: Sequence[StoredTensor]) -> UnsupportedModelError:
     facts = {part.name[len(name) :].strip("_") or "values": f"{part.dtype} {list(part.shape)}" for part in parts}
     message = f"the tensors that hold {name!r} do not fit together"
     return UnsupportedModelError(Diagnostic("W0227", message, str(parts[0].file), facts))
