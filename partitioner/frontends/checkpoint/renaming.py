@@ -17,6 +17,7 @@ from transformers.core_model_loading import (
     PrefixChange,
     WeightConverter,
     WeightRenaming,
+    dot_natural_key,
     rename_source_key,
 )
 
@@ -62,7 +63,9 @@ class Renaming:
             pieces = split(name)
             by_template[self._template(pieces)].append(pieces)
         final: dict[str, str] = {}
-        for template, members in by_template.items():
+        # In the library's own order: some of its rules wait for a name that tells the form of the checkpoint.
+        for template in sorted(by_template, key=dot_natural_key):
+            members = by_template[template]
             rename, pattern = self._rule(template)
             for pieces in members:
                 name = "".join(pieces)
