@@ -3,7 +3,8 @@
 A weight [out, in] is split over the region like a matrix over a mesh: its inputs over the rows of tiles, its outputs
 over the columns, each share equal to within one unit. The shares that are one unit larger start where those of the
 weight before it ended, so that the remainders of a block's weights spread over all tiles instead of piling up on the
-first. Vectors, caches and activations are spread evenly over all tiles.
+first. Vectors, caches and activations are spread evenly over all tiles. A convolution's weight [out, in, *kernel] lies
+as the matrix [out, in * kernel].
 """
 
 from __future__ import annotations
@@ -45,11 +46,15 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class MatrixLayout:
-    """One weight [out, in] on a region: ``inputs`` over its rows of tiles, ``outputs`` over its columns."""
+    """One weight [out, in] on a region: ``inputs`` over its rows of tiles, ``outputs`` over its columns.
+
+    ``shape`` is the weight's as matrices [..., out, in].
+    """
 
     parameter: Parameter
     inputs: Split
     outputs: Split
+    shape: tuple[int, ...]
 
     def bit_factors(self) -> tuple[tuple[Ints, Ints], ...]:
         """Pairs (per row [rows], per column [columns]) whose outer products sum to the bits on each tile.
@@ -58,7 +63,7 @@ class MatrixLayout:
         """
         encoding = self.parameter.encoding
         rows, columns = self.inputs.bounds(), self.outputs.bounds()
-        stack = math.prod(self.parameter.shape[:-2])
+        stack = math.prod(self.shape[:-2])
         elements = (np.diff(rows) * encoding.bits * stack, np.diff(columns))
         if not encoding.scale_bytes:
             return (elements,)
@@ -75,23 +80,37 @@ def _groups(bounds: Ints, group: int) -> Ints:
     return np.where(ends > starts, (ends - 1) // group - starts // group + 1, 0)
 
 
+def matrix_shape(parameter: Parameter) -> tuple[int, ...]:
+    """The shape of a weight of two axes or more as matrices [..., out, in].
+
+    Three axes are a stack of matrices where the last is longer than the first; else, like four and more, they are a
+    kernel with its outputs first, whose few positions would leave most tiles empty. Scaled groups stay in their rows.
+    """
+    shape = parameter.shape
+    kernel = len(shape) > 3 or (len(shape) == 3 and shape[2] < shape[0])
+    if kernel and not parameter.encoding.scale_bytes:
+        return shape[0], math.prod(shape[1:])
+    return shape
+
+
 def matrix_layouts(parameters: Sequence[Parameter], rows: int, columns: int) -> tuple[MatrixLayout, ...]:
     """Where the matrices among ``parameters`` lie on a region of ``rows`` x ``columns`` tiles.
 
-    Of a weight with more than two axes, each tile holds its share of every matrix of the stack (experts, whose
-    matrices lie apart, are given one by one).
+    Of a stack of matrices, each tile holds its share of every one (experts, whose matrices lie apart, are given one by
+    one).
     """
     layouts = []
     first_row = first_column = 0
     for parameter in parameters:
         if len(parameter.shape) < 2:
             continue
-        outputs, inputs = parameter.shape[-2:]
+        shape = matrix_shape(parameter)
+        outputs, inputs = shape[-2:]
         over_rows = Split(inputs, rows, parameter.encoding.align_in, first_row)
         over_columns = Split(outputs, columns, 1, first_column)
         first_row = (first_row + over_rows.extra) % rows
         first_column = (first_column + over_columns.extra) % columns
-        layouts.append(MatrixLayout(parameter, over_rows, over_columns))
+        layouts.append(MatrixLayout(parameter, over_rows, over_columns, shape))
     return tuple(layouts)
 
 

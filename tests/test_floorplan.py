@@ -50,6 +50,8 @@ def ledger(parameters, spread_bytes: int, rows: int, columns: int) -> np.ndarray
             even += math.ceil(parameter.elements / tiles) * encoding.bits // 8
             continue
         *stack, outputs, inputs = parameter.shape
+        if stack and inputs < stack[0] and not encoding.scale_bytes:  # a kernel [out, in, positions]
+            outputs, inputs, stack = stack[0], outputs * inputs, []
         over_rows, first_row = shares(inputs, rows, encoding.align_in, first_row)
         over_columns, first_column = shares(outputs, columns, 1, first_column)
         assert sum(map(len, over_rows)) == inputs

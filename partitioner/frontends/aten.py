@@ -202,6 +202,7 @@ def _full(t: Translator, *args: Any, value: float = 0, **_: Any) -> str:
 
 rule("ones", "new_ones", "ones_like")(lambda t, *args, **_: _full(t, value=1))
 rule("full", "full_like")(lambda t, _shape, value, **_: _full(t, value=value))
+rule("zero")(lambda t, _x: _full(t))
 rule("fill.Scalar")(lambda t, _x, value: _full(t, value=value))
 rule("new_full")(lambda t, _x, _shape, value, **_: _full(t, value=value))
 rule("scalar_tensor")(lambda t, value, **_: _full(t, value=value))
@@ -289,9 +290,10 @@ def _slice_scatter(
 def _select(t: Translator, x: str, dim: int, index: int) -> str:
     dim = _positive(dim, _rank(t, x))
     size = t.type(x).shape[dim]
-    if not isinstance(size, int):
-        raise NotImplementedError("one element of a symbolic axis")
-    index = _positive(index, size)
+    if isinstance(size, int):
+        index = _positive(index, size)
+    elif index != 0:
+        raise NotImplementedError("one element of a symbolic axis, other than the first")
     return _reshape(t, _slice(t, x, dim, index, index + 1), t.result.shape)
 
 
@@ -476,10 +478,20 @@ def _matmul(t: Translator, x: str, y: str) -> str:
 
 @rule("waferc.attention")
 def _attention(
-    t: Translator, q: str, k: str, v: str, sinks: str | None, scale: float, causal: bool, window: int, softcap: float
+    t: Translator,
+    q: str,
+    k: str,
+    v: str,
+    sinks: str | None,
+    scale: float,
+    causal: bool,
+    window: int,
+    chunk: int,
+    softcap: float,
 ) -> str:
-    extra = [sinks] if sinks else []
-    return t.add("attention", q, k, v, *extra, scale=scale, causal=causal, window=window, softcap=softcap)
+    operands = (q, k, v, *([sinks] if sinks else []))
+    chunked = {"chunk": chunk} if chunk else {}
+    return t.add("attention", *operands, scale=scale, causal=causal, window=window, softcap=softcap, **chunked)
 
 
 @rule("waferc.grouped_linear")

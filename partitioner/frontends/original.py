@@ -50,6 +50,7 @@ def open_original(origin: Origin, parameters: tuple[Parameter, ...], seed: int) 
 
 def _from_config(origin: Origin, parameters: tuple[Parameter, ...], seed: int) -> Original:
     from partitioner.frontends.huggingface import build_model
+    from partitioner.frontends.tasks import step_outputs
 
     _require_same_weights(build_model(origin.config, torch.device("meta")), parameters)
     torch.manual_seed(seed)
@@ -60,7 +61,7 @@ def _from_config(origin: Origin, parameters: tuple[Parameter, ...], seed: int) -
 
     def forward(inputs: Outputs) -> list[torch.Tensor]:
         with torch.no_grad():
-            return [model(**inputs, use_cache=False).logits]
+            return list(step_outputs(model, inputs))
 
     return Original({name: tensor.detach() for name, tensor in tensors.items()}, forward, note)
 

@@ -73,28 +73,30 @@ class TileMatrix:
     """A weight [..., out, in] on its tiles: ``shares`` [row, column, ..., out share, in share].
 
     ``inputs`` is spread over the rows of tiles, ``outputs`` over the columns; ``to_edge`` is the number of elements
-    times the links that each must cross to leave the region.
+    times the links that each must cross to leave the region; ``shape`` is the weight's own, where it is a kernel.
     """
 
     shares: torch.Tensor
     inputs: Spread
     outputs: Spread
     to_edge: int
+    shape: tuple[int, ...]
 
     @staticmethod
     def load(weight: torch.Tensor, layout: MatrixLayout, by_columns: bool) -> TileMatrix:
-        """Cut ``weight`` [..., out, in] into the shares that ``layout`` names.
+        """Cut ``weight`` into the shares that ``layout`` names.
 
         ``by_columns`` orders the host's array for products that are reduced along the columns of tiles; it changes
         how fast they are, not what they are.
         """
         inputs, outputs = Spread.of(layout.inputs), Spread.of(layout.outputs)
-        padded = inputs.pad(outputs.pad(weight, -2), -1)
+        padded = inputs.pad(outputs.pad(weight.reshape(layout.shape), -2), -1)
         tiled = torch.unflatten(torch.unflatten(padded, -1, (-1, inputs.width)), -3, (-1, outputs.width))
         shares = tiled.movedim((-2, -4), (0, 1))
-        stack = math.prod(weight.shape[:-2])
+        stack = math.prod(layout.shape[:-2])
         to_edge = stack * _links_to_edge(inputs.sizes, outputs.sizes)
-        return TileMatrix(shares if by_columns else shares.contiguous(), inputs, outputs, to_edge)
+        held = shares if by_columns else shares.contiguous()
+        return TileMatrix(held, inputs, outputs, to_edge, tuple(weight.shape))
 
     def cast(self, dtypes: Sequence[DType]) -> TileMatrix:
         """The matrix with each tile's share cast to ``dtypes``, one after the other."""
@@ -114,9 +116,10 @@ class TileMatrix:
         return self.shares.flatten(1, 2).transpose(1, 2)
 
     def gather(self) -> torch.Tensor:
-        """The whole weight [..., out, in]."""
+        """The whole weight."""
         joined = self.shares.movedim((0, 1), (-2, -4)).flatten(-4, -3).flatten(-2, -1)
-        return self.outputs.join(self.inputs.join(joined).transpose(-2, -1)).transpose(-2, -1)
+        whole = self.outputs.join(self.inputs.join(joined).transpose(-2, -1)).transpose(-2, -1)
+        return whole.reshape(self.shape)
 
 
 @dataclass(frozen=True, slots=True)
