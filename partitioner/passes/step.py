@@ -16,6 +16,7 @@ from ir.graph import Graph, Node
 from ir.types import Dim, Size, symbols_of
 from partitioner.frontends.builder import GraphBuilder
 from partitioner.passes.attention import recognise_attention
+from partitioner.passes.chosen import group_chosen
 from partitioner.passes.positions import take_positions
 from partitioner.passes.simplify import simplify
 from partitioner.passes.unsort import undo_orders
@@ -31,7 +32,7 @@ def step_function(graph: Graph, ids: str, pasts: frozenset[str]) -> Graph:
         UnsupportedModelError: W0310, what is remembered is read by something else than attention.
     """
     orders = tuple(value.name for value in graph.inputs if value.name.startswith("any_order"))
-    graph = simplify(undo_orders(simplify(fold_uniform(graph)), orders))
+    graph = simplify(undo_orders(group_chosen(simplify(fold_uniform(graph))), orders))
     graph = recognise_attention(graph)
     graph = simplify(_own_cache(graph, ids, pasts))
     graph = simplify(take_positions(graph, ids, TOKENS, PAST))
