@@ -7,6 +7,7 @@ from typing import Any
 
 from ir.graph import Attribute, Graph
 from ir.ops import OPS
+from ir.ops import evaluate as evaluate_op
 from ir.types import Dim, Size, TensorType, evaluate
 
 
@@ -18,8 +19,8 @@ def interpret(graph: Graph, tensors: Mapping[str, Any]) -> dict[str, Any]:
     values = dict(tensors)
     for node in graph.nodes:
         operands = [values[name] for name in node.inputs]
-        results = OPS[node.op].reference(torch, operands, bind_attributes(node.attributes, bindings))
-        results = results if isinstance(results, tuple) else (results,)
+        types = [value.type for value in node.results]
+        results = evaluate_op(OPS[node.op], torch, operands, bind_attributes(node.attributes, bindings), types)
         values.update(zip((value.name for value in node.results), results, strict=True))
     return values
 

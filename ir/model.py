@@ -27,7 +27,8 @@ class Cache:
     """What an attention node remembers of each token: ``values`` are the smallest cut of the graph from which its
     keys and values can be recomputed token by token, by the nodes ``recompute`` (indices, in order).
 
-    ``window`` is the number of tokens that attention can still see (0: all of them).
+    ``window`` is the number of tokens that attention can still see (0: all of them). Where it is ``chunked``, they are
+    those of the newest token's chunk of that many; else the last ones.
     """
 
     node: int
@@ -35,6 +36,7 @@ class Cache:
     recompute: tuple[int, ...]
     bytes_per_token: int
     window: int = 0
+    chunked: bool = False
 
     def tokens(self, context: int) -> int:
         """Tokens to remember for one user of ``context`` tokens."""

@@ -80,6 +80,10 @@ class Transfer:
     bytes_per_token: int
 
 
+OBJECTIVE = "largest_wafer_bytes"
+"""What placement makes as small as can be."""
+
+
 @dataclass(frozen=True, slots=True)
 class SolverRecord:
     """What the solver says of the placement; ``objective`` names what was minimised, in its unit.

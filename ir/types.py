@@ -19,7 +19,11 @@ _MOST_TERMS = 64
 
 
 class DType(StrEnum):
-    """Element types of values. ``bits`` is the width in memory."""
+    """Element types of values. ``bits`` is the width in memory.
+
+    The 8-bit floats are those of torch and of ONNX (OCP FP8, and the variants without negative zero); ``f8e8m0`` is
+    the power of two that scales an MX block.
+    """
 
     F64 = "f64"
     F32 = "f32"
@@ -31,6 +35,19 @@ class DType(StrEnum):
     I8 = "i8"
     U8 = "u8"
     BOOL = "bool"
+    U64 = "u64"
+    U32 = "u32"
+    U16 = "u16"
+    I4 = "i4"
+    U4 = "u4"
+    I2 = "i2"
+    U2 = "u2"
+    F8E4M3 = "f8e4m3"
+    F8E4M3FNUZ = "f8e4m3fnuz"
+    F8E5M2 = "f8e5m2"
+    F8E5M2FNUZ = "f8e5m2fnuz"
+    F8E8M0 = "f8e8m0"
+    F4E2M1 = "f4e2m1"
 
     @property
     def bits(self) -> int:
@@ -38,9 +55,21 @@ class DType(StrEnum):
         return _BITS[self]
 
     @property
+    def held_bits(self) -> int:
+        """Bits of one element of a value that is computed with: narrow elements take a byte each."""
+        return max(8, _BITS[self])
+
+    @property
     def is_float(self) -> bool:
         """Whether this is a floating-point type."""
         return self in _FLOATS
+
+    @property
+    def integer_range(self) -> tuple[int, int]:
+        """Least and greatest value of an integer type."""
+        if self in _UNSIGNED:
+            return 0, 2**self.bits - 1
+        return -(2 ** (self.bits - 1)), 2 ** (self.bits - 1) - 1
 
 
 _BITS = {
@@ -54,8 +83,23 @@ _BITS = {
     DType.I8: 8,
     DType.U8: 8,
     DType.BOOL: 8,
+    DType.U64: 64,
+    DType.U32: 32,
+    DType.U16: 16,
+    DType.I4: 4,
+    DType.U4: 4,
+    DType.I2: 2,
+    DType.U2: 2,
+    DType.F8E4M3: 8,
+    DType.F8E4M3FNUZ: 8,
+    DType.F8E5M2: 8,
+    DType.F8E5M2FNUZ: 8,
+    DType.F8E8M0: 8,
+    DType.F4E2M1: 4,
 }
-_FLOATS = frozenset({DType.F64, DType.F32, DType.F16, DType.BF16})
+_NARROW_FLOATS = frozenset({DType.F8E4M3, DType.F8E4M3FNUZ, DType.F8E5M2, DType.F8E5M2FNUZ, DType.F8E8M0, DType.F4E2M1})
+_FLOATS = frozenset({DType.F64, DType.F32, DType.F16, DType.BF16}) | _NARROW_FLOATS
+_UNSIGNED = frozenset({DType.U8, DType.U16, DType.U32, DType.U64, DType.U4, DType.U2})
 _WIDTH_ORDER = (DType.BOOL, DType.U8, DType.I8, DType.I16, DType.I32, DType.I64)
 
 
@@ -193,7 +237,7 @@ class TensorType:
     @property
     def bytes(self) -> Size:
         """Bytes when stored densely."""
-        return self.elements * (self.dtype.bits // 8)
+        return self.elements * (self.dtype.held_bits // 8)
 
     def with_shape(self, shape: Shape) -> Self:
         """The same element type in another shape."""
@@ -261,6 +305,8 @@ def _promote_all(dtypes: Iterable[DType]) -> DType | None:
 def _promote_pair(a: DType, b: DType) -> DType:
     if a == b:
         return a
+    if {a, b} & _NARROW_FLOATS or (not (a.is_float or b.is_float) and {a, b} - set(_WIDTH_ORDER)):
+        raise ValueError(f"{a} and {b} have no common type; cast one of them")
     if a.is_float and b.is_float:
         return DType.F32 if {a, b} == {DType.F16, DType.BF16} else max(a, b, key=lambda d: d.bits)
     if a.is_float or b.is_float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,8 @@ from partitioner.compile import Compiled, Progress, build_model, compile_model
 from partitioner.folder import write_plan
 from partitioner.frontends.load import load
 from partitioner.frontends.lowered import Lowered
+from partitioner.passes.fix import fix_sizes
+from partitioner.passes.step import STEP_SYMBOLS, takes_tokens
 from partitioner.solver.cpsat import Limits
 from partitioner.viewer.report import render_report
 from targets.machines import load_machine
@@ -29,7 +31,48 @@ if TYPE_CHECKING:
 _DEFAULT_CONTEXT = 4096
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadOptions:
+    """How to read a model.
+
+    Attributes:
+        fix: numbers for sizes of the model's inputs that are not fixed, such as ``{"tokens": 128}``.
+    """
+
+    fix: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        faults = [
+            Diagnostic("W0103", f"--fix {name} must be from 1 to {_MOST:,}, not {size:,}", "--fix")
+            for name, size in self.fix.items()
+            if not 1 <= size <= _MOST
+        ]
+        if faults:
+            raise UsageError(*faults)
+
+
+def lower(model: str, options: LoadOptions) -> Lowered:
+    """Lower the model that the user names.
+
+    Raises:
+        UsageError: W0109, a size to fix that the model has not.
+        WafercError: what :func:`partitioner.frontends.load.load` raises.
+    """
+    lowered = load(model)
+    graph = fix_sizes(lowered.graph, options.fix)
+    return replace(lowered, graph=graph, notes=(*lowered.notes, *_on_free_sizes(graph)))
+
+
+def _on_free_sizes(graph: Graph) -> tuple[str, ...]:
+    """What to tell of sizes that are neither fixed nor those of a step."""
+    sizes = (size for value in graph.inputs for size in value.type.shape)
+    free = sorted({name for size in sizes for name in symbols_of(size)} - {*STEP_SYMBOLS})
+    if not free:
+        return ()
+    return (f"memory and work are counted for {', '.join(f'{name} = 1' for name in free)}: --fix sets other sizes",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """On what to place a model, and for whom.
 
@@ -138,7 +181,7 @@ def compile_lowered(lowered: Lowered, request: Request, progress: Progress = lam
         InfeasibleError, TimeLimitError, UnsupportedModelError: see :func:`partitioner.compile.compile_model`.
     """
     machine = load_machine(request.target, request.systems, request.reserve_bytes)
-    chunk = request.prefill_chunk if _takes_tokens(lowered.graph) else 1
+    chunk = request.prefill_chunk if takes_tokens(lowered.graph) else 1
     workload = Workload(request.users, _context(request.context, lowered.max_context), chunk)
     progress("finding blocks")
     model = build_model(lowered.graph)
@@ -173,11 +216,6 @@ def compile(  # noqa: A001 - the name that users expect: waferc.compile
         raise UsageError(Diagnostic("W0108", "a module needs example_inputs", type(model).__name__))
     placed = compile_lowered(lower_module(model, example_inputs, dynamic_shapes), request)
     return CompiledModel(placed.lowered, placed.compiled, module_weights(model, placed.lowered))
-
-
-def _takes_tokens(graph: Graph) -> bool:
-    """Whether a step is of any number of tokens; else its sizes are fixed, and chunks mean nothing."""
-    return any("tokens" in symbols_of(size) for value in graph.inputs for size in value.type.shape)
 
 
 def _context(asked: int | None, most: int | None) -> int:

@@ -17,7 +17,7 @@ from ir.graph import Parameter
 from ir.layout import fullest_tile_bytes
 from ir.machine import Machine, absurdities
 from ir.model import Block, Model
-from ir.plan import PlacedBlock, Plan, Rectangle, Transfer
+from ir.plan import OBJECTIVE, PlacedBlock, Plan, Rectangle, Transfer
 
 _MOST = 1 << 40
 
@@ -233,6 +233,8 @@ def _wrong_claims(plan: Plan) -> Iterator[Diagnostic]:
         if getattr(solver, name) != value:
             facts = {"stated": getattr(solver, name), "derived": value}
             yield Diagnostic("W0510", f"the solver's {name.replace('_', ' ')} is wrong", "", facts)
+    if solver.objective != OBJECTIVE:
+        yield Diagnostic("W0510", f"there is no objective {solver.objective!r}", "", {"objective": OBJECTIVE})
     if (
         solver.best_bound > solver.objective_value
         or solver.status not in ("optimal", "feasible")

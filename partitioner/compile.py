@@ -17,7 +17,7 @@ from ir.diagnostics import CheckError, Diagnostic, InfeasibleError, TimeLimitErr
 from ir.graph import Graph
 from ir.machine import Machine
 from ir.model import Model
-from ir.plan import PlacedBlock, Plan, SolverRecord, Transfer
+from ir.plan import OBJECTIVE, PlacedBlock, Plan, SolverRecord, Transfer
 from ir.verify import verify
 from ir.workload import Workload
 from partitioner.check import check
@@ -26,11 +26,11 @@ from partitioner.floorplan.wafers import FloorPlanner, TooTight
 from partitioner.passes.blocks import find_blocks
 from partitioner.passes.localise import localise
 from partitioner.passes.simplify import simplify
+from partitioner.passes.step import require_step
 from partitioner.problem import Problem, measure
 from partitioner.solver.cpsat import Limits
 from partitioner.solver.place import Solution, place
 
-OBJECTIVE = "largest_wafer_bytes"
 _MOST_ROUNDS = 20
 Progress = Callable[[str], None]
 """Called with a word on what begins now."""
@@ -49,9 +49,10 @@ def build_model(graph: Graph) -> Model:
     """The model that a frontend's graph makes.
 
     Raises:
-        UnsupportedModelError: W0301, the graph breaks a rule; W0307, it holds no block.
+        UnsupportedModelError: W0301, the graph breaks a rule; W0307, it holds no block; W0308, tokens meet in an
+            operator without state.
     """
-    model = find_blocks(verify(simplify(localise(graph))))
+    model = find_blocks(require_step(verify(simplify(localise(graph)))))
     if not model.blocks:
         raise UnsupportedModelError(Diagnostic("W0307", "the model computes nothing", graph.name))
     return model

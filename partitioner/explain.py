@@ -21,7 +21,9 @@ _MOST_TRIES = 3
 def explain(model: Model, machine: Machine, workload: Workload, proof: str, fits: Fits) -> Diagnostic:
     """The diagnostic of an infeasible placement: demand, capacity, gap, what makes it up, and verified levers."""
     largest = max(model.blocks, key=lambda block: least_tiles(block, workload, machine))
-    help_ = tuple(_levers(model, machine, workload, fits)) or ("no context or number of users or systems tried fits",)
+    help_ = tuple(_levers(model, machine, workload, fits)) or (
+        "no context, chunk or number of users or systems tried fits",
+    )
     if least_tiles(largest, workload, machine) > machine.tiles:
         return Diagnostic(
             "W0412",
@@ -81,10 +83,10 @@ def _levers(model: Model, machine: Machine, workload: Workload, fits: Fits) -> I
         if fits(larger, workload):
             yield f"--systems {larger.systems} would fit"
             break
-    for field, step in (("context", 1024), ("users", 1)):
+    for option, field, step in (("context", "context", 1024), ("users", "users", 1), ("prefill-chunk", "chunk", 1)):
         for smaller in islice(_smaller(model, machine, workload, field, step), _MOST_TRIES):
             if fits(machine, smaller):
-                yield f"--{field} {getattr(smaller, field)} would fit"
+                yield f"--{option} {getattr(smaller, field)} would fit"
                 break
 
 

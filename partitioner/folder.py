@@ -11,6 +11,7 @@ report.html          the placement as a page
 from __future__ import annotations
 
 import hashlib
+import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,7 +76,7 @@ def _write_whole(output: Path, contents: dict[str, bytes]) -> None:
                 (fresh / name).write_bytes(data)
             _exchange(fresh, output, Path(room) / "old")
     except OSError as error:
-        raise _unwritable(output, error) from None
+        raise _unwritable(output, str(error.strerror)) from None
 
 
 def _exchange(fresh: Path, output: Path, old: Path) -> None:
@@ -99,8 +100,15 @@ def refuse_foreign(output: Path) -> None:
     """
     try:
         entries = {entry.name for entry in output.iterdir()} if output.exists() else set()
+        above = next(parent for parent in output.absolute().parents if parent.exists())
+        if not above.is_dir():
+            raise NotADirectoryError(0, f"{above} is not a folder")
+        if not os.access(above, os.W_OK | os.X_OK):
+            raise PermissionError(0, f"{above} may not be written to")
     except OSError as error:
-        raise _unwritable(output, error) from None
+        raise _unwritable(output, str(error.strerror)) from None
+    except ValueError as error:
+        raise _unwritable(output, str(error)) from None
     foreign = sorted(entries - {MANIFEST, *_FILES})
     if foreign or (entries and MANIFEST not in entries):
         shown = ", ".join((foreign or sorted(entries))[:3])
@@ -109,8 +117,8 @@ def refuse_foreign(output: Path) -> None:
         )
 
 
-def _unwritable(output: Path, error: OSError) -> UsageError:
-    return UsageError(Diagnostic("W0105", f"the output folder cannot be written: {error.strerror}", str(output)))
+def _unwritable(output: Path, reason: str) -> UsageError:
+    return UsageError(Diagnostic("W0105", f"the output folder cannot be written: {reason}", repr(str(output))))
 
 
 def read_plan(folder: Path) -> PlanFolder:

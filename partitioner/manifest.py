@@ -18,9 +18,10 @@ from ir.machine import Machine, absurdities
 from ir.model import BlockKind, Model
 from ir.plan import PlacedBlock, PlacedExpert, Plan, Rectangle, SolverRecord, Transfer
 from ir.workload import Workload
+from partitioner.version import VERSION
 
 SCHEMA_VERSION = 1
-PRODUCER = "waferc 0.1.0"
+PRODUCER = f"waferc {VERSION}"
 _EXPERT_COLUMNS = ("block", "index", "wafer", "column", "row", "columns", "rows")
 
 
@@ -87,7 +88,11 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def schema() -> dict[str, Any]:
     """The manifest's JSON Schema."""
-    return msgspec.json.schema(Manifest)
+    stated = msgspec.json.schema(Manifest)
+    for part in stated["$defs"].values():
+        if "properties" in part:
+            part["additionalProperties"] = False
+    return stated
 
 
 def to_manifest(plan: Plan, model: Model, notes: tuple[str, ...], files: Mapping[str, str]) -> Manifest:
@@ -118,6 +123,8 @@ def decode(data: bytes, where: str) -> Manifest:
     """
     try:
         manifest = msgspec.json.decode(data, type=Manifest)
+        if msgspec.json.decode(data) != msgspec.json.decode(msgspec.json.encode(manifest)):
+            raise msgspec.ValidationError("it has entries that manifests do not have")
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise CheckError(Diagnostic("W0512", f"the manifest cannot be read: {error}", where)) from None
     if manifest.schema_version != SCHEMA_VERSION:

@@ -116,7 +116,7 @@ def plan_folder(stored_plan, tmp_path) -> Path:
 @pytest.fixture
 def quick_load(lowered_small_kimi, monkeypatch) -> None:
     """``waferc compile small-kimi`` without lowering it again."""
-    import partitioner.cli.compile as command
+    import partitioner.api as command
 
     load = command.load
     monkeypatch.setattr(command, "load", lambda model: lowered_small_kimi if model == "small-kimi" else load(model))

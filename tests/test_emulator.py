@@ -17,6 +17,7 @@ from ir.plan import PlacedBlock, PlacedExpert, Plan, Rectangle, SolverRecord, Tr
 from ir.text import parse_graph
 from ir.verify import verify
 from ir.workload import Workload
+from partitioner.passes.cache import find_caches
 from targets.emulator import Emulator, Traffic, generate
 from targets.emulator.ledger import weight_bytes
 
@@ -302,6 +303,21 @@ def test_decode_equals_the_whole_sequence(cut, window, sizes):
     close(torch.cat(steps, dim=1), expected)
     remembered = emulator._histories[model.blocks[1].caches[0].node]
     assert remembered.tokens == (window or 10)
+
+
+@pytest.mark.parametrize("sizes", [[10], [1] * 10, [6, 1, 3], [3, 5, 2]])
+def test_decode_in_chunks_equals_the_whole_sequence_and_forgets_chunks_that_are_full(sizes):
+    chunked = GQA.replace("causal = true,", "causal = true, chunk = 4,")
+    model, plan = gqa(*CUTS["heads"], graph_text=chunked)
+    (cache,) = find_caches(model.graph, [0] * len(model.graph.nodes)).values()
+    assert (cache.window, cache.chunked, cache.tokens(100), cache.tokens(3)) == (4, True, 4, 3)
+    cache = replace(cache, values=("k", "v"), recompute=())
+    blocks = (model.blocks[0], replace(model.blocks[1], caches=(cache,)), model.blocks[2])
+    emulator = Emulator(replace(model, blocks=blocks), plan, weights := random_weights(model.graph))
+    expected = interpret(model.graph, {"input_ids": IDS, **weights})["logits"]
+    steps = [emulator.step({"input_ids": ids})["logits"] for ids in IDS.split(sizes, dim=1)]
+    close(torch.cat(steps, dim=1), expected)
+    assert emulator._histories[cache.node].tokens == 10 % 4
 
 
 def test_the_cache_matters():

@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -20,6 +21,7 @@ from ir.graph import Attribute, Graph, Node, Parameter, Value
 from ir.interpret import bind_symbols, interpret
 from ir.layout import MatrixLayout, Split, fullest_tile_bytes, matrix_layouts
 from ir.ops import OPS, Kind, OpTypeError
+from ir.ops import evaluate as evaluate_op
 from ir.ops.definition import torch_dtype
 from ir.text import parse_graph, print_graph
 from ir.types import (
@@ -147,7 +149,7 @@ def tensor(dtype: DType, *shape: int) -> torch.Tensor:
 
 @pytest.mark.parametrize(("first_rank", "second_rank"), itertools.product((0, 1), repeat=2))
 def test_promotion_is_torchs(first_rank: int, second_rank: int) -> None:
-    for a, b in itertools.product(DType, repeat=2):
+    for a, b in itertools.product(COMMON, repeat=2):
         operands = tensor(a, *[2] * first_rank), tensor(b, *[2] * second_rank)
         expected = torch.result_type(*operands)
         assert torch_dtype(torch, promote(map(typed, operands))) is expected, (a, b)
@@ -177,12 +179,15 @@ def sample(*operands: torch.Tensor, **attributes: Attribute) -> Sample:
 X = tensor(F32, 2, 3, 4)
 UNARY = (
     *("neg", "abs", "floor", "ceil", "round", "sign", "relu", "exp", "log", "sqrt", "rsqrt", "reciprocal", "sin"),
+    *("tan", "asin", "acos", "atan", "sinh", "cosh", "asinh", "acosh", "atanh"),
     *("cos", "tanh", "sigmoid", "erf", "silu", "softplus", "mish", "hardsigmoid", "hardswish", "elu", "leaky_relu"),
 )
-ARITHMETIC = ("add", "sub", "mul", "pow", "remainder", "floor_divide", "maximum", "minimum", "div")
+ARITHMETIC = ("add", "sub", "mul", "pow", "remainder", "fmod", "floor_divide", "maximum", "minimum", "div")
 COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or")
-BITS = ("bitwise_and", "bitwise_or")
-REDUCTIONS = ("sum", "mean", "amax", "amin")
+BITS = ("bitwise_and", "bitwise_or", "bitwise_xor")
+SHIFTS = ("bitwise_left_shift", "bitwise_right_shift")
+REDUCTIONS = ("sum", "mean", "amax", "amin", "prod")
+COMMON = (*(DType.F64, DType.F32, DType.F16, DType.BF16), *(DType.I64, DType.I32, DType.I16, DType.I8, DType.U8, BOOL))
 X3, X4 = tensor(F32, 2, 3, 9), tensor(F32, 2, 3, 9, 7)
 
 
@@ -214,6 +219,9 @@ SAMPLES: dict[str, list[Sample]] = {
         for op in (*ARITHMETIC, *COMPARISONS)
     },
     **{op: [sample(tensor(BOOL, 2, 3), tensor(BOOL, 3)), sample(tensor(I64, 3), scalar=1)] for op in BITS},
+    **{op: [sample(tensor(I64, 2, 3), tensor(I64, 3)), sample(tensor(DType.I32, 3), scalar=1)] for op in SHIFTS},
+    **{op: [sample(X), sample(tensor(BF16, 3)), sample(tensor(I64))] for op in ("isnan", "isinf")},
+    "bitcast": [sample(X, dtype=DType.I32), sample(tensor(BF16, 3), dtype=DType.I16)],
     "bitwise_not": [sample(tensor(BOOL, 3)), sample(tensor(I64, 3))],
     "logical_not": [sample(X), sample(tensor(BOOL, 3))],
     "gelu": [sample(X, approximate="none"), sample(X, approximate="tanh")],
@@ -224,7 +232,7 @@ SAMPLES: dict[str, list[Sample]] = {
         sample(tensor(I64, 3), min=1.5),
         sample(tensor(BF16), max=1.0),
     ],
-    "cast": [sample(X, dtype=dtype) for dtype in DType],
+    "cast": [sample(X, dtype=dtype) for dtype in DType if dtype.bits >= 8],
     "where": [
         sample(tensor(BOOL, 2, 1), tensor(F32, 3), tensor(BF16)),
         sample(tensor(BOOL, 3), tensor(I64), tensor(BF16, 2, 3)),
@@ -245,6 +253,7 @@ SAMPLES: dict[str, list[Sample]] = {
     "transpose": [sample(X, permutation=(2, 0, 1)), sample(tensor(F32), permutation=())],
     "expand": [sample(tensor(F32, 3, 1), shape=(2, 3, 4)), sample(tensor(F32), shape=(2,))],
     "slice": [sample(X, dim=1, start=1, end=3, step=1), sample(X, dim=2, start=0, end=4, step=3)],
+    "flip": [sample(X, dim=1)],
     "concat": [sample(X, X[:, :1], dim=1), sample(X, dim=0)],
     **{
         op: [
@@ -254,8 +263,11 @@ SAMPLES: dict[str, list[Sample]] = {
         ]
         for op in REDUCTIONS
     },
-    "argmax": [sample(X, dims=(1,), keepdim=True), sample(X, dims=(2,), keepdim=False)],
-    "cumsum": [sample(X, dim=1), sample(tensor(DType.I32, 3), dim=0), sample(tensor(BOOL, 3), dim=0)],
+    **{op: [sample(X, dims=(1,), keepdim=True), sample(X, dims=(2,), keepdim=False)] for op in ("argmax", "argmin")},
+    **{
+        op: [sample(X, dim=1), sample(tensor(DType.I32, 3), dim=0), sample(tensor(BOOL, 3), dim=0)]
+        for op in ("cumsum", "cumprod")
+    },
     "softmax": [sample(X, dim=2), sample(tensor(BF16, 3, 2), dim=0)],
     "log_softmax": [sample(X, dim=2)],
     "layer_norm": [
@@ -264,11 +276,12 @@ SAMPLES: dict[str, list[Sample]] = {
         sample(X, tensor(F32, 4), tensor(F32, 4), epsilon=1e-5),
     ],
     "rms_norm": [sample(X, epsilon=1e-6), sample(X, tensor(F32, 4), epsilon=1e-6)],
-    "topk": [sample(X, dim=2, k=3), sample(tensor(BF16, 5), dim=0, k=1)],
+    "topk": [sample(X, dim=2, k=3), sample(tensor(BF16, 5), dim=0, k=1, largest=False)],
     "gather": [sample(X, tensor(I64, 2, 2, 4) - 1, dim=1)],
     "scatter": [
         sample(X, tensor(I64, 2, 2, 4) - 1, tensor(F32, 2, 2, 4), dim=1),
         sample(X, tensor(I64, 2, 2, 4) - 1, dim=1, value=1.0),
+        sample(X, tensor(I64, 2, 2, 4) - 1, tensor(F32, 2, 2, 4), dim=1, reduce="sum"),
     ],
     "embedding": [sample(tensor(BF16, 5, 3), tensor(I64, 2, 2)), sample(tensor(F32, 5, 3), tensor(DType.I32))],
     "linear": [
@@ -277,6 +290,7 @@ SAMPLES: dict[str, list[Sample]] = {
         sample(tensor(F32, 4), tensor(F32, 5, 4), transposed=False),
     ],
     "matmul": [sample(X, tensor(F32, 4, 5)), sample(tensor(F32, 3, 1, 2, 4), tensor(F32, 2, 4, 5))],
+    "determinant": [sample(tensor(F32, 2, 3, 3))],
     "grouped_linear": [
         sample(tensor(F32, 2, 1, 4), tensor(F32, 6, 5, 4), tensor(I64, 2, 3), transposed=False),
         sample(tensor(F32, 2, 3, 4), tensor(F32, 6, 4, 5), tensor(I64, 2, 3), tensor(F32, 6, 5), transposed=True),
@@ -323,6 +337,17 @@ SAMPLES: dict[str, list[Sample]] = {
         sample(tensor(F32, 2, 6, 5), groups=3, epsilon=1e-5),
         sample(tensor(F32, 2, 6, 5, 4), tensor(F32, 6), tensor(F32, 6), groups=6, epsilon=1e-5),
     ],
+    "grid_sample": [
+        sample(X4, tensor(F32, 2, 5, 4, 2), mode="bilinear", padding="zeros", align_corners=False),
+        sample(X4, tensor(F32, 2, 5, 4, 2), mode="bicubic", padding="reflection", align_corners=True),
+        sample(
+            tensor(F32, 1, 2, 3, 4, 5),
+            tensor(F32, 1, 2, 2, 2, 3),
+            mode="nearest",
+            padding="border",
+            align_corners=False,
+        ),
+    ],
     "pad": [
         sample(X4, before=(0, 0, 2, -1), after=(1, 0, 0, -2), mode="constant", value=-math.inf),
         *(
@@ -358,18 +383,61 @@ def test_types_are_what_the_reference_yields(op: str) -> None:
 @pytest.mark.parametrize("op", [*UNARY, *ARITHMETIC, *COMPARISONS, *BITS, "bitwise_not", "logical_not"])
 def test_types_agree_for_every_element_type(op: str) -> None:
     """Wherever torch computes at all, the result has the inferred type."""
-    pairs: list[tuple[tuple[torch.Tensor, ...], dict[str, Any]]] = [((tensor(a, 3),), {}) for a in DType]
+    pairs: list[tuple[tuple[torch.Tensor, ...], dict[str, Any]]] = [((tensor(a, 3),), {}) for a in COMMON]
     if OPS[op].operands[1] == 2:
-        dtypes = list(itertools.product(DType, repeat=2))
+        dtypes = list(itertools.product(COMMON, repeat=2))
         pairs = [((tensor(a, 3), tensor(b, 3)), {}) for a, b in dtypes]
         pairs += [((tensor(a, 3), tensor(b)), {}) for a, b in dtypes]
-        pairs += [((tensor(a, *s),), {"scalar": v}) for a in DType for s in ((), (3,)) for v in (2, 0.5, True)]
+        pairs += [((tensor(a, *s),), {"scalar": v}) for a in COMMON for s in ((), (3,)) for v in (2, 0.5, True)]
     for operands, attributes in pairs:
         try:
             run(op, operands, attributes)
         except (RuntimeError, TypeError):
             continue
         assert_inferred(op, operands, attributes)
+
+
+NARROW = {
+    DType.F8E4M3: ml_dtypes.float8_e4m3fn,
+    DType.F8E4M3FNUZ: ml_dtypes.float8_e4m3fnuz,
+    DType.F8E5M2: ml_dtypes.float8_e5m2,
+    DType.F8E5M2FNUZ: ml_dtypes.float8_e5m2fnuz,
+    DType.F4E2M1: ml_dtypes.float4_e2m1fn,
+    DType.I4: ml_dtypes.int4,
+    DType.U4: ml_dtypes.uint4,
+    DType.I2: ml_dtypes.int2,
+    DType.U2: ml_dtypes.uint2,
+}
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+def test_casts_to_narrow_types_round_as_an_independent_implementation(dtype: DType) -> None:
+    """Every float16, which holds all halves between narrow numbers and values far out of range."""
+    every = torch.arange(-(2**15), 2**15).to(torch.int16).view(torch.float16).to(torch.float32)
+    values = every[every.isfinite()]
+    if not dtype.is_float:
+        values = values[values.abs() < 100]
+    (result,) = run("cast", (values,), {"dtype": dtype, "saturate": False})
+    expected = values.numpy().astype(NARROW[dtype]).astype(np.float32)
+    np.testing.assert_array_equal(result.to(torch.float32).numpy(), expected)
+    if dtype in (DType.F8E4M3, DType.F8E5M2FNUZ):
+        (saturated,) = run("cast", (values,), {"dtype": dtype})
+        greatest = float(ml_dtypes.finfo(NARROW[dtype]).max)
+        clipped = np.clip(values.numpy(), -greatest, greatest).astype(NARROW[dtype]).astype(np.float32)
+        np.testing.assert_array_equal(saturated.to(torch.float32).numpy(), clipped)
+
+
+@pytest.mark.parametrize("dtype", [DType.U16, DType.U32, DType.U64])
+def test_wide_unsigned_integers_wrap(dtype: DType) -> None:
+    least, greatest = dtype.integer_range
+    values = np.array([least, 1, 7, greatest - 1, greatest], dtype=f"uint{dtype.bits}")
+    x = torch.from_numpy(values)
+    type_ = [TensorType(dtype, (5,))]
+    for op, function in (("add", np.add), ("mul", np.multiply), ("sub", np.subtract), ("bitwise_xor", np.bitwise_xor)):
+        (result,) = evaluate_op(OPS[op], torch, [x, x], {}, type_)
+        np.testing.assert_array_equal(result.numpy(), function(values, values))
+    (halves,) = evaluate_op(OPS["bitwise_right_shift"], torch, [x[:3]], {"scalar": 1}, type_)
+    np.testing.assert_array_equal(halves.numpy(), values[:3] >> 1)
 
 
 WRONG: list[tuple[str, list[TensorType], dict[str, Any]]] = [
@@ -479,6 +547,26 @@ def test_attention_of_the_last_token_needs_only_its_history() -> None:
         seen = slice(-window or None, None)
         (last,) = run("attention", (query[:, :, -1:], key[:, :, seen], value[:, :, seen]), attributes)
         torch.testing.assert_close(last, whole[:, -1:])
+
+
+def test_attention_in_chunks_sees_the_chunk_of_the_token_alone() -> None:
+    query, key, value = torch.randn(1, 2, 7, 4), torch.randn(1, 2, 7, 4), torch.randn(1, 2, 7, 4)
+    (result,) = run("attention", (query, key, value), {**ATTENTION, "chunk": 3})
+    place = torch.arange(7)
+    seen = (place[:, None] >= place) & (place[:, None] // 3 == place // 3)
+    expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=0.5)
+    torch.testing.assert_close(result, expected.transpose(1, 2))
+    (last,) = run("attention", (query[:, :, -2:], key[:, :, 3:], value[:, :, 3:]), {**ATTENTION, "chunk": 3})
+    torch.testing.assert_close(last, result[:, -2:])
+
+
+@pytest.mark.parametrize(
+    "options", [{"chunk": -1}, {"chunk": True}, {"chunk": 4, "window": 2}, {"chunk": 4, "causal": False}]
+)
+def test_chunks_that_mean_nothing_are_refused(options: dict[str, Attribute]) -> None:
+    query = TensorType(F32, (1, 2, TOKENS, 8))
+    with pytest.raises(OpTypeError, match="chunk"):
+        OPS["attention"].infer([query, query, query], {**ATTENTION, **options})
 
 
 def test_sinks_take_their_share() -> None:

@@ -122,6 +122,7 @@ CONTENTS: dict[str, bytes] = {
     "a number": b"7",
     "no text": b"\xff\xfe\x00\x01",
     "too deep": b"[" * 200_000,
+    "too deep for a model": b'{"model_type": "llama", "a": ' + b"[" * 900 + b"]" * 900 + b"}",
     "a number without end": b'{"model_type": ' + b"9" * 5000 + b"}",
     "too large": b"{}" + b" " * (16 << 20),
 }

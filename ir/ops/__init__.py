@@ -1,12 +1,13 @@
 """The operators of the graph, by name. One :class:`OpDef` gives type inference, reference meaning and work."""
 
-from ir.ops.definition import Kind, OpDef, OpTypeError, torch_dtype
+from ir.ops.casts import CASTS
+from ir.ops.definition import Kind, OpDef, OpTypeError, evaluate, torch_dtype
 from ir.ops.elementwise import ELEMENTWISE
 from ir.ops.layout import LAYOUT
 from ir.ops.matrix import MATRIX
 from ir.ops.reduce import REDUCE
 from ir.ops.spatial import SPATIAL
 
-OPS: dict[str, OpDef] = {op.name: op for op in (*ELEMENTWISE, *LAYOUT, *REDUCE, *MATRIX, *SPATIAL)}
+OPS: dict[str, OpDef] = {op.name: op for op in (*ELEMENTWISE, *CASTS, *LAYOUT, *REDUCE, *MATRIX, *SPATIAL)}
 
-__all__ = ["OPS", "Kind", "OpDef", "OpTypeError", "torch_dtype"]
+__all__ = ["OPS", "Kind", "OpDef", "OpTypeError", "evaluate", "torch_dtype"]

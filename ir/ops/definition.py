@@ -18,6 +18,11 @@ Tensors = Sequence[Any]
 Infer = Callable[[Types, Attributes], tuple[TensorType, ...]]
 Reference = Callable[[Any, Tensors, Any], Any]
 Work = Callable[[Types, Types, Attributes], Size]
+Axes = tuple[tuple[int | None, ...], ...]
+"""For each operand, for each of its axes: the result's axis that moves along with it, or ``None`` where elements along
+that axis meet in one element of the result.
+"""
+Follow = Callable[[Types, Types, Attributes], Axes]
 
 
 class OpTypeError(ValueError):
@@ -47,6 +52,8 @@ class OpDef:
         operands: least and greatest number of operands (``None``: no upper bound).
         work: multiply-adds as a polynomial in the graph's symbols and ``context``; none for data movement.
         kind: see :class:`Kind`.
+        follow: how the results' axes follow the operands', see :data:`Axes`; the same for every result. Unless an
+            operator says otherwise, all elements of its operands meet in each element of its results.
     """
 
     name: str
@@ -55,6 +62,28 @@ class OpDef:
     operands: tuple[int, int | None]
     work: Work = lambda _operands, _results, _attributes: 0
     kind: Kind = Kind.COMPUTE
+    follow: Follow = lambda operands, _results, _attributes: tuple((None,) * len(t.shape) for t in operands)
+
+
+def follow_broadcast(operands: Types, results: Types, _attributes: Attributes) -> Axes:
+    """Axes of an operator that treats each element alone: aligned at the last, as numpy broadcasts."""
+    rank = len(results[0].shape)
+    return tuple(tuple(range(rank - len(operand.shape), rank)) for operand in operands)
+
+
+def follow_except(*names: str) -> Follow:
+    """Axes of an operator whose operands and results agree but for those that the attributes ``names`` give, along
+    which elements meet; without names the last.
+    """
+
+    def follow(operands: Types, _results: Types, attributes: Attributes) -> Axes:
+        rank = len(operands[0].shape)
+        meet = {attributes[name] % rank for name in names} if names else {rank - 1}
+        return tuple(
+            tuple(None if axis in meet else axis for axis in range(len(operand.shape))) for operand in operands
+        )
+
+    return follow
 
 
 def require(condition: bool, message: str) -> None:
@@ -77,9 +106,42 @@ def attribute(attributes: Attributes, name: str, *kinds: type) -> Any:
 
 
 def torch_dtype(torch: ModuleType, dtype: DType) -> Any:
-    """The torch element type of ``dtype``."""
+    """The torch element type that holds ``dtype``."""
     return getattr(torch, _TORCH_NAMES[dtype])
 
+
+def evaluate(
+    definition: OpDef, torch: ModuleType, tensors: Tensors, attributes: Any, results: Types
+) -> tuple[Any, ...]:
+    """The results of an operator, of the element types in ``results``.
+
+    Torch has few operators on wide unsigned integers and narrow floats. They are computed in a wider type that holds
+    all their values, and then wrapped or rounded; 64-bit unsigned integers in 64-bit signed ones, so that their order
+    and quotients hold below 2**63.
+    """
+    wide = {getattr(torch, name): getattr(torch, wider) for name, wider in _WIDER.items()}
+    is_narrow = any(tensor.dtype in wide for tensor in tensors) and definition.name not in _ON_ANY_TYPE
+    if is_narrow:
+        tensors = [tensor.to(wide.get(tensor.dtype, tensor.dtype)) for tensor in tensors]
+    found = definition.reference(torch, tensors, attributes)
+    found = found if isinstance(found, tuple) else (found,)
+    if not is_narrow:
+        return found
+    return tuple(value.to(torch_dtype(torch, type_.dtype)) for value, type_ in zip(found, results, strict=True))
+
+
+_WIDER = {
+    "uint16": "int32",
+    "uint32": "int64",
+    "uint64": "int64",
+    "float8_e4m3fn": "float32",
+    "float8_e4m3fnuz": "float32",
+    "float8_e5m2": "float32",
+    "float8_e5m2fnuz": "float32",
+    "float8_e8m0fnu": "float32",
+}
+_ON_ANY_TYPE = frozenset({"cast", "bitcast", "reshape", "transpose", "expand", "slice"})
+"""Operators that read their operand in its own type."""
 
 _TORCH_NAMES = {
     DType.F64: "float64",
@@ -92,4 +154,18 @@ _TORCH_NAMES = {
     DType.I8: "int8",
     DType.U8: "uint8",
     DType.BOOL: "bool",
+    DType.U64: "uint64",
+    DType.U32: "uint32",
+    DType.U16: "uint16",
+    DType.I4: "int8",
+    DType.U4: "uint8",
+    DType.I2: "int8",
+    DType.U2: "uint8",
+    DType.F8E4M3: "float8_e4m3fn",
+    DType.F8E4M3FNUZ: "float8_e4m3fnuz",
+    DType.F8E5M2: "float8_e5m2",
+    DType.F8E5M2FNUZ: "float8_e5m2fnuz",
+    DType.F8E8M0: "float8_e8m0fnu",
+    DType.F4E2M1: "float8_e4m3fn",
 }
+"""Torch packs no narrow types that it computes with: they are held in the narrowest type that has all their values."""

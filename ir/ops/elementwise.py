@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ir.graph import Attributes
-from ir.ops.definition import OpDef, Tensors, Types, attribute, require, torch_dtype
+from ir.ops.definition import OpDef, Tensors, Types, attribute, follow_broadcast, require
 from ir.types import DType, TensorType, broadcast_shapes, promote, promote_scalar
 
 
@@ -70,8 +70,10 @@ def _clamp(operands: Types, attributes: Attributes) -> tuple[TensorType, ...]:
     return (operands[0].with_dtype(dtype),)
 
 
-def _cast(operands: Types, attributes: Attributes) -> tuple[TensorType, ...]:
-    return (operands[0].with_dtype(DType(attributes["dtype"])),)
+def _shift(operands: Types, attributes: Attributes) -> tuple[TensorType, ...]:
+    (result,) = _arithmetic(operands, attributes)
+    require(not result.dtype.is_float and result.dtype is not DType.BOOL, "only integers have bits to shift")
+    return (result,)
 
 
 def _unary(name: str, infer: Callable[..., tuple[TensorType, ...]], home: str = "torch") -> OpDef:
@@ -79,7 +81,7 @@ def _unary(name: str, infer: Callable[..., tuple[TensorType, ...]], home: str = 
         functions = torch if home == "torch" else torch.nn.functional
         return getattr(functions, name)(tensors[0])
 
-    return OpDef(name, infer, reference, (1, 1))
+    return OpDef(name, infer, reference, (1, 1), follow=follow_broadcast)
 
 
 def _binary(name: str, infer: Callable[..., tuple[TensorType, ...]], torch_name: str | None = None) -> OpDef:
@@ -89,8 +91,10 @@ def _binary(name: str, infer: Callable[..., tuple[TensorType, ...]], torch_name:
             second = torch.tensor(second, dtype=torch.result_type(tensors[0], second))
         return getattr(torch, torch_name or name)(tensors[0], second)
 
-    return OpDef(name, infer, reference, (1, 2))
+    return OpDef(name, infer, reference, (1, 2), follow=follow_broadcast)
 
+
+_TRIGONOMETRIC = ("sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "asinh", "acosh", "atanh")
 
 _TENSORS_ONLY = frozenset({"maximum", "minimum", "logical_and", "logical_or"})
 """Functions of torch that take no number in a tensor's place."""
@@ -113,24 +117,28 @@ ELEMENTWISE = (
     *(_unary(name, _same) for name in ("neg", "abs", "floor", "ceil", "round", "sign", "relu", "bitwise_not")),
     *(
         _unary(name, _to_float)
-        for name in ("exp", "log", "sqrt", "rsqrt", "reciprocal", "sin", "cos", "tanh", "sigmoid", "erf")
+        for name in ("exp", "log", "sqrt", "rsqrt", "reciprocal", "tanh", "sigmoid", "erf", *_TRIGONOMETRIC)
     ),
     *(
         _unary(name, _same, "torch.nn.functional")
         for name in ("silu", "softplus", "mish", "hardsigmoid", "hardswish", "elu", "leaky_relu")
     ),
-    _unary("logical_not", _to_bool),
-    OpDef("gelu", _gelu, _reference_gelu, (1, 1)),
-    OpDef("clamp", _clamp, _reference_clamp, (1, 1)),
-    OpDef("cast", _cast, lambda torch, ts, a: ts[0].to(torch_dtype(torch, a["dtype"])), (1, 1)),
-    *(
-        _binary(name, _arithmetic)
-        for name in ("add", "sub", "mul", "pow", "remainder", "floor_divide", "bitwise_and", "bitwise_or")
-    ),
+    *(_unary(name, _to_bool) for name in ("logical_not", "isnan", "isinf")),
+    OpDef("gelu", _gelu, _reference_gelu, (1, 1), follow=follow_broadcast),
+    OpDef("clamp", _clamp, _reference_clamp, (1, 1), follow=follow_broadcast),
+    *(_binary(name, _arithmetic) for name in ("add", "sub", "mul", "pow", "remainder", "fmod", "floor_divide")),
+    *(_binary(name, _arithmetic) for name in ("bitwise_and", "bitwise_or", "bitwise_xor")),
+    *(_binary(f"bitwise_{side}_shift", _shift) for side in ("left", "right")),
     _binary("maximum", _arithmetic),
     _binary("minimum", _arithmetic),
     _binary("div", _quotient),
     *(_binary(name, _comparison) for name in ("eq", "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or")),
-    OpDef("where", _where, lambda torch, ts, _a: torch.where(*ts), (3, 3)),
-    OpDef("masked_fill", _masked_fill, lambda _torch, ts, a: ts[0].masked_fill(ts[1], a["value"]), (2, 2)),
+    OpDef("where", _where, lambda torch, ts, _a: torch.where(*ts), (3, 3), follow=follow_broadcast),
+    OpDef(
+        "masked_fill",
+        _masked_fill,
+        lambda _torch, ts, a: ts[0].masked_fill(ts[1], a["value"]),
+        (2, 2),
+        follow=follow_broadcast,
+    ),
 )

@@ -5,7 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from ir.graph import Attributes
-from ir.ops.definition import Kind, OpDef, Tensors, Types, attribute, require, torch_dtype
+from ir.ops.definition import (
+    Axes,
+    Kind,
+    OpDef,
+    Tensors,
+    Types,
+    attribute,
+    follow_broadcast,
+    follow_except,
+    require,
+    torch_dtype,
+)
 from ir.types import DType, Size, TensorType, product
 
 
@@ -82,7 +93,9 @@ def _slice(operands: Types, attributes: Attributes) -> tuple[TensorType, ...]:
     require(isinstance(start, int) and isinstance(end, int) and isinstance(step, int) and step > 0, "bad bounds")
     assert isinstance(start, int) and isinstance(end, int) and isinstance(step, int)
     size = shape[dim]
-    require(isinstance(size, int) and 0 <= start <= end <= size, f"bounds {start}:{end} are outside {size}")
+    # Of an axis of any length, its first element is the only one that is there for certain.
+    most = size if isinstance(size, int) else 1
+    require(0 <= start <= end <= most, f"bounds {start}:{end} are outside {size}")
     shape[dim] = -(-(end - start) // step)
     return (operands[0].with_shape(tuple(shape)),)
 
@@ -91,6 +104,11 @@ def _reference_slice(_torch: Any, tensors: Tensors, attributes: Attributes) -> A
     index = [slice(None)] * tensors[0].dim()
     index[attributes["dim"]] = slice(attributes["start"], attributes["end"], attributes["step"])
     return tensors[0][tuple(index)]
+
+
+def _flip(operands: Types, attributes: Attributes) -> tuple[TensorType, ...]:
+    axis(attributes, len(operands[0].shape))
+    return (operands[0],)
 
 
 def _concat(operands: Types, attributes: Attributes) -> tuple[TensorType, ...]:
@@ -104,13 +122,46 @@ def _concat(operands: Types, attributes: Attributes) -> tuple[TensorType, ...]:
     return (operands[0].with_shape(tuple(shape)),)
 
 
+def _follow_permutation(_operands: Types, _results: Types, attributes: Attributes) -> Axes:
+    order = attributes["permutation"]
+    return (tuple(order.index(axis) for axis in range(len(order))),)
+
+
 LAYOUT = (
     OpDef("constant", _constant, _reference_constant, (0, 0)),
     OpDef("full", _filled, _reference_full, (0, 0)),
     OpDef("arange", _counted, _reference_arange, (0, 0)),
     OpDef("reshape", _reshape, lambda _torch, ts, a: ts[0].reshape(a["shape"]), (1, 1), kind=Kind.VIEW),
-    OpDef("transpose", _transpose, lambda _torch, ts, a: ts[0].permute(a["permutation"]), (1, 1), kind=Kind.VIEW),
-    OpDef("expand", _expand, lambda _torch, ts, a: ts[0].expand(a["shape"]), (1, 1), kind=Kind.VIEW),
-    OpDef("slice", _slice, _reference_slice, (1, 1), kind=Kind.VIEW),
-    OpDef("concat", _concat, lambda torch, ts, a: torch.cat(list(ts), a["dim"]), (1, None)),
+    OpDef(
+        "transpose",
+        _transpose,
+        lambda _torch, ts, a: ts[0].permute(a["permutation"]),
+        (1, 1),
+        kind=Kind.VIEW,
+        follow=_follow_permutation,
+    ),
+    OpDef(
+        "expand",
+        _expand,
+        lambda _torch, ts, a: ts[0].expand(a["shape"]),
+        (1, 1),
+        kind=Kind.VIEW,
+        follow=follow_broadcast,
+    ),
+    OpDef("slice", _slice, _reference_slice, (1, 1), kind=Kind.VIEW, follow=follow_except("dim")),
+    OpDef(
+        "flip",
+        _flip,
+        lambda torch, ts, a: torch.flip(ts[0], (a["dim"],)),
+        (1, 1),
+        kind=Kind.VIEW,
+        follow=follow_except("dim"),
+    ),
+    OpDef(
+        "concat",
+        _concat,
+        lambda torch, ts, a: torch.cat(list(ts), a["dim"]),
+        (1, None),
+        follow=follow_except("dim"),
+    ),
 )

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from ir.graph import Attributes
-from ir.ops.definition import Kind, OpDef, Tensors, Types, attribute, require
+from ir.ops.definition import Axes, Kind, OpDef, Tensors, Types, attribute, require
 from ir.types import Dim, Size, TensorType, broadcast_shapes, exact_quotient, product
 
 CONTEXT = Dim.symbol("context")
@@ -80,7 +80,10 @@ def _attention(operands: Types, attributes: Attributes) -> tuple[TensorType, ...
     query, key, value, *sinks = operands
     for name, kinds in (("scale", (int, float)), ("causal", (bool,)), ("window", (int,)), ("softcap", (int, float))):
         attribute(attributes, name, *kinds)
+    chunk = attributes.get("chunk", 0)
     require(attributes["window"] >= 0, "the window must not be negative")
+    require(type(chunk) is int and chunk >= 0, f"a chunk is a number of tokens, not {chunk!r}")
+    require(not chunk or (attributes["causal"] and not attributes["window"]), "chunks are for causal attention alone")
     require(all(len(t.shape) == 4 for t in (query, key, value)), "query, key and value have four axes")
     users, heads, tokens, width = query.shape
     require(key.shape[-1] == width and key.shape[:-1] == value.shape[:-1], f"{key} and {value} do not belong together")
@@ -91,8 +94,8 @@ def _attention(operands: Types, attributes: Attributes) -> tuple[TensorType, ...
 
 def _attention_work(operands: Types, _results: Types, attributes: Attributes) -> Size:
     query, _key, value = operands[:3]
-    window = attributes["window"]
-    seen: Size = window if isinstance(window, int) and window else CONTEXT
+    most = attributes["window"] or attributes.get("chunk", 0)
+    seen: Size = most if isinstance(most, int) and most else CONTEXT
     return product(query.shape[:3]) * seen * (query.shape[3] + value.shape[3])
 
 
@@ -100,7 +103,9 @@ def reference_attention(torch: Any, tensors: Tensors, attributes: Attributes) ->
     """Attention of the last ``query tokens`` of a history: key and value may hold more tokens than the query.
 
     ``scale``, ``causal``, ``window`` (0: none; token t sees the last ``window`` tokens, itself included), ``softcap``
-    (0: none) and optional sinks, a logit per head that takes part in the softmax but has no value (gpt-oss).
+    (0: none) and optional sinks, a logit per head that takes part in the softmax but has no value (gpt-oss). With a
+    ``chunk`` a token sees only tokens whose place in the history, divided by that number, is the same whole (Llama 4);
+    what is left of a history must begin with a chunk.
     """
     query, key, value, *sinks = tensors
     groups = query.shape[1] // key.shape[1]
@@ -112,6 +117,10 @@ def reference_attention(torch: Any, tensors: Tensors, attributes: Attributes) ->
     distance = torch.arange(total - new, total)[:, None] - torch.arange(total)[None, :]
     window = attributes["window"] or math.inf
     hidden = (distance >= window) | ((distance < 0) if attributes["causal"] else (distance <= -window))
+    chunk = attributes.get("chunk", 0)
+    if chunk:
+        place = torch.arange(total) // chunk
+        hidden = hidden | (place[total - new :, None] != place[None, :])
     scores = scores.masked_fill(hidden, -math.inf)
     if sinks:
         column = sinks[0].reshape(1, -1, 1, 1).expand(*scores.shape[:3], 1)
@@ -120,9 +129,58 @@ def reference_attention(torch: Any, tensors: Tensors, attributes: Attributes) ->
     return (weights @ value).transpose(1, 2)
 
 
+def _determinant(operands: Types, _attributes: Attributes) -> tuple[TensorType, ...]:
+    shape = operands[0].shape
+    require(len(shape) >= 2 and shape[-1] == shape[-2], f"{operands[0]} holds no square matrices")
+    return (operands[0].with_shape(shape[:-2]),)
+
+
+def _unmoved(operands: Types) -> Axes:
+    return tuple((None,) * len(operand.shape) for operand in operands)
+
+
+def _follow_linear(operands: Types, _results: Types, _attributes: Attributes) -> Axes:
+    rank = len(operands[0].shape)
+    return ((*range(rank - 1), None), *_unmoved(operands[1:]))
+
+
+def _follow_matmul(operands: Types, results: Types, _attributes: Attributes) -> Axes:
+    rank = len(results[0].shape)
+    left, right = (tuple(range(rank - len(operand.shape), rank - 2)) for operand in operands)
+    return ((*left, rank - 2, None), (*right, None, rank - 1))
+
+
+def _follow_determinant(operands: Types, _results: Types, _attributes: Attributes) -> Axes:
+    return ((*range(len(operands[0].shape) - 2), None, None),)
+
+
+def _follow_grouped_linear(operands: Types, _results: Types, _attributes: Attributes) -> Axes:
+    _x, weight, _indices, *bias = operands
+    return ((0, 1, None), *_unmoved((weight,)), (0, 1), *_unmoved(bias))
+
+
+def _follow_attention(operands: Types, _results: Types, _attributes: Attributes) -> Axes:
+    return ((0, 2, 1, None), (0, None, None, None), (0, None, None, 3), *_unmoved(operands[3:]))
+
+
 MATRIX = (
-    OpDef("linear", _linear, _reference_linear, (2, 3), _linear_work, Kind.MATRIX),
-    OpDef("matmul", _matmul, lambda torch, ts, _a: torch.matmul(*ts), (2, 2), _matmul_work),
-    OpDef("grouped_linear", _grouped_linear, _reference_grouped_linear, (3, 4), _grouped_linear_work, Kind.MATRIX),
-    OpDef("attention", _attention, reference_attention, (3, 4), _attention_work, Kind.STATE),
+    OpDef("linear", _linear, _reference_linear, (2, 3), _linear_work, Kind.MATRIX, _follow_linear),
+    OpDef("matmul", _matmul, lambda torch, ts, _a: torch.matmul(*ts), (2, 2), _matmul_work, follow=_follow_matmul),
+    OpDef(
+        "determinant",
+        _determinant,
+        lambda torch, ts, _a: torch.linalg.det(*ts),
+        (1, 1),
+        follow=_follow_determinant,
+    ),
+    OpDef(
+        "grouped_linear",
+        _grouped_linear,
+        _reference_grouped_linear,
+        (3, 4),
+        _grouped_linear_work,
+        Kind.MATRIX,
+        _follow_grouped_linear,
+    ),
+    OpDef("attention", _attention, reference_attention, (3, 4), _attention_work, Kind.STATE, _follow_attention),
 )

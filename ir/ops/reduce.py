@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ir.graph import Attributes
-from ir.ops.definition import OpDef, Tensors, Types, attribute, require
+from ir.ops.definition import Axes, Infer, OpDef, Reference, Tensors, Types, attribute, follow_except, require
 from ir.ops.layout import axis
 from ir.types import DType, TensorType
 
@@ -24,6 +24,13 @@ def _reduce(operands: Types, attributes: Attributes) -> tuple[TensorType, ...]:
 def _sum(operands: Types, attributes: Attributes) -> tuple[TensorType, ...]:
     (result,) = _reduce(operands, attributes)
     return (result if result.dtype.is_float else result.with_dtype(DType.I64),)
+
+
+def _reference_prod(torch: Any, tensors: Tensors, attributes: Attributes) -> Any:
+    (x,), keepdim = tensors, attributes["keepdim"]
+    for dim in sorted(attributes["dims"], reverse=True):
+        x = torch.prod(x, dim, keepdim)
+    return x if x.is_floating_point() else x.to(torch.int64)
 
 
 def _mean(operands: Types, attributes: Attributes) -> tuple[TensorType, ...]:
@@ -69,14 +76,18 @@ def _topk(operands: Types, attributes: Attributes) -> tuple[TensorType, ...]:
     dim, count = axis(attributes, len(shape)), attributes["k"]
     size = shape[dim]
     require(isinstance(count, int) and isinstance(size, int) and 0 < count <= size, f"top {count} of {size}")
+    require(isinstance(attributes.get("largest", True), bool), "largest must be a boolean")
     shape[dim] = count
     values = operands[0].with_shape(tuple(shape))
     return values, values.with_dtype(DType.I64)
 
 
 def _reference_topk(torch: Any, tensors: Tensors, attributes: Attributes) -> Any:
-    """Largest first; equal values by their lowest index, so that every machine chooses the same experts."""
-    values, indices = torch.sort(tensors[0], dim=attributes["dim"], descending=True, stable=True)
+    """Largest first, or smallest first where ``largest`` (default true) is not set; equal values by their lowest
+    index, so that every machine chooses the same experts.
+    """
+    largest = attributes.get("largest", True)
+    values, indices = torch.sort(tensors[0], dim=attributes["dim"], descending=largest, stable=True)
     return (
         values.narrow(attributes["dim"], 0, attributes["k"]),
         indices.narrow(attributes["dim"], 0, attributes["k"]),
@@ -90,7 +101,21 @@ def _gather(operands: Types, attributes: Attributes) -> tuple[TensorType, ...]:
     return (data.with_shape(indices.shape),)
 
 
+def _from_front(torch: Any, indices: Any, size: int) -> Any:
+    """Indices counted from the front: those below zero count from the end."""
+    return torch.where(indices < 0, indices + size, indices).long()
+
+
+def _reference_gather(torch: Any, tensors: Tensors, attributes: Attributes) -> Any:
+    data, indices = tensors
+    dim = attributes["dim"]
+    return torch.gather(data, dim, _from_front(torch, indices, data.shape[dim]))
+
+
 def _scatter(operands: Types, attributes: Attributes) -> tuple[TensorType, ...]:
+    reduce = attributes.get("reduce", "none")
+    require(reduce in ("none", "sum", "prod", "amax", "amin"), f"there is no reduction {reduce}")
+    require(reduce == "none" or len(operands) == 3, "a reduction takes a source")
     if len(operands) == 2:
         attribute(attributes, "value", bool, int, float)
     require(len(operands[0].shape) == len(operands[1].shape), "indices do not fit the data")
@@ -98,8 +123,18 @@ def _scatter(operands: Types, attributes: Attributes) -> tuple[TensorType, ...]:
 
 
 def _reference_scatter(torch: Any, tensors: Tensors, attributes: Attributes) -> Any:
+    """``data`` with elements along ``dim`` replaced, or combined by ``reduce`` with those that were there."""
     data, indices, *source = tensors
-    return torch.scatter(data, attributes["dim"], indices, source[0] if source else attributes["value"])
+    dim, reduce = attributes["dim"], attributes.get("reduce", "none")
+    indices = _from_front(torch, indices, data.shape[dim])
+    if reduce != "none":
+        return torch.scatter_reduce(data, dim, indices, source[0], reduce, include_self=True)
+    return torch.scatter(data, dim, indices, source[0] if source else attributes["value"])
+
+
+def _reference_embedding(torch: Any, tensors: Tensors, _attributes: Attributes) -> Any:
+    table, indices = tensors
+    return torch.nn.functional.embedding(_from_front(torch, indices, table.shape[0]), table)
 
 
 def _embedding(operands: Types, _attributes: Attributes) -> tuple[TensorType, ...]:
@@ -108,19 +143,60 @@ def _embedding(operands: Types, _attributes: Attributes) -> tuple[TensorType, ..
     return (table.with_shape((*indices.shape, table.shape[1])),)
 
 
+def _follow_reduction(operands: Types, _results: Types, attributes: Attributes) -> Axes:
+    dims, kept = attributes["dims"], attributes["keepdim"]
+    axes: list[int | None] = []
+    for dim in range(len(operands[0].shape)):
+        gone = 0 if kept else sum(other < dim for other in dims)
+        axes.append(None if dim in dims else dim - gone)
+    return (tuple(axes),)
+
+
+def _follow_gather(operands: Types, _results: Types, attributes: Attributes) -> Axes:
+    (data, _) = follow_except("dim")(operands, (), attributes)
+    return (data, tuple(range(len(data))))
+
+
+def _follow_scatter(operands: Types, _results: Types, attributes: Attributes) -> Axes:
+    (data, *written) = follow_except("dim")(operands, (), attributes)
+    return (tuple(range(len(data))), *written)
+
+
+def _follow_norm(operands: Types, _results: Types, _attributes: Attributes) -> Axes:
+    """The last axis meets; scale and shift belong to it."""
+    rank = len(operands[0].shape)
+    return ((*range(rank - 1), None), *((None,),) * (len(operands) - 1))
+
+
+def _follow_embedding(operands: Types, _results: Types, _attributes: Attributes) -> Axes:
+    rank = len(operands[1].shape)
+    return ((None, rank), tuple(range(rank)))
+
+
+def _reduction(name: str, infer: Infer, reference: Reference) -> OpDef:
+    return OpDef(name, infer, reference, (1, 1), follow=_follow_reduction)
+
+
+_follow_others = follow_except("dim")
+
 REDUCE = (
-    OpDef("sum", _sum, lambda torch, ts, a: torch.sum(ts[0], a["dims"], a["keepdim"]), (1, 1)),
-    OpDef("mean", _mean, lambda torch, ts, a: torch.mean(ts[0], a["dims"], a["keepdim"]), (1, 1)),
-    OpDef("amax", _reduce, lambda torch, ts, a: torch.amax(ts[0], a["dims"], a["keepdim"]), (1, 1)),
-    OpDef("amin", _reduce, lambda torch, ts, a: torch.amin(ts[0], a["dims"], a["keepdim"]), (1, 1)),
-    OpDef("argmax", _argmax, lambda torch, ts, a: torch.argmax(ts[0], a["dims"][0], a["keepdim"]), (1, 1)),
-    OpDef("cumsum", _cumsum, lambda torch, ts, a: torch.cumsum(ts[0], a["dim"]), (1, 1)),
-    OpDef("softmax", _along, lambda torch, ts, a: torch.softmax(ts[0], a["dim"]), (1, 1)),
-    OpDef("log_softmax", _along, lambda torch, ts, a: torch.log_softmax(ts[0], a["dim"]), (1, 1)),
-    OpDef("layer_norm", _norm, _reference_layer_norm, (1, 3)),
-    OpDef("rms_norm", _norm, _reference_rms_norm, (1, 2)),
-    OpDef("topk", _topk, _reference_topk, (1, 1)),
-    OpDef("gather", _gather, lambda torch, ts, a: torch.gather(ts[0], a["dim"], ts[1]), (2, 2)),
-    OpDef("scatter", _scatter, _reference_scatter, (2, 3)),
-    OpDef("embedding", _embedding, lambda torch, ts, _a: torch.nn.functional.embedding(ts[1], ts[0]), (2, 2)),
+    _reduction("sum", _sum, lambda torch, ts, a: torch.sum(ts[0], a["dims"], a["keepdim"])),
+    _reduction("mean", _mean, lambda torch, ts, a: torch.mean(ts[0], a["dims"], a["keepdim"])),
+    _reduction("amax", _reduce, lambda torch, ts, a: torch.amax(ts[0], a["dims"], a["keepdim"])),
+    _reduction("amin", _reduce, lambda torch, ts, a: torch.amin(ts[0], a["dims"], a["keepdim"])),
+    _reduction("argmax", _argmax, lambda torch, ts, a: torch.argmax(ts[0], a["dims"][0], a["keepdim"])),
+    _reduction("argmin", _argmax, lambda torch, ts, a: torch.argmin(ts[0], a["dims"][0], a["keepdim"])),
+    _reduction("prod", _sum, _reference_prod),
+    OpDef("cumsum", _cumsum, lambda torch, ts, a: torch.cumsum(ts[0], a["dim"]), (1, 1), follow=_follow_others),
+    OpDef("cumprod", _cumsum, lambda torch, ts, a: torch.cumprod(ts[0], a["dim"]), (1, 1), follow=_follow_others),
+    OpDef("softmax", _along, lambda torch, ts, a: torch.softmax(ts[0], a["dim"]), (1, 1), follow=_follow_others),
+    OpDef(
+        "log_softmax", _along, lambda torch, ts, a: torch.log_softmax(ts[0], a["dim"]), (1, 1), follow=_follow_others
+    ),
+    OpDef("layer_norm", _norm, _reference_layer_norm, (1, 3), follow=_follow_norm),
+    OpDef("rms_norm", _norm, _reference_rms_norm, (1, 2), follow=_follow_norm),
+    OpDef("topk", _topk, _reference_topk, (1, 1), follow=_follow_others),
+    OpDef("gather", _gather, _reference_gather, (2, 2), follow=_follow_gather),
+    OpDef("scatter", _scatter, _reference_scatter, (2, 3), follow=_follow_scatter),
+    OpDef("embedding", _embedding, _reference_embedding, (2, 2), follow=_follow_embedding),
 )

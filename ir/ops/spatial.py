@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from ir.graph import Attributes
-from ir.ops.definition import Kind, OpDef, Tensors, Types, attribute, require
+from ir.ops.definition import Axes, Kind, OpDef, Tensors, Types, attribute, require
 from ir.types import Dim, Shape, Size, TensorType, exact_quotient, product
 
 _PAD_MODES = ("constant", "reflect", "replicate", "circular")
@@ -246,14 +246,65 @@ def _reference_resize(torch: Any, tensors: Tensors, attributes: Attributes) -> A
     return operator.default(x, list(size), *align, *(scales or (None,) * axes))
 
 
+def _grid_sample(operands: Types, attributes: Attributes) -> tuple[TensorType, ...]:
+    """X [batch, channels, *positions], grid [batch, *places, axes], from -1 to 1, the last axis first, where to look
+    -> [batch, channels, *places].
+    """
+    x, grid = operands
+    axes = len(_positions(x))
+    attribute(attributes, "align_corners", bool)
+    fits = len(grid.shape) == axes + 2 and grid.shape[-1] == axes and grid.shape[0] == x.shape[0]
+    require(axes in (2, 3) and fits, f"{grid} does not say where to look in {x}")
+    require(attributes["mode"] in ("bilinear", "nearest", "bicubic"), f"no interpolation {attributes['mode']}")
+    require(attributes["mode"] != "bicubic" or axes == 2, "bicubic interpolation is of two axes")
+    require(attributes["padding"] in ("zeros", "border", "reflection"), f"no padding {attributes['padding']}")
+    return (x.with_shape((*x.shape[:2], *grid.shape[1:-1])),)
+
+
+def _reference_grid_sample(torch: Any, tensors: Tensors, attributes: Attributes) -> Any:
+    options = (attributes[name] for name in ("mode", "padding", "align_corners"))
+    return torch.nn.functional.grid_sample(*tensors, *options)
+
+
+def _follow_channels(operands: Types, _results: Types, _attributes: Attributes) -> Axes:
+    """Statistics are given: each element is treated alone."""
+    x, *statistics = operands
+    return (tuple(range(len(x.shape))), *((1,),) * len(statistics))
+
+
+def _follow_batch(operands: Types, _results: Types, _attributes: Attributes) -> Axes:
+    """Positions meet in windows, and channels in products; the batch alone stays apart."""
+    x, *others = operands
+    return ((0, *(None,) * (len(x.shape) - 1)), *((None,) * len(other.shape) for other in others))
+
+
+def _follow_windows(operands: Types, _results: Types, _attributes: Attributes) -> Axes:
+    """Positions meet in windows; batch and channels stay apart."""
+    return ((0, 1, *(None,) * (len(operands[0].shape) - 2)),)
+
+
+def _follow_pad(_operands: Types, _results: Types, attributes: Attributes) -> Axes:
+    """Along an axis with a border elements move."""
+    sides = zip(attributes["before"], attributes["after"], strict=True)
+    return (tuple(axis if sizes == (0, 0) else None for axis, sizes in enumerate(sides)),)
+
+
+def _follow_grid(operands: Types, _results: Types, _attributes: Attributes) -> Axes:
+    """A place says where to look, anywhere in the positions."""
+    x, _ = operands
+    count = len(x.shape) - 2
+    return ((0, 1, *(None,) * count), (0, *range(2, 2 + count), None))
+
+
 SPATIAL = (
-    OpDef("convolution", _convolution, _reference_convolution, (2, 3), _convolution_work, Kind.MATRIX),
-    OpDef("max_pool", _pool, _reference_max_pool, (1, 1)),
-    OpDef("avg_pool", _average, _reference_avg_pool, (1, 1)),
-    OpDef("adaptive_avg_pool", _adaptive, _reference_adaptive("avg"), (1, 1)),
-    OpDef("adaptive_max_pool", _adaptive, _reference_adaptive("max"), (1, 1)),
-    OpDef("batch_norm", _batch_norm, _reference_batch_norm, (3, 5)),
-    OpDef("group_norm", _group_norm, _reference_group_norm, (1, 3)),
-    OpDef("pad", _pad, _reference_pad, (1, 1)),
-    OpDef("resize", _resize, _reference_resize, (1, 1)),
+    OpDef("convolution", _convolution, _reference_convolution, (2, 3), _convolution_work, Kind.MATRIX, _follow_batch),
+    OpDef("max_pool", _pool, _reference_max_pool, (1, 1), follow=_follow_windows),
+    OpDef("avg_pool", _average, _reference_avg_pool, (1, 1), follow=_follow_windows),
+    OpDef("adaptive_avg_pool", _adaptive, _reference_adaptive("avg"), (1, 1), follow=_follow_windows),
+    OpDef("adaptive_max_pool", _adaptive, _reference_adaptive("max"), (1, 1), follow=_follow_windows),
+    OpDef("batch_norm", _batch_norm, _reference_batch_norm, (3, 5), follow=_follow_channels),
+    OpDef("group_norm", _group_norm, _reference_group_norm, (1, 3), follow=_follow_batch),
+    OpDef("pad", _pad, _reference_pad, (1, 1), follow=_follow_pad),
+    OpDef("grid_sample", _grid_sample, _reference_grid_sample, (2, 2), follow=_follow_grid),
+    OpDef("resize", _resize, _reference_resize, (1, 1), follow=_follow_windows),
 )

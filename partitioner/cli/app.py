@@ -4,21 +4,34 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Parameter, Token
 
 from ir.diagnostics import Diagnostic, ExitCode, UsageError, WafercError
 from partitioner.cli.output import Output
+from partitioner.version import VERSION
 
 app = App(
     name="waferc",
     help="Partition neural networks over clusters of wafer-scale machines.",
+    version=VERSION,
     version_flags=["--version"],
     help_flags=["--help", "-h"],
 )
 
+
+def _whole(_type: object, tokens: Sequence[Token]) -> int:
+    """A whole number; cyclopts itself would cut 4.5 down to 4."""
+    try:
+        return int(tokens[0].value)
+    except ValueError:
+        raise ValueError(f"{tokens[0].value!r} is no whole number") from None
+
+
+Count = Annotated[int, Parameter(converter=_whole)]
 Json = Annotated[bool, Parameter("--json", negative=())]
 
 
@@ -28,13 +41,14 @@ def compile_command(
     /,
     *,
     target: str = "cs3",
-    systems: int | None = None,
-    users: int = 1,
-    context: int | None = None,
-    prefill_chunk: int = 64,
-    reserve_bytes: int | None = None,
+    systems: Count | None = None,
+    users: Count = 1,
+    context: Count | None = None,
+    prefill_chunk: Count = 64,
+    reserve_bytes: Count | None = None,
+    fix: str = "",
     output: Annotated[Path | None, Parameter(["--output", "-o"])] = None,
-    seed: int = 0,
+    seed: Count = 0,
     time_limit: float = 60.0,
     json: Json = False,
 ) -> None:
@@ -48,16 +62,42 @@ def compile_command(
         context: tokens remembered for each user; 4096 if not given, or the model's own limit if that is less.
         prefill_chunk: tokens that a pipeline stage works on at once; sizes the activation buffers.
         reserve_bytes: bytes of each tile kept for code, stack and buffers; the target's own if not given.
+        fix: numbers for sizes that are not fixed, for example tokens=128 or batch=1,tokens=128; a model whose tokens
+            meet outside of attention is placed for these sizes alone.
         output: folder to write the plan to; nothing is written if not given.
         seed: seed of the solver.
         time_limit: limit on the solver's work, in deterministic seconds.
         json: print one JSON object.
     """
-    from partitioner.api import Request
+    from partitioner.api import LoadOptions, Request
     from partitioner.cli.compile import run_compile
 
-    request = Request(target, systems, reserve_bytes, users, context, prefill_chunk, seed, time_limit)
-    run_compile(model, request, output, Output(json=json))
+    request = Request(
+        target=target,
+        systems=systems,
+        reserve_bytes=reserve_bytes,
+        users=users,
+        context=context,
+        prefill_chunk=prefill_chunk,
+        seed=seed,
+        time_limit=time_limit,
+    )
+    run_compile(model, LoadOptions(fix=_parse_sizes(fix)), request, output, Output(json=json))
+
+
+@app.command
+def inspect(model: str, /, *, fix: str = "", json: Json = False) -> None:
+    """Show what a model is, without placing it: its weights, caches, work and blocks.
+
+    Args:
+        model: a name that `waferc models` lists, a transformers folder or config.json, or an ONNX file.
+        fix: numbers for sizes that are not fixed, for example tokens=128 or batch=1,tokens=128.
+        json: print one JSON object.
+    """
+    from partitioner.api import LoadOptions
+    from partitioner.cli.inspect import run_inspect
+
+    run_inspect(model, LoadOptions(fix=_parse_sizes(fix)), Output(json=json))
 
 
 @app.command
@@ -96,8 +136,8 @@ def run(
     *,
     prompt_ids: str | None = None,
     inputs: Path | None = None,
-    tokens: int = 16,
-    seed: int = 0,
+    tokens: Count = 16,
+    seed: Count = 0,
     compare: Annotated[bool, Parameter("--compare", negative=())] = False,
     json: Json = False,
 ) -> None:
@@ -191,4 +231,14 @@ def _parse_ids(text: str) -> list[int]:
     except ValueError:
         help_ = ("for example --prompt-ids 1,5,9,2",)
         fault = Diagnostic("W0104", f"token ids must be integers separated by commas, not {text!r}", help=help_)
+        raise UsageError(fault) from None
+
+
+def _parse_sizes(text: str) -> dict[str, int]:
+    try:
+        pairs = [part.split("=") for part in text.split(",") if part]
+        return {name.strip(): int(size) for name, size in pairs}
+    except ValueError:
+        help_ = ("for example --fix tokens=128,users=1",)
+        fault = Diagnostic("W0104", f"sizes must be name=number separated by commas, not {text!r}", help=help_)
         raise UsageError(fault) from None

@@ -50,6 +50,11 @@ def require_sound(stored: PlanFolder) -> Model:
     faults = [*stored.faults, *check(stored.plan, model)]
     if manifest.model != model_entry(model.graph.name, model, manifest.model.notes):
         faults.append(Diagnostic("W0510", "the manifest's figures of the model are wrong", "manifest.json"))
+    faults += [
+        Diagnostic("W0510", "the number of experts is wrong", entry.name, {"stated": entry.experts})
+        for entry, block in zip(manifest.blocks, stored.plan.blocks, strict=True)
+        if entry.experts != len(block.experts)
+    ]
     if manifest.solver.gap != stored.plan.solver.gap:
         faults.append(Diagnostic("W0510", "the manifest's gap is wrong", "manifest.json"))
     if faults:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from ir.model import BlockKind
-from partitioner.api import CompiledModel, Request, compile_lowered
-from partitioner.cli.output import Output
+from partitioner.api import CompiledModel, LoadOptions, Request, compile_lowered, lower
+from partitioner.cli.output import Output, peak_rss_bytes
+from partitioner.figures import figures
 from partitioner.folder import REPORT, refuse_foreign
-from partitioner.frontends.load import load
 from targets.machines import load_machine
 
 
-def run_compile(model: str, request: Request, folder: Path | None, out: Output) -> None:
+def run_compile(model: str, options: LoadOptions, request: Request, folder: Path | None, out: Output) -> None:
     """Compile, write the plan to ``folder`` if there is one, and report."""
     begin = time.perf_counter()
     load_machine(request.target, request.systems, request.reserve_bytes)  # a wrong target is told at once
@@ -24,7 +22,7 @@ def run_compile(model: str, request: Request, folder: Path | None, out: Output) 
         refuse_foreign(folder)
     with out.progress() as progress:
         progress(f"reading {model}")
-        placed = compile_lowered(load(model), request, progress)
+        placed = compile_lowered(lower(model, options), request, progress)
         if folder is not None:
             progress("writing the plan")
             placed.save(folder)
@@ -43,8 +41,7 @@ def run_compile(model: str, request: Request, folder: Path | None, out: Output) 
 
 
 def _record(placed: CompiledModel, wall_s: float, folder: Path | None) -> dict[str, Any]:
-    plan, model = placed.plan, placed.model
-    groups = model.of_kind(BlockKind.EXPERTS)
+    plan, found = placed.plan, figures(placed.model)
     split = sum(1 for b in plan.blocks if len({b.wafer, *(e.wafer for e in b.experts)}) > 1)
     return {
         "status": plan.solver.status,
@@ -55,17 +52,17 @@ def _record(placed: CompiledModel, wall_s: float, folder: Path | None) -> dict[s
         "proof": plan.solver.proof,
         "systems": plan.machine.systems,
         "systems_used": len(plan.wafers_used),
-        "parameters": model.parameters,
-        "weight_bytes": model.weight_bytes,
-        "copied_bytes": model.copied_bytes,
+        "parameters": found.parameters,
+        "weight_bytes": found.weight_bytes,
+        "copied_bytes": found.copied_bytes,
         "kv_bytes": sum(block.cache_bytes for block in plan.blocks),
         "activation_bytes": sum(block.activation_bytes for block in plan.blocks),
         "largest_wafer_bytes": plan.largest_wafer_bytes,
         "wafer_bytes": plan.machine.wafer_bytes,
         "traffic_bytes_per_token": plan.solver.traffic_bytes_per_token,
-        "layers": model.layers,
-        "moe_layers": len(groups),
-        "experts_per_layer": max((block.experts for block in groups), default=0),
+        "layers": found.layers,
+        "moe_layers": found.moe_layers,
+        "experts_per_layer": found.experts_per_layer,
         "split_expert_groups": split,
         "blocks": len(plan.blocks),
         "output": None if folder is None else str(folder),
@@ -73,12 +70,6 @@ def _record(placed: CompiledModel, wall_s: float, folder: Path | None) -> dict[s
         "wall_s": round(wall_s, 3),
         "peak_rss_bytes": peak_rss_bytes(),
     }
-
-
-def peak_rss_bytes() -> int:
-    """The most memory that this process has held."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _summary(placed: CompiledModel, wall_s: float) -> str:

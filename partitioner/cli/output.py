@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_text
+import resource
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -62,3 +63,17 @@ class Output:
         console = Console(stderr=True)
         with console.status("starting") as status:
             yield lambda step: status.update(step)
+
+
+def peak_rss_bytes() -> int:
+    """The most memory that this process has held."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def scaled(number: float) -> str:
+    """``number`` with a decimal prefix: 1.027 T, 594.205 G, 12.5 k."""
+    for power, prefix in ((12, "T"), (9, "G"), (6, "M"), (3, "k")):
+        if number >= 10**power:
+            return f"{number / 10**power:,.3f} {prefix}"
+    return f"{number:,} "

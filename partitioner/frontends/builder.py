@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from ir.diagnostics import Diagnostic, UnsupportedModelError
 from ir.encoding import Encoding
@@ -55,6 +56,21 @@ class GraphBuilder:
             self._define(value.name, value.type, origin)
         self._nodes.append(Node(op, tuple(inputs), results, attributes, origin))
         return results[0].name
+
+    @property
+    def nodes(self) -> Sequence[Node]:
+        """The nodes so far."""
+        return self._nodes
+
+    def rename(self, names: Mapping[str, str], since: int) -> None:
+        """Give results of the nodes from index ``since`` on other names; nothing outside of these nodes reads them."""
+        for old, new in names.items():
+            self._define(new, self._types.pop(old), new)
+        for index in range(since, len(self._nodes)):
+            node = self._nodes[index]
+            results = tuple(Value(names.get(value.name, value.name), value.type) for value in node.results)
+            inputs = tuple(names.get(name, name) for name in node.inputs)
+            self._nodes[index] = replace(node, inputs=inputs, results=results)
 
     def finish(self, outputs: Sequence[str]) -> Graph:
         """The graph built so far, with these outputs."""

@@ -20,23 +20,27 @@ NAME = "waferc"
 _KNOWN_MASKS = frozenset(
     {
         *("causal_mask_function", "bidirectional_mask_function"),
-        *("sliding_window_overlay", "sliding_window_bidirectional_overlay", "and_masks"),
+        *("sliding_window_overlay", "sliding_window_bidirectional_overlay", "chunked_overlay", "and_masks"),
         # Several sequences in one row, told by positions that begin anew: ours are one sequence.
         *("packed_sequence_mask_function", "remap_positions_for_packed_sequence"),
     }
 )
+_SAYS_NOTHING = frozenset({"position_ids", "cache_position", "position_embeddings"})
+"""Tensors that models hand on to the attention interface although it has no use for them."""
 _HANDS_ON = "the model's attention computes with a mask itself, which the library's interface does not show"
 
 
 @dataclass(frozen=True, slots=True)
 class Mask:
-    """What a mask says, in a mask's place: attention to earlier tokens alone, and to the last ``window`` (0: all).
+    """What a mask says, in a mask's place: attention to earlier tokens alone, to the last ``window`` (0: all), and to
+    those in the same ``chunk`` of that many tokens (0: all).
 
     A model that computes with its mask, rather than handing it on to the attention interface, fails on this.
     """
 
     causal: bool
     window: int
+    chunk: int = 0
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(_HANDS_ON)
@@ -59,6 +63,7 @@ def attention(
     scale: float,
     causal: bool,
     window: int,
+    chunk: int,
     softcap: float,
 ) -> Tensor:
     """See ``ir.ops.matrix``; only ever traced."""
@@ -74,6 +79,7 @@ def _(
     scale: float,
     causal: bool,
     window: int,
+    chunk: int,
     softcap: float,
 ) -> Tensor:
     return query.new_empty(query.shape[0], query.shape[2], query.shape[1], value.shape[3])
@@ -101,18 +107,21 @@ def _attention_forward(
     s_aux: Tensor | None = None,
     softcap: float | None = None,
     is_causal: bool | None = None,
-    **_: Any,
+    **further: Any,
 ) -> tuple[Tensor, None]:
     """Transformers' attention interface. The mask decides who sees whom; where there is none, the keywords do."""
     if isinstance(attention_mask, Tensor):
         raise NotImplementedError("attention with a mask of the model's own")
+    decisive = [key for key, item in further.items() if isinstance(item, Tensor) and key not in _SAYS_NOTHING]
+    if decisive:
+        raise NotImplementedError(f"attention with {', '.join(decisive)}")
     if attention_mask is None:
         causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
         attention_mask = Mask(bool(causal), sliding_window or 0)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     mask = attention_mask
     result = torch.ops.waferc.attention(
-        query, key, value, s_aux, float(scale), mask.causal, mask.window, softcap or 0.0
+        query, key, value, s_aux, float(scale), mask.causal, mask.window, mask.chunk, softcap or 0.0
     )
     return result, None
 
@@ -122,6 +131,8 @@ def _make_mask(*_args: Any, mask_function: Callable[..., Any], local_size: int |
     parts = set(_parts(mask_function))
     if unknown := parts - _KNOWN_MASKS:
         raise NotImplementedError(f"attention under a mask of {', '.join(sorted(unknown))}")
+    if "chunked_overlay" in parts:
+        return Mask("causal_mask_function" in parts, 0, local_size or 0)
     # Transformers counts the token itself as part of a causal window, but not of one that reaches both ways.
     beside = int("sliding_window_bidirectional_overlay" in parts)
     return Mask("causal_mask_function" in parts, local_size + beside if local_size else 0)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,8 +31,10 @@ def open_original(origin: Origin, parameters: tuple[Parameter, ...], seed: int) 
     """The original of a plan, with a checkpoint's weights where there is one, else random ones from ``seed``.
 
     Raises:
-        UsageError: W0610, its weights do not fit in this computer's memory; W0611, the checkpoint cannot be used;
-            W0612, a model of this kind cannot be found again; W0202 or W0203 for ONNX files.
+        UsageError: W0610, its weights do not fit in this computer's memory; W0611, the checkpoint is not that of the
+            plan any more; W0612, a model of this kind cannot be found again; W0202 or W0203 for ONNX files; W0220 to
+            W0230 for checkpoints.
+        UnsupportedModelError: W0225 to W0229 for checkpoints.
     """
     needed = sum(p.elements * p.type.dtype.bits // 8 for p in parameters)
     if needed > _MOST_WEIGHT_BYTES:
@@ -50,19 +50,18 @@ def open_original(origin: Origin, parameters: tuple[Parameter, ...], seed: int) 
 
 def _from_config(origin: Origin, parameters: tuple[Parameter, ...], seed: int) -> Original:
     from partitioner.frontends.huggingface import build_model
+    from partitioner.frontends.tasks import step_outputs
 
     _require_same_weights(build_model(origin.config, torch.device("meta")), parameters)
     torch.manual_seed(seed)
     model = build_model(origin.config, torch.device("cpu"))
-    has_checkpoint = bool(origin.path) and any(Path(origin.path).glob("*.safetensors"))
-    if has_checkpoint:
-        model = _load_checkpoint(model, origin)
+    has_checkpoint = bool(origin.path) and _load_checkpoint(model, Path(origin.path), parameters)
     tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers())
     note = f"weights from {origin.path}" if has_checkpoint else f"random weights from seed {seed}"
 
     def forward(inputs: Outputs) -> list[torch.Tensor]:
         with torch.no_grad():
-            return [model(**inputs, use_cache=False).logits]
+            return list(step_outputs(model, inputs))
 
     return Original({name: tensor.detach() for name, tensor in tensors.items()}, forward, note)
 
@@ -84,45 +83,24 @@ def _require_same_weights(model: Any, parameters: tuple[Parameter, ...]) -> None
         raise UsageError(Diagnostic("W0610", "the model is too large to run here", facts=facts))
 
 
-def _require_inside(folder: Path) -> None:
-    """Refuse a checkpoint whose files, or those that its index names, lie outside of ``folder``."""
-    named = [path.name for path in folder.glob("*.safetensors")]
-    for index in folder.glob("*.safetensors.index.json"):
-        try:
-            named += [str(name) for name in json.loads(index.read_text("utf-8"))["weight_map"].values()]
-        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-            raise UsageError(Diagnostic("W0611", f"the index cannot be read: {error}", str(index))) from None
-    outside = [name for name in named if (folder / name).resolve().parent != folder.resolve()]
-    if outside:
-        raise UsageError(Diagnostic("W0611", f"the checkpoint lies outside its folder: {outside[0]}", str(folder)))
+def _load_checkpoint(model: Any, folder: Path, parameters: tuple[Parameter, ...]) -> bool:
+    """Give the library's own model the folder's weights, unpacked exactly; whether there are any."""
+    from partitioner.frontends.checkpoint import load_weights, match_checkpoint, open_checkpoint
 
-
-def _load_checkpoint(model: Any, origin: Origin) -> Any:
-    """The same model with a folder's weights, by the library's own loading code; nothing is fetched or executed."""
-    if "quantization_config" in origin.config or "quantization_config" in origin.config.get("text_config", {}):
-        raise UsageError(Diagnostic("W0611", "quantized checkpoints cannot be run yet", origin.path))
-    _require_inside(Path(origin.path))
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            loaded, report = type(model).from_pretrained(
-                origin.path,
-                config=model.config,
-                dtype=next(model.parameters()).dtype,
-                use_safetensors=True,
-                local_files_only=True,
-                output_loading_info=True,
-                attn_implementation="eager",
-                experts_implementation="eager",
-            )
-    except Exception as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UsageError(Diagnostic("W0611", f"the checkpoint cannot be read: {reason}", origin.path)) from None
-    wrong = [*report["missing_keys"], *report["unexpected_keys"], *(key for key, *_ in report["mismatched_keys"])]
-    if wrong:
-        facts: dict[str, Fact] = {"tensors": len(wrong), "first": sorted(wrong)[0]}
-        raise UsageError(Diagnostic("W0611", "the checkpoint does not hold the model's weights", origin.path, facts))
-    return loaded.eval()
+    if not folder.is_dir():
+        raise UsageError(Diagnostic("W0611", "the checkpoint's folder is not there any more", str(folder)))
+    checkpoint = open_checkpoint(folder)
+    if checkpoint is None:
+        return False
+    match = match_checkpoint(model, checkpoint)
+    for parameter in parameters:
+        stored = match.encodings.get(parameter.name, parameter.encoding)
+        if stored != parameter.encoding:
+            facts: dict[str, Fact] = {"planned": parameter.encoding.name, "stored": stored.name}
+            message = "the checkpoint has changed since it was compiled"
+            raise UsageError(Diagnostic("W0611", message, parameter.name, facts))
+    load_weights(model, match)
+    return True
 
 
 def _from_onnx(origin: Origin) -> Original:

@@ -97,8 +97,11 @@ def _find_cache(slice_: _Slice) -> Cache:
     _, (source_side, _) = nx.minimum_cut(_network(slice_), _SOURCE, _SINK)
     values = tuple(name for name in slice_.values() if (name, 0) in source_side and (name, 1) not in source_side)
     bytes_per_token = sum(slice_.bytes(name) for name in values)
-    window = int(slice_.graph.nodes[slice_.attention].attributes["window"])
-    return Cache(slice_.attention, values, _between(slice_, values), bytes_per_token, window)
+    attributes = slice_.graph.nodes[slice_.attention].attributes
+    window, chunk = int(attributes["window"]), int(attributes.get("chunk", 0))
+    return Cache(
+        slice_.attention, values, _between(slice_, values), bytes_per_token, window or chunk, chunked=bool(chunk)
+    )
 
 
 def _network(slice_: _Slice) -> nx.DiGraph[object]:

@@ -20,6 +20,9 @@ from partitioner.solver.chain import (
 )
 from partitioner.solver.cpsat import Answer, Limits, solve_bottleneck, solve_traffic
 
+_MOST_BYTES = 1 << 56
+"""Of all items together, for a search in 64-bit integers."""
+
 
 @dataclass(frozen=True, slots=True)
 class Solution:
@@ -41,6 +44,9 @@ def place(problem: Problem, limits: Limits) -> Solution:
         InfeasibleError: W0401, no placement exists, by two arguments.
         TimeLimitError: W0402, none was found within the limit.
     """
+    if sum(item.bytes for item in problem.items) > _MOST_BYTES and (counts := _counted_out(problem)):
+        # The solver's integers are too small for such a problem, and counting is proof enough.
+        raise InfeasibleError(Diagnostic("W0401", "no placement exists", facts={"proof": "; ".join(counts)}))
     # Runs of items in order are a placement of any problem, and the best of them the answer for a chain.
     runs = smallest_bottleneck(problem)
     answer = solve_bottleneck(problem, limits, runs[1] if runs else None)
@@ -77,12 +83,20 @@ def _proof(problem: Problem, answer: Answer, value: int, runs: tuple[int, Assign
     return " and ".join(searches) if len(searches) > 1 else ""
 
 
-def _none_found(problem: Problem, answer: Answer, limits: Limits) -> InfeasibleError | TimeLimitError:
-    """Infeasible where two arguments say so, else out of time."""
+def _counted_out(problem: Problem) -> tuple[str, ...]:
+    """Counts that no placement can meet."""
     arguments = {
         "a block is larger than a wafer": any(item.tiles > problem.tiles for item in problem.items),
         "the blocks need more tiles than all wafers have": sum(i.tiles for i in problem.items)
         > problem.tiles * problem.systems,
+    }
+    return tuple(argument for argument, holds in arguments.items() if holds)
+
+
+def _none_found(problem: Problem, answer: Answer, limits: Limits) -> InfeasibleError | TimeLimitError:
+    """Infeasible where two arguments say so, else out of time."""
+    arguments = {
+        **dict.fromkeys(_counted_out(problem), True),
         "exact search over contiguous placements": problem.is_chain,
         "CP-SAT": answer.status == "INFEASIBLE",
     }

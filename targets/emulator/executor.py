@@ -131,7 +131,8 @@ class Emulator:
             users, tokens = scope.bindings.get("users", 1), scope.bindings["tokens"]
             history = histories.get(node, History()).append(new, types, users, tokens)
             attend(instruction, cached, scope, history, types)
-            histories[node] = history.last(cached.cache.window, types)
+            cache = cached.cache
+            histories[node] = (history.in_chunk if cache.chunked else history.last)(cache.window, types)
 
     def _load(self, program: Program, weights: Mapping[str, Tensor], flipped: frozenset[str]) -> BlockMemory:
         """Place a block's weights on its tiles and its experts', and enter them in the ledger of its wafer.

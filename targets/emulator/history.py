@@ -36,14 +36,21 @@ class History:
 
     def last(self, window: int, types: Mapping[str, TensorType]) -> History:
         """Only the last ``window`` tokens; all of them for 0."""
-        forgotten = self.tokens - window
-        if not window or forgotten <= 0:
+        return self._without(self.tokens - window if window else 0, types)
+
+    def in_chunk(self, chunk: int, types: Mapping[str, TensorType]) -> History:
+        """Only the tokens that share a chunk of ``chunk`` with the next one; remembered tokens begin with a chunk."""
+        return self._without(self.tokens // chunk * chunk, types)
+
+    def _without(self, forgotten: int, types: Mapping[str, TensorType]) -> History:
+        if forgotten <= 0:
             return self
+        kept = self.tokens - forgotten
         parted = {
-            name: value.narrow(token_axis(name, types[name]) + 1, forgotten, window)
+            name: value.narrow(token_axis(name, types[name]) + 1, forgotten, kept)
             for name, value in self.parted.items()
         }
-        return History(parted, window)
+        return History(parted, kept)
 
 
 def token_axis(name: str, type_: TensorType) -> int:

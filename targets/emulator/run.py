@@ -11,6 +11,7 @@ from ir.diagnostics import CheckError, Diagnostic
 from ir.graph import Attributes
 from ir.interpret import bind_attributes
 from ir.ops import OPS, torch_dtype
+from ir.ops import evaluate as evaluate_op
 from ir.types import TensorType, evaluate
 from targets.emulator import kernels
 from targets.emulator.history import History
@@ -90,14 +91,14 @@ def _reference(instruction: Instruction, scope: Scope, operands: list[Tensor]) -
         scope.meter.multiply_adds += _attention_work(operands, node.attributes)
     elif instruction.work:
         scope.meter.multiply_adds += evaluate(instruction.work, scope.bindings)
-    results = OPS[node.op].reference(torch, operands, bind_attributes(node.attributes, scope.bindings))
-    return results if isinstance(results, tuple) else (results,)
+    attributes = bind_attributes(node.attributes, scope.bindings)
+    return evaluate_op(OPS[node.op], torch, operands, attributes, [value.type for value in node.results])
 
 
 def _attention_work(operands: list[Tensor], attributes: Attributes) -> int:
     """Multiply-adds of attention to as many tokens as it sees at most, those not there yet left out."""
     query, key, value = operands[:3]
-    seen = min(key.shape[2], attributes["window"] or key.shape[2])
+    seen = min(key.shape[2], attributes["window"] or attributes.get("chunk", 0) or key.shape[2])
     return query.shape[:3].numel() * seen * (query.shape[3] + value.shape[3])
 
 

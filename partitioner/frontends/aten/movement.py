@@ -16,6 +16,7 @@ def _full(t: Translator, *args: Any, value: float = 0, **_: Any) -> str:
 
 rule("ones", "new_ones", "ones_like")(lambda t, *args, **_: _full(t, value=1))
 rule("full", "full_like")(lambda t, _shape, value, **_: _full(t, value=value))
+rule("zero")(lambda t, _x: _full(t))
 rule("fill.Scalar")(lambda t, _x, value: _full(t, value=value))
 rule("new_full")(lambda t, _x, _shape, value, **_: _full(t, value=value))
 rule("scalar_tensor")(lambda t, value, **_: _full(t, value=value))
@@ -103,9 +104,10 @@ def _slice_scatter(
 def _select(t: Translator, x: str, dim: int, index: int) -> str:
     dim = positive(dim, rank(t, x))
     size = t.type(x).shape[dim]
-    if not isinstance(size, int):
-        raise NotImplementedError("one element of a symbolic axis")
-    index = positive(index, size)
+    if isinstance(size, int):
+        index = positive(index, size)
+    elif index != 0:
+        raise NotImplementedError("one element of a symbolic axis, other than the first")
     return reshape(t, part(t, x, dim, index, index + 1), t.result.shape)
 
 

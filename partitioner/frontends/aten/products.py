@@ -64,10 +64,20 @@ def _bilinear(t: Translator, x: str, y: str, weight: str, bias: str | None = Non
 
 @rule("waferc.attention")
 def _attention(
-    t: Translator, q: str, k: str, v: str, sinks: str | None, scale: float, causal: bool, window: int, softcap: float
+    t: Translator,
+    q: str,
+    k: str,
+    v: str,
+    sinks: str | None,
+    scale: float,
+    causal: bool,
+    window: int,
+    chunk: int,
+    softcap: float,
 ) -> str:
-    extra = [sinks] if sinks else []
-    return t.add("attention", q, k, v, *extra, scale=scale, causal=causal, window=window, softcap=softcap)
+    operands = (q, k, v, *([sinks] if sinks else []))
+    chunked = {"chunk": chunk} if chunk else {}
+    return t.add("attention", *operands, scale=scale, causal=causal, window=window, softcap=softcap, **chunked)
 
 
 @rule("waferc.grouped_linear")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,38 @@ from ir.graph import Graph
 from ir.verify import verify
 from partitioner.frontends.builder import GraphBuilder
 from partitioner.frontends.lowered import Lowered, Origin
-from partitioner.frontends.onnx_file import elementwise, movement, products, reductions
+from partitioner.frontends.onnx_file import (
+    attention,
+    control,
+    einsum,
+    elementwise,
+    fourier,
+    functions,
+    indexing,
+    lists,
+    movement,
+    products,
+    quantized,
+    recurrent,
+    reductions,
+    resizing,
+    sorted_experts,
+    spatial,
+)
+from partitioner.frontends.onnx_file.constants import Known
 from partitioner.frontends.onnx_file.lowering import Lowering, decode
 from partitioner.frontends.onnx_file.reading import open_onnx
+from partitioner.frontends.onnx_file.scopes import module_paths
+from partitioner.frontends.onnx_file.sorted_experts import regroup
+from partitioner.frontends.onnx_file.step import as_step, bind_inputs, read_step
 from partitioner.frontends.onnx_file.table import OPERATORS, check_operators
 
 __all__ = ["OPERATORS", "load_onnx", "read_weights"]
 
-TABLES = (elementwise, movement, products, reductions)
+TABLES = (
+    *(attention, control, einsum, elementwise, fourier, indexing, lists, movement),
+    *(products, quantized, recurrent, reductions, resizing, sorted_experts, spatial),
+)
 """The modules whose functions fill :data:`OPERATORS`."""
 
 
@@ -46,17 +71,28 @@ def read_weights(path: Path) -> dict[str, npt.NDArray[Any]]:
         UsageError: W0202, the file or its data is missing or damaged; W0203, data outside the model's folder.
         UnsupportedModelError: as for :func:`load_onnx`.
     """
-    lowering, _graph = _lower(Path(path))
-    return {name: weight.array() for name, weight in lowering.parameters.items()}
+    lowering, graph = _lower(Path(path))
+    return {p.name: lowering.parameters[p.name].array() for p in graph.parameters}
 
 
 def _lower(path: Path) -> tuple[Lowering, Graph]:
     file = open_onnx(path, check_operators)
-    lowering = Lowering(file, GraphBuilder(file.graph.name or path.stem))
-    lowering.add_inputs()
-    for node in file.graph.node:
-        lowering.lower(decode(node))
-    return lowering, lowering.finish()
+    regroup(file.graph, file.weights)
+    step = read_step(file.graph, file.weights)
+    origins, sizes = module_paths(file.graph.node), step.symbols if step else {}
+    lowering = Lowering(file, GraphBuilder(file.graph.name or path.stem), functions.call, origins, sizes)
+    if step:
+        bind_inputs(lowering, step)
+    graph = lower_file(lowering)
+    return lowering, (as_step(graph, step, lowering) if step else graph)
+
+
+def lower_file(lowering: Lowering, bound: Mapping[str, Known] | None = None) -> Graph:
+    """The graph of the file that ``lowering`` was made for; the contents of the inputs in ``bound`` are known."""
+    lowering.add_inputs(bound)
+    for node in lowering.file.graph.node:
+        lowering.lower(decode(node, lowering.scope))
+    return lowering.finish()
 
 
 def reference_outputs(path: Path, inputs: dict[str, npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
@@ -60,6 +61,11 @@ class Known:
         """The shape."""
         return self.items.shape
 
+    @property
+    def is_symbolic(self) -> bool:
+        """Whether an item is a size that depends on the model's inputs."""
+        return any(isinstance(item, Dim) for item in self.items.reshape(-1))
+
     def list(self) -> list[Any]:
         """All items, the last axis first."""
         return list(self.items.reshape(-1))
@@ -100,10 +106,18 @@ def shortest(value: float) -> float:
     return float(str(np.float32(value)))
 
 
+_ROUNDERS: dict[DType, Callable[[float], float]] = {
+    DType.F32: shortest,
+    DType.F16: lambda value: float(np.float16(value)),
+    DType.BF16: lambda value: float(np.asarray(value).astype(ml_dtypes.bfloat16)),
+}
+
+
 def _rounded(dtype: DType, items: Items) -> Items:
-    if dtype is not DType.F32 or any(isinstance(item, Dim) for item in items.reshape(-1)):
+    """Numbers as their type holds them, so that folding rounds where the running model would."""
+    if dtype not in _ROUNDERS or any(isinstance(item, Dim) for item in items.reshape(-1)):
         return items
-    return np.asarray([shortest(float(item)) for item in items.reshape(-1)], dtype=object).reshape(items.shape)
+    return _filled([_ROUNDERS[dtype](float(item)) for item in items.reshape(-1)], items.shape)
 
 
 def normal_axis(axis: int, rank: int) -> int:
@@ -245,6 +259,7 @@ FOLDS: dict[str, Fold] = {
     "Sub": _elementwise(operator.sub),
     "Mul": _elementwise(operator.mul),
     "Div": _elementwise(_quotient),
+    "Mod": _elementwise(_numbers(operator.mod)),
     "Neg": _elementwise(lambda item: item * -1),
     "Abs": _elementwise(_numbers(abs)),
     "Sqrt": _elementwise(_numbers(math.sqrt)),
@@ -280,7 +295,7 @@ def fold(op_type: str, operands: Sequence[Known], attributes: Attributes) -> Kno
         UnfoldableError: the operator or the symbols in its operands forbid it.
     """
     function = FOLDS.get(op_type)
-    if function is None:
+    if function is None or attributes.get("fmod"):
         raise UnfoldableError(f"{op_type} is not evaluated while lowering")
     dtype = operands[1 if op_type == "Where" else 0].dtype
     try:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from ir.types import DType
 from partitioner.frontends.onnx_file.constants import Items, Known, UnfoldableError
+from partitioner.frontends.onnx_file.functions import call
 from partitioner.frontends.onnx_file.lowering import Operand, Results, Site
 from partitioner.frontends.onnx_file.reading import DTYPES
 from partitioner.frontends.onnx_file.table import Lower, operator
+from partitioner.frontends.onnx_file.terms import term
 
 _UNARY = {
     "Neg": "neg",
@@ -31,6 +34,17 @@ _UNARY = {
     "Sign": "sign",
     "Sin": "sin",
     "Cos": "cos",
+    "Tan": "tan",
+    "Asin": "asin",
+    "Acos": "acos",
+    "Atan": "atan",
+    "Sinh": "sinh",
+    "Cosh": "cosh",
+    "Asinh": "asinh",
+    "Acosh": "acosh",
+    "Atanh": "atanh",
+    "IsNaN": "isnan",
+    "BitwiseNot": "bitwise_not",
 }
 
 _BINARY = {
@@ -42,6 +56,9 @@ _BINARY = {
     "LessOrEqual": ("le", "ge"),
     "Greater": ("gt", "lt"),
     "GreaterOrEqual": ("ge", "le"),
+    "BitwiseAnd": ("bitwise_and", "bitwise_and"),
+    "BitwiseOr": ("bitwise_or", "bitwise_or"),
+    "BitwiseXor": ("bitwise_xor", "bitwise_xor"),
 }
 """Operators whose second operand may be a number, with the operator that takes the operands in reverse."""
 
@@ -90,9 +107,33 @@ def _div(site: Site) -> Operand:
 
 @operator("Mod")
 def _mod(site: Site) -> Operand:
-    if site.attribute("fmod", 0):
-        raise UnfoldableError("fmod = 1 is not supported")
-    return _lower_binary(site, "remainder")
+    return _lower_binary(site, "fmod" if site.attribute("fmod", 0) else "remainder")
+
+
+@operator("BitShift")
+def _bit_shift(site: Site) -> Operand:
+    return _lower_binary(site, f"bitwise_{site.attribute('direction').lower()}_shift")
+
+
+@operator("IsInf")
+def _is_infinite(site: Site) -> Operand:
+    signs = [sign for name, sign in (("positive", 1), ("negative", -1)) if site.attribute(f"detect_{name}", 1)]
+    x = term(site, 0)
+    if len(signs) == 2:
+        return x.apply("isinf").name
+    if not signs:
+        return site.emit("full", [], dtype=DType.BOOL, shape=site.shape(0), value=False)
+    return x.with_("eq", signs[0] * math.inf).name
+
+
+@operator("Sum", "Mean")
+def _sum(site: Site) -> Operand:
+    total = term(site, 0)
+    for index in range(1, len(site.node.inputs)):
+        total = total + term(site, index)
+    if site.node.op_type == "Mean" and len(site.node.inputs) > 1:
+        total = total / len(site.node.inputs)
+    return total.name
 
 
 @operator("Pow")
@@ -111,9 +152,9 @@ def _gelu(site: Site) -> Operand:
 
 
 @operator("Swish")
-def _swish(site: Site) -> Operand:
+def _swish(site: Site) -> Results:
     if site.attribute("alpha", 1.0) != 1:
-        raise UnfoldableError("an alpha other than 1 is not supported")
+        return call(site)
     return site.emit("silu", [site.tensor(0)])
 
 
@@ -152,17 +193,32 @@ def _where(site: Site) -> Operand:
     return site.emit("where", site.tensors())
 
 
+@operator("BitCast")
+def _bit_cast(site: Site) -> Operand:
+    dtype = DTYPES.get(site.attribute("to"))
+    if dtype is None:
+        raise UnfoldableError(f"the graph has no element type {site.attribute('to')}")
+    return site.emit("bitcast", [site.tensor(0)], dtype=dtype)
+
+
 @operator("Cast")
 def _cast(site: Site) -> Results:
     dtype = DTYPES.get(site.attribute("to"))
     if dtype is None:
         raise UnfoldableError(f"the graph has no element type {site.attribute('to')}")
     known = site.known(0)
-    if known is not None:
+    if known is not None and (not dtype.is_float or dtype.bits > 8):
         return Known.of(dtype, _cast_items(known.items, dtype))
     if site.type(0).dtype is dtype:
         return site.operand(0)
-    return site.emit("cast", [site.tensor(0)], dtype=dtype)
+    return site.emit("cast", [site.tensor(0)], dtype=dtype, **_cast_options(site, dtype))
+
+
+def _cast_options(site: Site, dtype: DType) -> dict[str, Any]:
+    """What a cast to a narrow float does with numbers out of range or between two others."""
+    if dtype is DType.F8E8M0:
+        return {"rounding": site.attribute("round_mode", "up")}
+    return {"saturate": False} if dtype.value.startswith("f8") and not site.attribute("saturate", 1) else {}
 
 
 def _cast_items(items: Items, dtype: DType) -> Items:
@@ -180,7 +236,7 @@ def _cast_items(items: Items, dtype: DType) -> Items:
 @operator("Identity", "Dropout")
 def _identity(site: Site) -> Results:
     """Also Dropout, which does nothing outside training."""
-    if site.has(2) and any(site.demanded(2).list()):
+    if site.has(2) and any(site.demanded(2).list()) and (not site.has(1) or any(site.demanded(1).list())):
         raise UnfoldableError("training mode is not supported")
     operand = site.operand(0)
     if len(site.node.outputs) < 2 or not site.node.outputs[1]:

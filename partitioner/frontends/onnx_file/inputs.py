@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from ir.diagnostics import Diagnostic, UnsupportedModelError
-from ir.types import Dim, TensorType
+from ir.types import Dim, Size, TensorType
 from partitioner.frontends.onnx_file.reading import DTYPES, type_name
 
 _RESERVED_SYMBOLS = frozenset({"context", "inf", "infinity", "nan"})
@@ -16,17 +17,22 @@ _RESERVED_SYMBOLS = frozenset({"context", "inf", "infinity", "nan"})
 
 @dataclass(slots=True)
 class Symbols:
-    """Symbols for the sizes of inputs that are not fixed."""
+    """Symbols for the sizes of inputs that are not fixed; ``known`` says what some of the file's own stand for."""
 
+    known: Mapping[str, Size] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     _names: dict[str, str] = field(default_factory=dict)
     _unnamed: int = 0
 
-    def size(self, dimension: Any, where: str) -> int | Dim:
+    def size(self, dimension: Any, where: str) -> Size:
         """The size of one axis, which ``where`` names."""
         # Some exporters write -1 for a size that is not fixed.
         if dimension.HasField("dim_value") and dimension.dim_value >= 0:
             return int(dimension.dim_value)
+        if dimension.dim_param in self.known:
+            return self.known[dimension.dim_param]
+        if dimension.dim_param.isdecimal():  # as some exporters write fixed sizes
+            return int(dimension.dim_param)
         if dimension.dim_param:
             return Dim.symbol(self._names.setdefault(dimension.dim_param, self._identifier(dimension.dim_param)))
         name = self._identifier(f"d{self._unnamed}")
@@ -38,7 +44,9 @@ class Symbols:
     def _identifier(self, name: str) -> str:
         base = re.sub(r"[^A-Za-z0-9_]", "_", name)
         base = f"_{base}" if base[:1].isdigit() else base
-        while base in self._names.values() or base.lower() in _RESERVED_SYMBOLS:
+        while (
+            base in self._names.values() or base in map(str, self.known.values()) or base.lower() in _RESERVED_SYMBOLS
+        ):
             base += "_"
         return base
 

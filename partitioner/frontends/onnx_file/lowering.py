@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from enum import Enum, auto
+from pathlib import Path
+from typing import Any, NoReturn, TypeAlias
 
 import onnx.helper
 
@@ -13,21 +15,61 @@ from ir.diagnostics import Diagnostic, Fact, UnsupportedModelError
 from ir.encoding import plain
 from ir.graph import Attribute, Graph
 from ir.ops import OPS
-from ir.types import Dim, DType, Shape, TensorType
+from ir.types import Dim, DType, Shape, Size, TensorType
 from partitioner.frontends.builder import GraphBuilder
 from partitioner.frontends.onnx_file.constants import FOLDS, Known, UnfoldableError, fold, normal_axis, shortest
+from partitioner.frontends.onnx_file.evaluation import evaluated
 from partitioner.frontends.onnx_file.inputs import Symbols, input_type
 from partitioner.frontends.onnx_file.reading import DTYPES, OnnxFile, Weight, type_name
 from partitioner.frontends.onnx_file.table import NEWEST_OPSET, OPERATORS
 
-Operand = str | Known | Weight
-"""What an ONNX value became: a value of the graph, contents that are known, or a weight that nobody has used yet."""
+_MOST_SIZES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A list of values."""
+
+    items: tuple[Operand, ...]
+
+
+class Absent(Enum):
+    """An optional value that is not there."""
+
+    ABSENT = auto()
+
+
+ABSENT = Absent.ABSENT
+
+Operand: TypeAlias = str | Known | Weight | Listed | Absent
+"""What an ONNX value became: a value of the graph, contents that are known, a weight that nobody has used yet, a list
+of such, or nothing.
+"""
 Results = Operand | tuple[Operand, ...]
+
+
+@dataclass(slots=True)
+class Scope:
+    """Names inside of a function or of a node's own graph, by what they are called in the whole model.
+
+    ``opset`` is the version of ONNX's own operators there, ``prefix`` makes names unique.
+    """
+
+    opset: int
+    prefix: str = ""
+    outer: Scope | None = None
+    names: dict[str, str] = field(default_factory=dict)
+
+    def resolve(self, name: str) -> str:
+        """The name in the whole model."""
+        if name in self.names:
+            return self.names[name]
+        return self.outer.resolve(name) if self.outer is not None else name
 
 
 @dataclass(frozen=True, slots=True)
 class OnnxNode:
-    """A node of the file with its attributes decoded."""
+    """A node of the file with its attributes decoded and its names resolved in its ``scope``."""
 
     op_type: str
     domain: str
@@ -35,29 +77,43 @@ class OnnxNode:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     attributes: dict[str, Any]
+    scope: Scope
 
 
 @dataclass(slots=True)
 class Lowering:
-    """The state of one file's lowering. ``parameters`` grows as weights are first read."""
+    """The state of one file's lowering. ``parameters`` grows as weights are first read; ``without_rule`` lowers
+    operators that are not in the table.
+
+    ``origins`` gives the module path of a node by its first output, ``sizes`` what the file's own symbols stand for.
+    """
 
     file: OnnxFile
     builder: GraphBuilder
+    without_rule: Callable[[Site], Results]
+    origins: Mapping[str, str] = field(default_factory=dict)
+    sizes: Mapping[str, Size] = field(default_factory=dict)
     values: dict[str, Operand] = field(default_factory=dict)
     parameters: dict[str, Weight] = field(default_factory=dict)
+    scope: Scope = field(init=False)
     notes: list[str] = field(default_factory=list)
+    home: str = ""
+    """The module path of the file's own node that is being lowered, perhaps by its function's body."""
+    wanted: list[str] = field(default_factory=list)
+    """Values that had to be known while lowering and were not."""
     _taken: set[str] = field(default_factory=set)
     _names: dict[str, str] = field(default_factory=dict)
     _contents: dict[str, Known | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.scope = Scope(self.file.opsets.get("", NEWEST_OPSET))
         for name, weight in self.file.weights.items():
             self._names[name] = self.unique(name)
             self.values[name] = weight
 
     def unique(self, name: str) -> str:
         """``name`` in the characters that the graph's text accepts, not used before."""
-        base = re.sub(r"[^A-Za-z0-9_.\-/:]", "_", name) or "value"
+        base = _spelled(name)
         candidate, count = base, 0
         while candidate in self._taken:
             count += 1
@@ -65,14 +121,28 @@ class Lowering:
         self._taken.add(candidate)
         return candidate
 
-    def add_inputs(self) -> None:
-        """Declare the graph's inputs, with a symbol for every size that is not fixed."""
-        symbols = Symbols()
+    def add_inputs(self, bound: Mapping[str, Known] | None = None) -> None:
+        """Declare the graph's inputs, with a symbol for every size that is not fixed; those in ``bound`` are known."""
+        symbols = Symbols(self.sizes)
+        self.values.update(bound or {})
         for value in self.file.graph.input:
-            if value.name not in self.file.weights:
+            if value.name not in self.values:
                 type_ = input_type(value, symbols)
                 self.values[value.name] = self.builder.input(self.unique(value.name), type_)
         self.notes += symbols.notes
+
+    def add_weight(self, tensor: Any, name: str) -> Weight:
+        """The tensor of a constant inside of a function or of a node's own graph, as the weight ``name``.
+
+        Raises:
+            UnfoldableError: its data lies in another file.
+        """
+        if tensor.external_data:
+            raise UnfoldableError("the value of a constant lies in another file")
+        named = type(tensor).FromString(tensor.SerializeToString())
+        named.name = name
+        self._names[name] = self.unique(name)
+        return Weight(named, next(iter(self.file.weights.values())).folder if self.file.weights else Path())
 
     def contents(self, operand: Operand) -> Known | None:
         """The items of ``operand`` where they are known: small integer weights and scalars among them."""
@@ -97,6 +167,8 @@ class Lowering:
             return self.builder.type(operand)
         if isinstance(operand, Known):
             return TensorType(operand.dtype, operand.shape)
+        if not isinstance(operand, Weight):
+            raise UnfoldableError("a list of values, or none, is no tensor")
         shape = operand.shape[::-1] if operand.transposed else operand.shape
         return TensorType(weight_dtype(operand), shape)
 
@@ -106,9 +178,10 @@ class Lowering:
         Raises:
             UnsupportedModelError: W0201, this form of the operator is not supported; W0303, operands do not fit.
         """
-        site = Site(self, node)
+        site, start = Site(self, node), len(self.builder.nodes)
+        self.home = self.origins.get(node.outputs[0], self.home) if node.outputs else self.home
         try:
-            results = self._fold(site) or OPERATORS[node.domain, node.op_type](site)
+            results = self._fold(site) or self._rule(node)(site)
         except (UnfoldableError, ArithmeticError, LookupError, TypeError, ValueError) as error:
             reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
             site.refuse(reason)
@@ -116,13 +189,31 @@ class Lowering:
         used = [name for name in node.outputs[len(results) :] if name]
         if used:
             site.refuse(f"its output {used[0]} is not supported")
-        self.values.update(zip(node.outputs, results, strict=False))
+        self.values.update(zip(node.outputs, self._named(node, results, start), strict=False))
+
+    def _rule(self, node: OnnxNode) -> Callable[[Site], Results]:
+        return OPERATORS.get((node.domain, node.op_type), self.without_rule)
+
+    def _named(self, node: OnnxNode, results: tuple[Operand, ...], start: int) -> tuple[Operand, ...]:
+        """Results that nodes from ``start`` on computed get the names of the node's outputs."""
+        made = {value.name for added in self.builder.nodes[start:] for value in added.results}
+        renamed: dict[str, str] = {}
+        for output, result in zip(node.outputs, results, strict=False):
+            if isinstance(result, str) and result in made and result not in renamed and result != _spelled(output):
+                renamed[result] = self.unique(output)
+        if renamed:
+            self.builder.rename(renamed, start)
+        return tuple(renamed.get(result, result) if isinstance(result, str) else result for result in results)
 
     def _fold(self, site: Site) -> Operand | None:
         names = [name for name in site.node.inputs if name]
         if site.node.op_type not in FOLDS or site.node.domain or not names:
             return None
-        operands = [known for name in names if (known := self.contents(self.values[name])) is not None]
+        found = [self.contents(self.values[name]) for name in names]
+        if any(known is not None and known.is_symbolic for known in found):
+            # Beside symbolic sizes, numbers must be known too; the graph cannot compute with sizes.
+            found = [known or self.evaluated(name) for known, name in zip(found, names, strict=True)]
+        operands = [known for known in found if known is not None]
         if len(operands) < len(names):
             return None
         try:
@@ -130,13 +221,18 @@ class Lowering:
         except UnfoldableError:
             return None
 
+    def evaluated(self, name: str) -> Known | None:
+        """The contents of a value that the graph computes from constants alone."""
+        operand = self.values[name]
+        return evaluated(operand, self.builder, self.parameters) if isinstance(operand, str) else None
+
     def finish(self) -> Graph:
-        """The graph with the file's outputs."""
+        """The graph with the file's outputs; those that are lists are their items, one after the other."""
         outputs = []
         for value in self.file.graph.output:
-            node = OnnxNode("output", "", value.name, (value.name,), (value.name,), {})
+            node = OnnxNode("output", "", value.name, (value.name,), (value.name,), {}, self.scope)
             try:
-                outputs.append(Site(self, node).tensor(0))
+                outputs += [Site(self, node).as_tensor(item) for item in items_of(self.values[value.name])]
             except (UnfoldableError, LookupError) as error:
                 Site(self, node).refuse(str(error))
         return self.builder.finish(outputs)
@@ -150,9 +246,15 @@ class Site:
     node: OnnxNode
 
     @property
+    def origin(self) -> str:
+        """The path of the module that the node stands in; the node's name where the file does not tell."""
+        told = self.lowering.origins
+        return told.get(self.node.outputs[0], self.lowering.home) if told else self.node.name
+
+    @property
     def opset(self) -> int:
         """The version of ONNX's own operators that the model was written for."""
-        return self.lowering.file.opsets.get("", NEWEST_OPSET)
+        return self.node.scope.opset
 
     def attribute(self, name: str, default: Any = None) -> Any:
         """An attribute of the node, or ``default``."""
@@ -183,9 +285,16 @@ class Site:
 
     def demanded(self, index: int) -> Known:
         """The contents of an input that must be known, such as a shape."""
-        known = self.known(index)
+        return self.contents_of(self.operand(index), f"its input {self.node.inputs[index]}")
+
+    def contents_of(self, operand: Operand, what: str) -> Known:
+        """The contents of an operand that must be known; ``what`` names it."""
+        known = self.lowering.contents(operand)
+        if known is None and isinstance(operand, str):
+            known = evaluated(operand, self.lowering.builder, self.lowering.parameters)
         if known is None:
-            raise UnfoldableError(f"its input {self.node.inputs[index]} is only known when the model runs")
+            self.lowering.wanted += [operand] if isinstance(operand, str) else []
+            raise UnfoldableError(f"{what} is only known when the model runs")
         return known
 
     def ints(self, name: str, index: int) -> tuple[int, ...] | None:
@@ -216,15 +325,26 @@ class Site:
         """The attribute ``axis`` counted from the front of an input's shape."""
         return normal_axis(self.attribute("axis", default), len(self.shape(index)))
 
+    def element_type(self, name: str, default: DType) -> DType:
+        """The element type that the attribute ``name`` holds."""
+        given = self.attribute(name) or None
+        if given is not None and given not in DTYPES:
+            raise UnfoldableError(f"the graph has no element type {type_name(given)}")
+        return DTYPES[given] if given is not None else default
+
     def tensor(self, index: int) -> str:
         """The input as a value of the graph; known contents become a constant, a weight a parameter."""
-        operand = self.operand(index)
+        return self.as_tensor(self.operand(index))
+
+    def as_tensor(self, operand: Operand) -> str:
+        """``operand`` as a value of the graph."""
         if isinstance(operand, str):
             return operand
         known = self.lowering.contents(operand)
         if known is not None:
             return self.constant(known)
-        assert isinstance(operand, Weight)
+        if not isinstance(operand, Weight):
+            raise UnfoldableError("a list of values, or none, is no tensor")
         name = self.parameter(operand)
         return self.step("transpose", [name], permutation=(1, 0)) if operand.transposed else name
 
@@ -236,7 +356,7 @@ class Site:
         """A constant of the graph with these contents."""
         items = known.list()
         if any(isinstance(item, Dim) for item in items):
-            raise UnfoldableError("a size that depends on the model's inputs is computed with as data")
+            return self._sizes_as_data(known)
         # The text form has no tuples of booleans.
         values = tuple(int(item) if isinstance(item, bool) else item for item in items)
         if any(item != item for item in values):
@@ -245,6 +365,17 @@ class Site:
             return self.step("full", [], dtype=known.dtype, shape=known.shape, value=values[0])
         return self.step("constant", [], dtype=known.dtype, shape=known.shape, values=values)
 
+    def _sizes_as_data(self, known: Known) -> str:
+        """Sizes that depend on the inputs, as values of the graph: the sums of so many ones."""
+        if known.dtype is not DType.I64 or len(known.list()) > _MOST_SIZES:
+            raise UnfoldableError("a size that depends on the model's inputs is computed with as data")
+        counts = []
+        for size in known.list():
+            ones = self.step("full", [], dtype=DType.I64, shape=(size,), value=1)
+            counts.append(self.step("sum", [ones], dims=(0,), keepdim=True))
+        joined = counts[0] if len(counts) == 1 else self.step("concat", counts, dim=0)
+        return self.reshape(joined, known.shape, last=False)
+
     def value_type(self, name: str) -> TensorType:
         """Element type and shape of a value of the graph."""
         return self.lowering.builder.type(name)
@@ -252,7 +383,7 @@ class Site:
     def step(self, op: str, inputs: Sequence[str], **attributes: Attribute) -> str:
         """Add a node on the way to this node's result."""
         names = [self.lowering.unique(f"{self._output(0)}.1")]
-        return self.lowering.builder.add(op, inputs, self.node.name, names, **attributes)
+        return self.lowering.builder.add(op, inputs, self.origin, names, **attributes)
 
     def emit(
         self, op: str, inputs: Sequence[str], output: int = 0, as_dtype: DType | None = None, **attributes: Attribute
@@ -264,12 +395,12 @@ class Site:
             if type_.dtype is not as_dtype:
                 inputs, op, attributes = [self.step(op, inputs, **attributes)], "cast", {"dtype": as_dtype}
         names = [self.lowering.unique(self._output(output))]
-        return builder.add(op, inputs, self.node.name, names, **attributes)
+        return builder.add(op, inputs, self.origin, names, **attributes)
 
     def emit_all(self, op: str, inputs: Sequence[str], count: int, **attributes: Attribute) -> tuple[str, ...]:
         """Add one node that computes the first ``count`` outputs."""
         names = tuple(self.lowering.unique(self._output(index)) for index in range(count))
-        self.lowering.builder.add(op, inputs, self.node.name, names, **attributes)
+        self.lowering.builder.add(op, inputs, self.origin, names, **attributes)
         return names
 
     def reshape(self, name: str, shape: Shape, *, last: bool = True) -> str:
@@ -297,11 +428,24 @@ class Site:
         return outputs[index] if index < len(outputs) and outputs[index] else f"{outputs[0]}.{index}"
 
 
-def decode(node: Any) -> OnnxNode:
+def items_of(operand: Operand) -> tuple[Operand, ...]:
+    """The single values that an operand is made of."""
+    if isinstance(operand, Listed):
+        return tuple(single for item in operand.items for single in items_of(item))
+    return () if operand is ABSENT else (operand,)
+
+
+def decode(node: Any, scope: Scope) -> OnnxNode:
     """A node of the file in plain Python."""
     attributes = {attribute.name: _plain(onnx.helper.get_attribute_value(attribute)) for attribute in node.attribute}
     domain = "" if node.domain == "ai.onnx" else node.domain
-    return OnnxNode(node.op_type, domain, node.name, tuple(node.input), tuple(node.output), attributes)
+    inputs, outputs = (tuple(map(scope.resolve, names)) for names in (node.input, node.output))
+    return OnnxNode(node.op_type, domain, f"{scope.prefix}{node.name}", inputs, outputs, attributes, scope)
+
+
+def _spelled(name: str) -> str:
+    """``name`` in the characters that the graph's text accepts."""
+    return re.sub(r"[^A-Za-z0-9_.\-/:]", "_", name) or "value"
 
 
 def _plain(value: Any) -> Any:

@@ -19,7 +19,9 @@ from partitioner.frontends.onnx_file.table import operator
 
 @operator("Constant")
 def _constant(site: Site) -> Operand:
-    """Constants given as attributes; a tensor among them was taken for a weight when the file was opened."""
+    """Constants given as attributes; a tensor outside of functions was taken for a weight when the file was opened."""
+    if site.attribute("value") is not None:
+        return site.lowering.add_weight(site.attribute("value"), site.node.outputs[0])
     for name, dtype in (("int", DType.I64), ("ints", DType.I64), ("float", DType.F32), ("floats", DType.F32)):
         value = site.attribute(f"value_{name}")
         if value is not None:

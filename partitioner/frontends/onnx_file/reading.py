@@ -38,6 +38,19 @@ DTYPES = {
     onnx.TensorProto.INT8: DType.I8,
     onnx.TensorProto.UINT8: DType.U8,
     onnx.TensorProto.BOOL: DType.BOOL,
+    onnx.TensorProto.UINT64: DType.U64,
+    onnx.TensorProto.UINT32: DType.U32,
+    onnx.TensorProto.UINT16: DType.U16,
+    onnx.TensorProto.INT4: DType.I4,
+    onnx.TensorProto.UINT4: DType.U4,
+    onnx.TensorProto.INT2: DType.I2,
+    onnx.TensorProto.UINT2: DType.U2,
+    onnx.TensorProto.FLOAT8E4M3FN: DType.F8E4M3,
+    onnx.TensorProto.FLOAT8E4M3FNUZ: DType.F8E4M3FNUZ,
+    onnx.TensorProto.FLOAT8E5M2: DType.F8E5M2,
+    onnx.TensorProto.FLOAT8E5M2FNUZ: DType.F8E5M2FNUZ,
+    onnx.TensorProto.FLOAT8E8M0: DType.F8E8M0,
+    onnx.TensorProto.FLOAT4E2M1: DType.F4E2M1,
 }
 """Element types that the graph has."""
 
@@ -106,6 +119,15 @@ def open_onnx(path: Path, check_operators: Callable[[Any], None]) -> OnnxFile:
     model = _parse(data, path)
     sha256 = hashlib.sha256(data).hexdigest()
     del data
+    return read_model(model, path, sha256, check_operators)
+
+
+def read_model(model: Any, path: Path, sha256: str, check_operators: Callable[[Any], None]) -> OnnxFile:
+    """What :func:`open_onnx` makes of ``model``, which it takes apart; ``path`` is where it would lie.
+
+    Raises:
+        UsageError, UnsupportedModelError: as for :func:`open_onnx`.
+    """
     _name_nodes(model.graph.node)
     check_operators(model)
     weights = _take_weights(model.graph, path.parent)
@@ -301,7 +323,11 @@ def _resolved(weight: Weight, location: str) -> bool:
 def _read_external(weight: Weight) -> Array:
     path = _external_path(weight)
     dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(weight.tensor.data_type))
+    known = DTYPES.get(weight.tensor.data_type)
+    packed = known is not None and known.bits < 8
     expected = math.prod(weight.shape) * dtype.itemsize
+    if known is not None and packed:
+        expected = -(-math.prod(weight.shape) * known.bits // 8)
     try:
         offset, length = _extent(weight, expected)
         available = max(0, path.stat().st_size - offset)
@@ -314,6 +340,9 @@ def _read_external(weight: Weight) -> Array:
             data = file.read(expected)
     except (OSError, ValueError, OverflowError) as error:
         raise UsageError(Diagnostic("W0202", f"the data of {weight.name} cannot be read: {error}", str(path))) from None
+    if packed:
+        tensor = onnx.TensorProto(dims=weight.shape, data_type=weight.tensor.data_type, raw_data=data)
+        return np.asarray(onnx.numpy_helper.to_array(tensor))
     return np.frombuffer(data, dtype=dtype.newbyteorder("<")).astype(dtype, copy=False).reshape(weight.shape)
 
 
@@ -327,10 +356,16 @@ def _extent(weight: Weight, expected: int) -> tuple[int, int]:
 
 
 def nodes_everywhere(model: Any) -> Iterator[Any]:
-    """The nodes of the graph and of the model's own functions, calls of these functions left out."""
+    """The nodes of the graph, of the model's own functions and of graphs inside nodes, calls of these functions left
+    out.
+    """
     own = {(function.domain, function.name) for function in model.functions}
-    for container in (model.graph, *model.functions):
-        yield from (node for node in container.node if (node.domain, node.op_type) not in own)
+    waiting = [model.graph, *model.functions]
+    while waiting:
+        for node in waiting.pop(0).node:
+            waiting += [attribute.g for attribute in node.attribute if attribute.HasField("g")]
+            if (node.domain, node.op_type) not in own:
+                yield node
 
 
 def type_name(data_type: int) -> str:

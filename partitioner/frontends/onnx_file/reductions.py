@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 
+from ir.types import DType, Shape
 from partitioner.frontends.onnx_file.constants import UnfoldableError, normal_axis
+from partitioner.frontends.onnx_file.functions import call
 from partitioner.frontends.onnx_file.lowering import Operand, Results, Site
 from partitioner.frontends.onnx_file.table import operator
+from partitioner.frontends.onnx_file.terms import Term, counting, fixed, full, join, term
 
-_REDUCTIONS = {"ReduceMean": "mean", "ReduceSum": "sum", "ReduceMax": "amax", "ReduceMin": "amin"}
+_REDUCTIONS = {"ReduceMean": "mean", "ReduceSum": "sum", "ReduceMax": "amax", "ReduceMin": "amin", "ReduceProd": "prod"}
 
 
 def _reduced_axes(site: Site) -> tuple[int, ...]:
@@ -28,12 +31,17 @@ def _reduce(site: Site) -> Operand:
     if not axes:
         return site.operand(0)
     keepdim = bool(site.attribute("keepdims", 1))
+    if op in ("amax", "amin") and any(site.shape(0)[axis] == 0 for axis in axes):
+        kept = ((1 if axis in axes else size) for axis, size in enumerate(site.shape(0)) if keepdim or axis not in axes)
+        return site.emit("full", [], dtype=dtype, shape=tuple(kept), value=_least(dtype, is_greatest=op == "amin"))
     return site.emit(op, [site.tensor(0)], as_dtype=dtype, dims=axes, keepdim=keepdim)
 
 
-@operator("ReduceProd")
-def _reduce_product(_site: Site) -> Operand:
-    raise UnfoldableError("products are supported for shapes only")
+def _least(dtype: DType, *, is_greatest: bool) -> bool | int | float:
+    """The least or greatest value of a type: what the reduction of no elements yields."""
+    if dtype is DType.BOOL:
+        return is_greatest
+    return (math.inf if is_greatest else -math.inf) if dtype.is_float else dtype.integer_range[is_greatest]
 
 
 @operator("ReduceSumSquare", "ReduceL2")
@@ -58,24 +66,55 @@ def _softmax(site: Site) -> Operand:
     return site.emit("softmax" if site.node.op_type == "Softmax" else "log_softmax", [site.tensor(0)], dim=axis)
 
 
-@operator("ArgMax")
+@operator("Hardmax")
+def _hardmax(site: Site) -> Operand:
+    """One at the first of the largest elements along an axis, zero elsewhere."""
+    x, axis = term(site, 0), site.axis(-1 if site.opset >= 13 else 1)
+    if site.opset < 13 and axis != len(x.shape) - 1:
+        raise UnfoldableError("before opset 13 it joins several axes, which is not supported")
+    places = counting(site, x.shape[axis]).reshape(*_along(x, axis))
+    return places.with_("eq", x.reduce("argmax", [axis], keepdim=True)).cast(x.dtype).name
+
+
+def _along(x: Term, axis: int) -> Shape:
+    """The shape of a vector that lies along an axis of ``x``."""
+    return tuple(size if i == axis else 1 for i, size in enumerate(x.shape))
+
+
+@operator("ArgMax", "ArgMin")
 def _argmax(site: Site) -> Operand:
-    if site.attribute("select_last_index", 0):
-        raise UnfoldableError("select_last_index = 1 is not supported")
-    keepdim = bool(site.attribute("keepdims", 1))
-    return site.emit("argmax", [site.tensor(0)], dims=(site.axis(0),), keepdim=keepdim)
+    x, axis = term(site, 0), site.axis(0)
+    op, keepdim = site.node.op_type.lower(), bool(site.attribute("keepdims", 1))
+    if not site.attribute("select_last_index", 0):
+        return x.reduce(op, [axis], keepdim).name
+    found = x.apply("flip", dim=axis).reduce(op, [axis], keepdim)
+    return (-found + (fixed(x.shape[axis]) - 1)).name
 
 
-@operator("CumSum")
-def _cumsum(site: Site) -> Operand:
+@operator("CumSum", "CumProd")
+def _cumulative(site: Site) -> Operand:
+    (axis,) = site.demanded(1).list() if site.has(1) else (0,)
+    x, dtype, dim = term(site, 0), site.type(0).dtype, normal_axis(int(axis), len(site.shape(0)))
+    op = site.node.op_type.lower()
     if site.attribute("reverse", 0):
-        raise UnfoldableError("reverse = 1 is not supported")
-    x, dtype = site.tensor(0), site.type(0).dtype
-    (axis,) = site.demanded(1).ints()
-    dim = normal_axis(axis, len(site.shape(0)))
-    if not site.attribute("exclusive", 0):
-        return site.emit("cumsum", [x], as_dtype=dtype, dim=dim)
-    return site.emit("sub", [site.step("cumsum", [x], dim=dim), x], as_dtype=dtype)
+        x = x.apply("flip", dim=dim)
+    if site.attribute("exclusive", 0):
+        first = full(
+            site, dtype, tuple(1 if i == dim else size for i, size in enumerate(x.shape)), int(op == "cumprod")
+        )
+        x = join([first, x.cut(dim, 0, fixed(x.shape[dim]) - 1)], dim)
+    result = x.apply(op, dim=dim).cast(dtype)
+    return (result.apply("flip", dim=dim) if site.attribute("reverse", 0) else result).name
+
+
+@operator("LpNormalization")
+def _lp_normalisation(site: Site) -> Operand:
+    x, axis = term(site, 0), site.axis(-1)
+    norm = x.apply("abs") if site.attribute("p", 2) == 1 else x * x
+    norm = norm.reduce("sum", [axis], keepdim=True)
+    norm = norm if site.attribute("p", 2) == 1 else norm.apply("sqrt")
+    # A vector of zeros stays one.
+    return (x / norm.apply("masked_fill", norm.with_("eq", 0), value=1.0)).name
 
 
 @operator("TopK")
@@ -83,22 +122,15 @@ def _topk(site: Site) -> Results:
     counts = site.ints("k", 1)
     if counts is None or len(counts) != 1:
         raise UnfoldableError("k must be one number")
-    attributes = {"dim": site.axis(-1), "k": counts[0]}
-    if site.attribute("largest", 1):
-        return site.emit_all("topk", [site.tensor(0)], 2, **attributes)
-    if not site.type(0).dtype.is_float:
-        raise UnfoldableError("the smallest of integers are not supported")
-    largest, indices = site.emit_all("topk", [site.step("neg", [site.tensor(0)])], 2, **attributes)
-    return site.step("neg", [largest]), indices
-
-
-@operator("GatherElements")
-def _gather_elements(site: Site) -> Operand:
-    return site.emit("gather", [site.tensor(0), site.tensor(1)], dim=site.axis(0))
+    smallest = {} if site.attribute("largest", 1) else {"largest": False}
+    return site.emit_all("topk", [site.tensor(0)], 2, dim=site.axis(-1), k=counts[0], **smallest)
 
 
 @operator("LayerNormalization")
-def _layer_norm(site: Site) -> Operand:
+def _layer_norm(site: Site) -> Results:
+    if any(site.node.outputs[1:]):
+        # The mean and the deviation are asked for, which training does.
+        return call(site)
     return _normalise(site, "layer_norm")
 
 

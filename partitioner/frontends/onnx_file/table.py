@@ -13,7 +13,7 @@ from partitioner.frontends.onnx_file.reading import nodes_everywhere
 if TYPE_CHECKING:
     from partitioner.frontends.onnx_file.lowering import Results, Site
 
-OLDEST_OPSET, NEWEST_OPSET = 7, 24
+OLDEST_OPSET, NEWEST_OPSET = 7, 28
 """Opsets whose operators the table knows; later ones are accepted where the operator's form has not changed."""
 
 Lower = Callable[["Site"], "Results"]
@@ -40,7 +40,7 @@ def check_operators(model: Any) -> None:
     """
     opsets = {"" if entry.domain == "ai.onnx" else entry.domain: entry.version for entry in model.opset_import}
     opset = opsets.get("", NEWEST_OPSET)
-    if opset < OLDEST_OPSET:
+    if opset < OLDEST_OPSET and not all(_is_as_in_oldest(node, opset) for node in nodes_everywhere(model)):
         help_ = ("onnx.version_converter.convert_version(model, 17) brings it up to date",)
         message = f"the model is written for opset {opset}; opsets from {OLDEST_OPSET} are supported"
         raise UnsupportedModelError(Diagnostic("W0201", message, model.graph.name, {"opset": opset}, help_))
@@ -66,9 +66,26 @@ def _lacking(key: tuple[str, str], names: list[str], opsets: dict[str, int]) -> 
     return Diagnostic("W0201", message, names[0], facts)
 
 
+def schema_with_body(domain: str, op_type: str, opset: int) -> Any:
+    """ONNX's definition of an operator that it also defines by others; ``None`` if there is none."""
+    try:
+        schema = onnx.defs.get_schema(op_type, opset if not domain else 1, domain)
+    except onnx.defs.SchemaError:
+        return None
+    return schema if schema.has_function or schema.has_context_dependent_function else None
+
+
+def _is_as_in_oldest(node: Any, opset: int) -> bool:
+    """Whether an operator of an older opset has not changed until the oldest that the table knows."""
+    if node.domain or not onnx.defs.has(node.op_type, opset):
+        return bool(node.domain)
+    versions = [onnx.defs.get_schema(node.op_type, version).since_version for version in (opset, OLDEST_OPSET)]
+    return bool(versions[0] == versions[1])
+
+
 def _is_supported(domain: str, op_type: str, opset: int) -> bool:
     if (domain, op_type) not in OPERATORS:
-        return False
+        return schema_with_body(domain, op_type, opset) is not None
     if domain or opset <= NEWEST_OPSET or not onnx.defs.has(op_type, opset):
         return True
     newest, known = (onnx.defs.get_schema(op_type, version) for version in (opset, NEWEST_OPSET))
