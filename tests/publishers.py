@@ -15,6 +15,7 @@ from ir.diagnostics import WafercError
 from ir.graph import Parameter
 from partitioner.frontends import huggingface
 from partitioner.frontends.checkpoint import Checkpoint, as_stored, open_checkpoint
+from partitioner.frontends.checkpoint.headers import StoredTensor
 from partitioner.frontends.huggingface import build_model
 from partitioner.frontends.lowered import Origin
 
@@ -138,6 +139,15 @@ def planned(config: dict[str, Any], folder: Path) -> Planned:
     model = build_model(config, torch.device("meta"), traced=True)
     said = tuple(huggingface._parameters(model, huggingface._encoding_rule(config, model)))
     return Planned(*as_stored(str(folder), model, said), folder, config)
+
+
+def planned_config(name: str) -> dict[str, Any]:
+    return huggingface._without_foreign_code(PUBLISHERS[name].config)[0]
+
+
+def tensors_of(spec: Spec) -> list[StoredTensor]:
+    """As they would stand in a file; their bytes do not."""
+    return [StoredTensor(name, dtype, shape, Path(), 0, 0) for name, (dtype, shape) in spec.items()]
 
 
 def opened(folder: Path) -> Checkpoint:

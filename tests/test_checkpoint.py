@@ -16,8 +16,10 @@ import torch
 from checkpoints import spec_bytes, values, write
 from compressed_tensors.compressors import BaseCompressor
 from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
-from publishers import INT4, PUBLISHERS, QUANTIZED, Planned, codes, opened, planned
+from publishers import INT4, PUBLISHERS, QUANTIZED, Planned, codes, opened, planned, planned_config, tensors_of
 from safetensors.torch import load_file
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from ir.diagnostics import UsageError
@@ -26,6 +28,7 @@ from ir.text import parse_graph
 from partitioner.frontends.catalog import configuration
 from partitioner.frontends.checkpoint import match_checkpoint, open_checkpoint
 from partitioner.frontends.checkpoint.reading import read_weight
+from partitioner.frontends.checkpoint.renaming import Renaming
 from partitioner.frontends.checkpoint.schemes import StoredWeight, stored_weights
 from partitioner.frontends.huggingface import build_model
 from partitioner.frontends.lowered import Origin
@@ -91,6 +94,32 @@ def test_what_is_stored_wins_over_what_the_configuration_says(folder_of, tmp_pat
     half = planned(config, write(tmp_path / "half", config, tensors))
     assert {p.name: p for p in half.parameters}[name].encoding.name == "f16"
     assert f"stored as f16, though the configuration says fp8_b128: {name}" in half.notes
+
+
+@pytest.mark.parametrize("name", PUBLISHERS)
+def test_names_are_those_that_the_library_gives_one_by_one(name: str) -> None:
+    model = build_model(planned_config(name), torch.device("meta"))
+    table = get_model_conversion_mapping(model)
+    renamings = [entry for entry in table if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in table if isinstance(entry, WeightConverter)]
+    stored = [weight.name for weight in stored_weights(tensors_of(PUBLISHERS[name].tensors))]
+    found = {it.stored: (it.name, it.pattern) for it in Renaming(model).rename_all(reversed(stored))}
+    expected = dict.fromkeys(model.state_dict(), True)
+    prefix = model.base_model_prefix
+    for path in sorted(stored, key=dot_natural_key):
+        assert found[path] == rename_source_key(path, renamings, converters, prefix, expected)
+
+
+def test_scales_of_another_type_are_another_encoding(tmp_path) -> None:
+    config, tensors = PUBLISHERS["deepseek_v3"].config, values(PUBLISHERS["deepseek_v3"].tensors)
+    tensors = {n: t.to(torch.bfloat16) if n.endswith("_inv") else t for n, t in tensors.items()}
+    it = planned(config, write(tmp_path, config, tensors))
+    further = sum(t.nbytes for n, t in tensors.items() if n.startswith("model.layers.2."))
+    assert sum(p.stored_bytes for p in it.parameters) == sum(t.nbytes for t in tensors.values()) - further
+    assert {p.encoding.name for p in it.parameters} == {"bf16", "f32", "fp8_b128_bf16"}
+    name = "model.layers.0.mlp.up_proj.weight"
+    wanted = by_torch({"": tensors[name], "_scale_inv": tensors[f"{name}_scale_inv"].float()}).to(torch.bfloat16)
+    assert torch.equal(open_original(it.origin, it.parameters, seed=0).weights[name], wanted)
 
 
 def test_layers_for_prediction_are_ignored_and_told(planned_of) -> None:

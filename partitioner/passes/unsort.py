@@ -30,7 +30,7 @@ def undo_orders(graph: Graph, orders: Collection[str]) -> Graph:
         UnsupportedModelError: W0311, the order of rows is not undone.
     """
     if not orders:
-        return graph
+        return by_token(graph)
     work = _Unsorting(graph)
     nodes = [made for node in graph.nodes for made in work.node(node)]
     left = work.ordered.intersection(graph.outputs)
@@ -38,7 +38,7 @@ def undo_orders(graph: Graph, orders: Collection[str]) -> Graph:
         raise _not_undone(graph.name)
     inputs = tuple(value for value in graph.inputs if value.name not in orders)
     counted = [_counting(value) for value in graph.inputs if value.name in orders]
-    return _by_token(replace(graph, inputs=inputs, nodes=(*counted, *nodes)))
+    return by_token(replace(graph, inputs=inputs, nodes=(*counted, *nodes)))
 
 
 def _counting(value: Value) -> Node:
@@ -90,7 +90,7 @@ class _Unsorting:
         while name in self._graph.producer:
             source = self._graph.nodes[self._graph.producer[name]]
             if source.op == "arange":
-                return source.attributes["start"] == 0 and source.attributes["step"] == 1
+                return bool(source.attributes["start"] == 0 and source.attributes["step"] == 1)
             if source.op not in ("reshape", "expand", "cast"):
                 return False
             name = source.inputs[0]
@@ -128,7 +128,7 @@ class _Unsorting:
 # --- rows that count tokens several times ---------------------------------------------------------------------------
 
 
-def _by_token(graph: Graph) -> Graph:
+def by_token(graph: Graph) -> Graph:
     """Look-ups by counting, such as every row k times in a row, as views; products by expert as [tokens, k]."""
     nodes: list[Node] = []
     for node in graph.nodes:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from io import BufferedReader
 from operator import attrgetter
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import msgspec
 
@@ -39,7 +39,7 @@ _MOST_AXES = 16
 _MOST_NAME = 1_000
 
 
-class StoredTensor(NamedTuple):
+class StoredTensor(msgspec.Struct, frozen=True, gc=False):
     """A tensor in a file: ``begin`` and ``end`` are offsets from the file's start, in bytes."""
 
     name: str

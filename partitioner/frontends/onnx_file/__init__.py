@@ -32,7 +32,8 @@ from partitioner.frontends.onnx_file import (
     spatial,
 )
 from partitioner.frontends.onnx_file.constants import Known
-from partitioner.frontends.onnx_file.lowering import Lowering, decode
+from partitioner.frontends.onnx_file.lowering import Lowering
+from partitioner.frontends.onnx_file.nodes import decode
 from partitioner.frontends.onnx_file.reading import open_onnx
 from partitioner.frontends.onnx_file.scopes import module_paths
 from partitioner.frontends.onnx_file.sorted_experts import regroup

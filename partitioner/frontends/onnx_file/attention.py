@@ -7,7 +7,8 @@ from __future__ import annotations
 from ir.types import Shape, Size, exact_quotient
 from partitioner.frontends.onnx_file.constants import UnfoldableError
 from partitioner.frontends.onnx_file.functions import call
-from partitioner.frontends.onnx_file.lowering import Results, Site
+from partitioner.frontends.onnx_file.lowering import Site
+from partitioner.frontends.onnx_file.nodes import Results
 from partitioner.frontends.onnx_file.table import operator
 from partitioner.frontends.onnx_file.terms import Term, fixed, optional, term
 

@@ -25,7 +25,8 @@ from partitioner.frontends.builder import GraphBuilder
 from partitioner.frontends.onnx_file import functions, lower_file
 from partitioner.frontends.onnx_file.arrays import Array, element_type, to_numpy, to_torch
 from partitioner.frontends.onnx_file.constants import LARGEST_ELEMENTS, Known
-from partitioner.frontends.onnx_file.lowering import ABSENT, Listed, Lowering, Operand
+from partitioner.frontends.onnx_file.lowering import Lowering
+from partitioner.frontends.onnx_file.nodes import ABSENT, Listed, Operand
 from partitioner.frontends.onnx_file.reading import read_model
 from partitioner.frontends.onnx_file.table import check_operators
 

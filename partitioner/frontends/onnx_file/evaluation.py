@@ -40,16 +40,21 @@ def _results(torch: ModuleType, node: Node, values: Mapping[str, Any]) -> dict[s
 
 def _ancestors(name: str, builder: GraphBuilder, weights: Mapping[str, Weight]) -> list[Node] | None:
     """The nodes that ``name`` is computed by, in order, if all is small and none reads an input of the graph."""
-    wanted, nodes = {name}, []
-    for node in reversed(builder.nodes):
-        if any(value.name in wanted for value in node.results):
-            if not all(_is_small(value.type) for value in node.results) or _is_symbolic(node):
+    waiting, needed = [name], set[int]()
+    while waiting:
+        read = waiting.pop()
+        index = builder.producer(read)
+        if not _is_small(builder.type(read)):
+            return None
+        if index is None:
+            if read not in weights or weights[read].is_external:
                 return None
-            nodes.append(node)
-            wanted -= {value.name for value in node.results}
-            wanted |= set(node.inputs)
-    small = all(read in weights and not weights[read].is_external and _is_small(builder.type(read)) for read in wanted)
-    return nodes[::-1] if small else None
+        elif index not in needed:
+            if _is_symbolic(builder.nodes[index]):
+                return None
+            needed.add(index)
+            waiting += builder.nodes[index].inputs
+    return [builder.nodes[index] for index in sorted(needed)]
 
 
 def _is_small(type_: TensorType) -> bool:
