@@ -44,6 +44,8 @@ _QUANTIZED = {
         Encoding("mxfp4", 4, group_in=32, scale_bytes=1, align_in=32),
         # DeepSeek-V3: e4m3 with one f32 scale per 128 x 128 block.
         Encoding("fp8_b128", 8, group_out=128, group_in=128, scale_bytes=4),
+        # The same with bf16 scales, as Qwen3's are published.
+        Encoding("fp8_b128_bf16", 8, group_out=128, group_in=128, scale_bytes=2),
     )
 }
 ENCODINGS = _PLAIN | _QUANTIZED

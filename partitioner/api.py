@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ir.diagnostics import Diagnostic, UsageError
+from ir.graph import Graph
 from ir.model import Model
 from ir.plan import Plan
+from ir.types import symbols_of
 from ir.workload import Workload
 from partitioner.compile import Compiled, Progress, build_model, compile_model
 from partitioner.folder import write_plan
 from partitioner.frontends.load import load
 from partitioner.frontends.lowered import Lowered
 from partitioner.passes.fix import fix_sizes
-from partitioner.passes.step import takes_tokens
+from partitioner.passes.step import STEP_SYMBOLS, takes_tokens
 from partitioner.solver.cpsat import Limits
 from partitioner.viewer.report import render_report
 from targets.machines import load_machine
@@ -57,7 +59,17 @@ def lower(model: str, options: LoadOptions) -> Lowered:
         WafercError: what :func:`partitioner.frontends.load.load` raises.
     """
     lowered = load(model)
-    return replace(lowered, graph=fix_sizes(lowered.graph, options.fix))
+    graph = fix_sizes(lowered.graph, options.fix)
+    return replace(lowered, graph=graph, notes=(*lowered.notes, *_on_free_sizes(graph)))
+
+
+def _on_free_sizes(graph: Graph) -> tuple[str, ...]:
+    """What to tell of sizes that are neither fixed nor those of a step."""
+    sizes = (size for value in graph.inputs for size in value.type.shape)
+    free = sorted({name for size in sizes for name in symbols_of(size)} - {*STEP_SYMBOLS})
+    if not free:
+        return ()
+    return (f"memory and work are counted for {', '.join(f'{name} = 1' for name in free)}: --fix sets other sizes",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

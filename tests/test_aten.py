@@ -23,6 +23,7 @@ from ir.verify import verify
 from partitioner.frontends import hooks  # noqa: F401 - defines the operators of HOOKED
 from partitioner.frontends.aten import RULES
 from partitioner.frontends.exported import Names, lower_exported, tied_names
+from partitioner.frontends.in_place import is_write
 
 GENERATOR = torch.Generator().manual_seed(7)
 USERS = 3
@@ -206,6 +207,7 @@ LAYOUT: dict[str, list[Case]] = {
     "new_empty": [case(lambda x: x.new_empty(x.shape[0], 4).copy_(x), X)],
     "empty_like": [case(lambda x: torch.empty_like(x).copy_(x), X)],
     "fill.Scalar": [case(lambda x: torch.empty_like(x).fill_(2.5), X)],
+    "zero": [case(lambda x: torch.ops.aten.zero(x), X)],
     "full": [case(lambda x: torch.full((x.shape[0], 4), 2.5) * x, X)],
     "full_like": [case(lambda x: torch.full_like(x, 7, dtype=torch.int32), X)],
     "new_full": [case(lambda x: x.new_full((x.shape[0], 2), 2.5), X)],
@@ -362,7 +364,9 @@ CAUSAL = True
 
 HOOKED: dict[str, Case] = {
     "waferc.attention": case(
-        lambda q, sinks: torch.ops.waferc.attention(q, q, q, sinks, 0.5, CAUSAL, 3, 30.0), HEADS, weights=(floats(2),)
+        lambda q, sinks: torch.ops.waferc.attention(q, q, q, sinks, 0.5, CAUSAL, 3, 0, 30.0),
+        HEADS,
+        weights=(floats(2),),
     ),
     "waferc.grouped_linear": case(
         lambda x, i, w, b: torch.ops.waferc.grouped_linear(x[:, None], w, b, i, not CAUSAL),
@@ -468,7 +472,7 @@ FORMS: dict[str, Case] = {
     "vectors": case(lambda x: x @ x.sum(0), X),
     "mask of its own": case(lambda x, m: F.scaled_dot_product_attention(x, x, x, m), HEADS, bits(5, 5)),
     "part of a symbolic axis": case(lambda x: x[1:], X),
-    "one element of a symbolic axis": case(lambda x: x[0], X),
+    "one element of a symbolic axis": case(lambda x: x[-1], X),
     "whose length is symbolic": case(lambda x, table: table[: x.shape[0]] + x, X, weights=(floats(9, 4),)),
     "splitting a symbolic axis": case(lambda x: x.split(9), X),
     "a symbolic size in the place of a number": case(lambda x: x * x.shape[0], X),
@@ -483,11 +487,85 @@ def test_forms_that_a_rule_does_not_cover_are_told(reason: str) -> None:
         lower(Cases([FORMS[reason]]).export())
 
 
-def test_unknown_element_types_are_told() -> None:
+def test_complex_inputs_and_what_pairs_do_not_cover_are_told() -> None:
     with pytest.raises(UnsupportedModelError, match=r"W0201.*complex64 is unknown"):
         lower(export(Applied(lambda x: x.real), (X + 0j,)))
-    faults = faults_of(Outer(lambda x: torch.view_as_real(torch.polar(x, x)), lambda x: x.flip(1)), X)
-    assert [fault[0].split()[1] for fault in faults] == ["polar", "view_as_real", "flip"]
+    faults = faults_of(Outer(lambda x: torch.polar(x, x).exp().real, lambda x: x.flip(1)), X)
+    assert [(fault[0].split()[1], fault[1]) for fault in faults] == [("exp", "parts.0"), ("flip", "parts.1")]
+
+
+def as_complex(x: Tensor) -> Tensor:
+    return torch.view_as_complex(x.reshape(*x.shape[:-1], -1, 2))
+
+
+def as_real(x: Tensor) -> Tensor:
+    return torch.view_as_real(x).flatten(-2)
+
+
+COMPLEX: dict[str, Callable[..., Tensor]] = {
+    "rotation": lambda x, y: as_real(as_complex(x) * torch.polar(torch.ones_like(y[:, :2]), y[:, :2])),
+    "a factor": lambda x, y: as_real(as_complex(x) * 3.0) * y,
+    "a real factor": lambda x, y: as_real(y[:, 2:] * as_complex(x)),
+    "sums": lambda x, y: as_real(as_complex(x) + as_complex(y) - as_complex(y) * as_complex(y)),
+    "parts": lambda x, y: torch.complex(x, y).real * torch.complex(x, y).imag,
+    "conjugate": lambda x, y: as_real(as_complex(x).conj() * as_complex(y)),
+    "moves": lambda x, y: as_real(as_complex(x)[:, None, :].transpose(1, 2)[:, 1] * as_complex(y).unsqueeze(1)[:, 0]),
+}
+
+
+@pytest.mark.parametrize("name", COMPLEX)
+@pytest.mark.parametrize("decompositions", [None, FUNCTIONAL])
+def test_complex_numbers_become_pairs(name: str, decompositions: dict[str, Any] | None) -> None:
+    module = Cases([case(COMPLEX[name], X, Y)])
+    (got,) = outputs_of(lower(module.export(decompositions)), {}, module.inputs)
+    torch.testing.assert_close(got, COMPLEX[name](X, Y), rtol=1e-6, atol=1e-6)
+
+
+def views_see_writes(x: Tensor, y: Tensor) -> Tensor:
+    whole = x.clone()
+    row, rows, flat = whole[:, 1], whole.transpose(0, 1), whole.view(-1)
+    before = row * 2
+    rows[2:].mul_(y.t()[2:])
+    row.add_(y[:, 0])
+    whole.view(-1, 2, 2)[:, 0, 1].copy_(y[:, 3])
+    return torch.cat((whole, before[:, None], row[:, None], rows.t(), flat.view(-1, 4)), dim=1)
+
+
+def chained(x: Tensor, y: Tensor) -> Tensor:
+    total = torch.zeros_like(x).add_(x).sub_(y, alpha=2)
+    return total.masked_fill_(y > 0, 7.0).clamp_(max=3).zero_().add_(y)
+
+
+def halves(x: Tensor, y: Tensor) -> Tensor:
+    whole = x.clone()
+    first, second = whole.chunk(2, dim=1)
+    second.copy_(y[:, :2])
+    return whole + first.sum()
+
+
+WRITES: dict[str, tuple[Callable[..., Tensor], bool]] = {
+    "through views": (views_see_writes, True),
+    "one after another": (chained, True),
+    "integers keep their type": (lambda x, y: x.long().add_(3) + y, True),
+    "narrow into wide": (lambda x, y: torch.empty_like(y).copy_(x[:, :1]), True),
+    # Left to torch, which traces again.
+    "through parts": (halves, False),
+    "into an input": (lambda x, y: x.add_(y) * 2, False),
+}
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_writes_in_place_become_functional(name: str) -> None:
+    function, followed = WRITES[name]
+    module = Cases([case(function, X.clone(), Y)])
+    program = module.export(None)
+    assert any(is_write(node) for node in program.graph.nodes)
+    if followed:
+        got = outputs_of(lower(program), {}, module.inputs)
+        torch.testing.assert_close(got[0], function(X.clone(), Y), rtol=1e-6, atol=1e-6)
+    else:
+        with pytest.raises(UnsupportedModelError, match=r"W0201.*writing"):
+            lower(program)
 
 
 def test_sizes_that_are_no_polynomials_are_told() -> None:

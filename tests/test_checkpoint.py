@@ -4,127 +4,35 @@ libraries do.
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import checkpoints
 import pytest
 import torch
-from checkpoints import Spec, spec_bytes, values, write
+from checkpoints import spec_bytes, values, write
 from compressed_tensors.compressors import BaseCompressor
 from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+from publishers import INT4, PUBLISHERS, QUANTIZED, Planned, codes, opened, planned, planned_config, tensors_of
 from safetensors.torch import load_file
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
-from ir.graph import Parameter
-from partitioner.frontends import huggingface
-from partitioner.frontends.checkpoint import Checkpoint, as_stored, open_checkpoint
+from ir.diagnostics import UsageError
+from ir.graph import Graph
+from ir.text import parse_graph
+from partitioner.frontends.catalog import configuration
+from partitioner.frontends.checkpoint import match_checkpoint, open_checkpoint
 from partitioner.frontends.checkpoint.reading import read_weight
+from partitioner.frontends.checkpoint.renaming import Renaming
 from partitioner.frontends.checkpoint.schemes import StoredWeight, stored_weights
 from partitioner.frontends.huggingface import build_model
 from partitioner.frontends.lowered import Origin
 from partitioner.frontends.original import open_original
-
-INT4 = {
-    "quant_method": "compressed-tensors",
-    "format": "pack-quantized",
-    "ignore": ["lm_head", "re:.*self_attn.*", "re:.*shared_experts.*", r"re:.*mlp\.(gate|up|gate_up|down)_proj.*"],
-    "config_groups": {
-        "group_0": {
-            "targets": ["Linear"],
-            "weights": {"type": "int", "num_bits": 4, "strategy": "group", "group_size": 32, "symmetric": True},
-        }
-    },
-}
-FP8 = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
-MXFP4 = {
-    "quant_method": "mxfp4",
-    "modules_to_not_convert": [
-        "model.layers.*.self_attn",
-        "model.layers.*.mlp.router",
-        "model.embed_tokens",
-        "lm_head",
-    ],
-}
-PLAIN: dict[str, Any] = {
-    "dtype": "bfloat16",
-    "vocab_size": 96,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "max_position_embeddings": 64,
-    "tie_word_embeddings": False,
-}
-LATENT: dict[str, Any] = {
-    "num_key_value_heads": 4,
-    "q_lora_rank": 48,
-    "kv_lora_rank": 32,
-    "qk_nope_head_dim": 16,
-    "qk_rope_head_dim": 16,
-    "v_head_dim": 16,
-    "n_group": 2,
-    "topk_group": 1,
-    "n_shared_experts": 1,
-    "first_k_dense_replace": 1,
-    "n_routed_experts": 12,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 32,
-}
-VISION = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2}
-EXPERTS = {"num_experts": 11, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
-
-
-@dataclass(frozen=True)
-class Publisher:
-    """A small sibling of a published model, and what its checkpoint holds."""
-
-    config: dict[str, Any]
-    spec: Callable[[dict[str, Any]], Spec]
-    beside: int = 0
-    """Bytes that are stored, but are no weights of the model."""
-
-    @property
-    def tensors(self) -> Spec:
-        return self.spec(self.config)
-
-
-TEXT = {**PLAIN, **LATENT, "model_type": "deepseek_v3"}
-KIMI = {
-    "model_type": "kimi_k25",
-    "tie_word_embeddings": False,
-    "text_config": {**TEXT, "quantization_config": INT4},
-    "vision_config": {"patch_size": 14, **VISION},
-    "projection_hidden_size": 32,
-}
-WIDE = {**TEXT, "hidden_size": 192, "intermediate_size": 320, "moe_intermediate_size": 128, "quantization_config": FP8}
-GPT_OSS = {**PLAIN, "model_type": "gpt_oss", "num_local_experts": 4, "num_experts_per_tok": 2}
-GPT_OSS |= {"quantization_config": MXFP4}
-PUBLISHERS: dict[str, Publisher] = {
-    "kimi_k26": Publisher(KIMI, checkpoints.kimi_k26, beside=3 * 12 * 8),
-    # Widths that 128 does not divide, and a further layer for prediction, as the real one has.
-    "deepseek_v3": Publisher({**WIDE, "num_nextn_predict_layers": 1}, checkpoints.deepseek_v3, beside=-1),
-    "kimi_k2": Publisher({**WIDE, "model_type": "kimi_k2"}, checkpoints.deepseek_v3),
-    "gpt_oss": Publisher(
-        {
-            **PLAIN,
-            "model_type": "gpt_oss",
-            "num_local_experts": 4,
-            "num_experts_per_tok": 2,
-            "quantization_config": MXFP4,
-        },
-        checkpoints.gpt_oss,
-    ),
-    "mixtral": Publisher({**PLAIN, "model_type": "mixtral", "num_local_experts": 11}, checkpoints.mixtral),
-    "llama": Publisher({**PLAIN, "model_type": "llama"}, checkpoints.llama),
-    "llama_tied": Publisher({**PLAIN, "model_type": "llama", "tie_word_embeddings": True}, checkpoints.llama),
-    "qwen3_moe": Publisher({**PLAIN, **EXPERTS, "model_type": "qwen3_moe"}, checkpoints.qwen3_moe),
-}
-QUANTIZED = {"kimi_k26": "int4_g32", "deepseek_v3": "fp8_b128", "kimi_k2": "fp8_b128", "gpt_oss": "mxfp4"}
 
 
 @pytest.fixture(scope="module")
@@ -143,28 +51,6 @@ def folder_of(tmp_path_factory) -> Callable[[str], Path]:
     return of
 
 
-@dataclass(frozen=True)
-class Planned:
-    """A model's parameters as its folder holds them, and what was told of that."""
-
-    parameters: tuple[Parameter, ...]
-    notes: tuple[str, ...]
-    folder: Path
-    config: dict[str, Any]
-
-    @property
-    def origin(self) -> Origin:
-        return Origin("config", self.config, str(self.folder))
-
-
-def planned(config: dict[str, Any], folder: Path) -> Planned:
-    """What lowering does before it exports the graph, which takes seconds."""
-    config, _ = huggingface._without_foreign_code(config)
-    model = build_model(config, torch.device("meta"), traced=True)
-    said = tuple(huggingface._parameters(model, huggingface._encoding_rule(config, model)))
-    return Planned(*as_stored(str(folder), model, said), folder, config)
-
-
 @pytest.fixture(scope="module")
 def planned_of(folder_of) -> Callable[[str], Planned]:
     made: dict[str, Planned] = {}
@@ -175,12 +61,6 @@ def planned_of(folder_of) -> Callable[[str], Planned]:
         return made[name]
 
     return of
-
-
-def opened(folder: Path) -> Checkpoint:
-    checkpoint = open_checkpoint(folder)
-    assert checkpoint is not None
-    return checkpoint
 
 
 # --- what is stored decides -----------------------------------------------------------------------------------------
@@ -214,6 +94,32 @@ def test_what_is_stored_wins_over_what_the_configuration_says(folder_of, tmp_pat
     half = planned(config, write(tmp_path / "half", config, tensors))
     assert {p.name: p for p in half.parameters}[name].encoding.name == "f16"
     assert f"stored as f16, though the configuration says fp8_b128: {name}" in half.notes
+
+
+@pytest.mark.parametrize("name", PUBLISHERS)
+def test_names_are_those_that_the_library_gives_one_by_one(name: str) -> None:
+    model = build_model(planned_config(name), torch.device("meta"))
+    table = get_model_conversion_mapping(model)
+    renamings = [entry for entry in table if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in table if isinstance(entry, WeightConverter)]
+    stored = [weight.name for weight in stored_weights(tensors_of(PUBLISHERS[name].tensors))]
+    found = {it.stored: (it.name, it.pattern) for it in Renaming(model).rename_all(reversed(stored))}
+    expected = dict.fromkeys(model.state_dict(), True)
+    prefix = model.base_model_prefix
+    for path in sorted(stored, key=dot_natural_key):
+        assert found[path] == rename_source_key(path, renamings, converters, prefix, expected)
+
+
+def test_scales_of_another_type_are_another_encoding(tmp_path) -> None:
+    config, tensors = PUBLISHERS["deepseek_v3"].config, values(PUBLISHERS["deepseek_v3"].tensors)
+    tensors = {n: t.to(torch.bfloat16) if n.endswith("_inv") else t for n, t in tensors.items()}
+    it = planned(config, write(tmp_path, config, tensors))
+    further = sum(t.nbytes for n, t in tensors.items() if n.startswith("model.layers.2."))
+    assert sum(p.stored_bytes for p in it.parameters) == sum(t.nbytes for t in tensors.values()) - further
+    assert {p.encoding.name for p in it.parameters} == {"bf16", "f32", "fp8_b128_bf16"}
+    name = "model.layers.0.mlp.up_proj.weight"
+    wanted = by_torch({"": tensors[name], "_scale_inv": tensors[f"{name}_scale_inv"].float()}).to(torch.bfloat16)
+    assert torch.equal(open_original(it.origin, it.parameters, seed=0).weights[name], wanted)
 
 
 def test_layers_for_prediction_are_ignored_and_told(planned_of) -> None:
@@ -343,3 +249,94 @@ def library_model(kind: Any, folder: Path, config: dict[str, Any]) -> Any:
     else:
         wanted = CompressedTensorsConfig(**{k: v for k, v in said.items() if k != "quant_method"}, dequantize=True)
     return kind.from_pretrained(folder, dtype=torch.bfloat16, quantization_config=wanted)
+
+
+@pytest.mark.parametrize("name", ["kimi_k26", "deepseek_v3", "gpt_oss"])
+def test_a_plan_of_a_quantized_checkpoint_runs_on_the_emulator(name: str, waferc, tmp_path) -> None:
+    """Computed in f32, so that no rounding hides a mistake; the weights are stored as ever."""
+    publisher = PUBLISHERS[name]
+    config = json.loads(json.dumps(publisher.config).replace('"bfloat16"', '"float32"'))
+    write(tmp_path / name, config, values(publisher.tensors), 2)
+    options = ("--target", "mini", "--systems", 4, "--context", 64, "-o", tmp_path / "plan", "--json")
+    compiled = waferc("compile", tmp_path / name, *options)
+    assert compiled.code == 0, compiled.out
+    read = [p for p in load_graph(tmp_path / "plan").parameters if ".vision_tower." not in p.name]
+    stored = sum(p.stored_bytes for p in read if ".mm_projector." not in p.name)
+    assert compiled.record["weight_bytes"] == stored
+    run = waferc("run", tmp_path / "plan", "--prompt-ids", "5,17,33,8", "--tokens", 3, "--compare", "--json")
+    assert run.code == 0, run.out
+    assert run.record["ok"]
+    assert run.record["tokens"] == run.record["reference_tokens"]
+    assert run.record["weights"] == f"weights from {tmp_path / name}"
+
+
+def load_graph(plan: Path) -> Graph:
+    return parse_graph((plan / "model.ir").read_text())
+
+
+def test_a_checkpoint_that_has_changed_is_not_run(folder_of, planned_of, tmp_path) -> None:
+    it = planned_of("llama")
+    tensors = load_file(it.folder / "model.safetensors")
+    write(tmp_path, it.config, {name: tensor.to(torch.float16) for name, tensor in tensors.items()})
+    with pytest.raises(UsageError) as caught:
+        open_original(Origin("config", it.config, str(tmp_path)), it.parameters, seed=0)
+    assert codes(caught.value) == ["W0611"]
+    with pytest.raises(UsageError) as caught:
+        open_original(Origin("config", it.config, str(tmp_path / "gone")), it.parameters, seed=0)
+    assert codes(caught.value) == ["W0611"]
+
+
+def test_values_that_contradict_the_header_are_refused(tmp_path) -> None:
+    publisher = PUBLISHERS["kimi_k26"]
+    tensors = values(publisher.tensors)
+    name = next(name for name in tensors if name.endswith(".weight_shape"))
+    tensors[name] = tensors[name].flip(0) + 1
+    it = planned(publisher.config, write(tmp_path, publisher.config, tensors))
+    with pytest.raises(UsageError) as caught:
+        open_original(it.origin, it.parameters, seed=0)
+    assert codes(caught.value) == ["W0221"]
+
+
+def test_tied_weights_may_be_stored_twice_if_they_are_equal(folder_of, tmp_path) -> None:
+    config = PUBLISHERS["llama_tied"].config
+    tensors = load_file(folder_of("llama_tied") / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    it = planned(config, write(tmp_path, config, tensors))
+    assert "stored, though tied to another weight: lm_head.weight" in it.notes
+    open_original(it.origin, it.parameters, seed=0)
+    tensors["lm_head.weight"][0, 0] += 1
+    write(tmp_path, config, tensors)
+    with pytest.raises(UsageError) as caught:
+        open_original(it.origin, it.parameters, seed=0)
+    assert codes(caught.value) == ["W0230"]
+
+
+def test_a_head_that_is_tied_may_be_stored_in_the_embeddings_place(folder_of, tmp_path) -> None:
+    config = PUBLISHERS["llama_tied"].config
+    tensors = load_file(folder_of("llama_tied") / "model.safetensors")
+    embedding = tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
+    it = planned(config, write(tmp_path, config, tensors))
+    weights = open_original(it.origin, it.parameters, seed=0).weights
+    assert torch.equal(weights["model.embed_tokens.weight"], embedding)
+
+
+# --- full size ------------------------------------------------------------------------------------------------------
+
+
+def test_kimi_k26_of_full_size_is_matched_in_seconds(tmp_path) -> None:
+    """208,550 tensors of 595 GB in 64 files, which hold headers alone."""
+    config = configuration("kimi-k2.6")
+    spec = checkpoints.kimi_k26(config)
+    assert len(spec) == 208_550
+    checkpoints.write_headers(tmp_path, config, spec, 64)
+    model = build_model(config, torch.device("meta"), traced=True)
+    before = time.process_time()
+    checkpoint = opened(tmp_path)
+    match = match_checkpoint(model, checkpoint)
+    assert time.process_time() - before < 10
+    assert checkpoint.bytes == spec_bytes(spec)
+    tensors = model.state_dict()
+    assert match.encodings.keys() == tensors.keys()
+    held = sum(encoding.bytes(tuple(tensors[name].shape)) for name, encoding in match.encodings.items())
+    assert held == checkpoint.bytes - 8 * 60 * 384 * 3
+    assert not match.ignored

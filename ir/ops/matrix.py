@@ -150,6 +150,10 @@ def _follow_matmul(operands: Types, results: Types, _attributes: Attributes) -> 
     return ((*left, rank - 2, None), (*right, None, rank - 1))
 
 
+def _follow_determinant(operands: Types, _results: Types, _attributes: Attributes) -> Axes:
+    return ((*range(len(operands[0].shape) - 2), None, None),)
+
+
 def _follow_grouped_linear(operands: Types, _results: Types, _attributes: Attributes) -> Axes:
     _x, weight, _indices, *bias = operands
     return ((0, 1, None), *_unmoved((weight,)), (0, 1), *_unmoved(bias))
@@ -163,6 +167,13 @@ MATRIX = (
     OpDef("linear", _linear, _reference_linear, (2, 3), _linear_work, Kind.MATRIX, _follow_linear),
     OpDef("matmul", _matmul, lambda torch, ts, _a: torch.matmul(*ts), (2, 2), _matmul_work, follow=_follow_matmul),
     OpDef("determinant", _determinant, lambda torch, ts, _a: torch.linalg.det(*ts), (1, 1)),
+    OpDef(
+        "determinant",
+        _determinant,
+        lambda torch, ts, _a: torch.linalg.det(*ts),
+        (1, 1),
+        follow=_follow_determinant,
+    ),
     OpDef(
         "grouped_linear",
         _grouped_linear,

@@ -291,7 +291,7 @@ def _follow_pad(_operands: Types, _results: Types, attributes: Attributes) -> Ax
 
 def _follow_grid(operands: Types, _results: Types, _attributes: Attributes) -> Axes:
     """A place says where to look, anywhere in the positions."""
-    x, _grid = operands
+    x, _ = operands
     count = len(x.shape) - 2
     return ((0, 1, *(None,) * count), (0, *range(2, 2 + count), None))
 

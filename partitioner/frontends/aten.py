@@ -202,6 +202,7 @@ def _full(t: Translator, *args: Any, value: float = 0, **_: Any) -> str:
 
 rule("ones", "new_ones", "ones_like")(lambda t, *args, **_: _full(t, value=1))
 rule("full", "full_like")(lambda t, _shape, value, **_: _full(t, value=value))
+rule("zero")(lambda t, _x: _full(t))
 rule("fill.Scalar")(lambda t, _x, value: _full(t, value=value))
 rule("new_full")(lambda t, _x, _shape, value, **_: _full(t, value=value))
 rule("scalar_tensor")(lambda t, value, **_: _full(t, value=value))

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from ir.graph import Attribute, Graph
 from ir.types import Dim, DType, Size, TensorType
 from partitioner.frontends.aten import RULES, Rule
 from partitioner.frontends.builder import GraphBuilder
+from partitioner.frontends.in_place import Memory, functional_name, is_write, written_back
 from partitioner.frontends.pairs import Pair, pair_rule
 
 DTYPES = {
@@ -59,7 +61,8 @@ class Names:
 
 
 def lower_exported(program: ExportedProgram, name: str, names: Names) -> Graph:
-    """The graph of a functional exported program (``run_decompositions({})`` applied).
+    """The graph of an exported program; writing in place becomes functional on the way, where it goes through simple
+    views (elsewhere W0201: apply ``run_decompositions({})`` first).
 
     Raises:
         UnsupportedModelError: W0201, one for each operator that has no rule or a form that it does not cover; W0305,
@@ -100,6 +103,15 @@ def _holds_pair(value: Any) -> bool:
     return isinstance(value, Pair) or (isinstance(value, tuple) and any(isinstance(item, Pair) for item in value))
 
 
+def _live(graph: fx.Graph) -> set[fx.Node]:
+    """The nodes that the outputs or something written in place depend on."""
+    live: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        if node in live or node.op == "output" or is_write(node):
+            live.update((node, *node.all_input_nodes))
+    return live
+
+
 class _Lowering:
     """One pass over an exported program; implements :class:`partitioner.frontends.aten.Translator`."""
 
@@ -109,24 +121,27 @@ class _Lowering:
         self._names = names
         self._symbols: dict[str, str] = {}
         self._values: dict[fx.Node, Any] = {}
+        self._memory = Memory(program.graph)
         self._parameters: set[str] = set()
         self._unsupported: Counter[tuple[str, str]] = Counter()
         self._first: dict[tuple[str, str], str] = {}
         self._node: fx.Node
-        self._results = 0
+        self._results: Counter[fx.Node] = Counter()
 
     def run(self) -> Graph:
         """Lower every node in order."""
         kinds = {spec.arg.name: spec for spec in self._program.graph_signature.input_specs}
+        live = _live(self._program.graph)
         outputs: Sequence[str] = ()
         for node in self._program.graph.nodes:
-            self._node, self._results = node, 0
+            self._node = node
             if node.op == "placeholder":
                 self._values[node] = self._placeholder(node, kinds[node.name])
             elif node.op == "output":
-                outputs = [self._values[value] for value in node.args[0] if isinstance(value, fx.Node)]
-            else:
+                outputs = [self._value(value) for value in node.args[0] if isinstance(value, fx.Node)]
+            elif node in live:
                 self._values[node] = self._call(node)
+                self._memory.is_fresh(node)
         if self._unsupported:
             raise UnsupportedModelError(*(self._report(key, count) for key, count in self._unsupported.items()))
         return self._builder.finish(outputs)
@@ -155,8 +170,9 @@ class _Lowering:
         """
         if any(isinstance(attribute, Dim) for attribute in attributes.values()):
             raise NotImplementedError("a symbolic size in the place of a number")
-        base = self._node.name if not self._results else f"{self._node.name}.{self._results}"
-        self._results += 1
+        count = self._results[self._node]
+        base = f"{self._node.name}.{count}" if count else self._node.name
+        self._results[self._node] += 1
         names = (base, f"{base}.indices") if op == "topk" else (base,)
         return self._builder.add(op, inputs, self._origin(), names, **attributes)
 
@@ -167,6 +183,9 @@ class _Lowering:
             value = node.meta.get("val")
             if not isinstance(value, torch.Tensor):
                 return value
+            if _is_complex(value):
+                fault = f"element type {value.dtype} is unknown for an input"
+                raise UnsupportedModelError(Diagnostic("W0201", fault, node.name))
             self._learn_symbols(node.name, value)
             return self._builder.input(node.name, self._type_of(value))
         name = self._canonical(spec.target)
@@ -174,6 +193,8 @@ class _Lowering:
             return self._constant(name, self._names.constants[spec.target]) if node.users else None
         if name in self._parameters:
             return name
+        if _is_complex(node.meta["val"]):
+            raise UnsupportedModelError(Diagnostic("W0201", "a complex weight or constant has no type here", name))
         type_ = self._type_of(node.meta["val"])
         self._parameters.add(name)
         return self._builder.parameter(name, type_, plain(type_.dtype))
@@ -195,17 +216,17 @@ class _Lowering:
         if isinstance(value, (int, torch.SymInt)):
             return self._size(value)
         if node.target is operator.getitem:
-            source = self._values[node.args[0]]  # type: ignore[index]
+            source = self._value(node.args[0])  # type: ignore[arg-type]
             return None if source is None else source[node.args[1]]
         name = self._rule_name(node.target)
-        if name.split(".")[0] in _CHECKS or not node.users:
+        if name.split(".")[0] in _CHECKS:
             return None
         try:
-            rule = self._rule(node, name)
-            if any(self._values[operand] is None for operand in node.all_input_nodes):
+            if any(self._value(operand) is None for operand in node.all_input_nodes):
                 return None  # it needs what has no type here, and that will be reported
-            args, kwargs = fx.node.map_arg((node.args, node.kwargs), self._values.__getitem__)
-            result = _bound(rule, self, *self._plain(args), **self._plain(kwargs))()
+            if is_write(node):
+                return self._write(node, name)
+            result = _bound(self._rule(node, name), self, *self._arguments(node), **self._options(node))()
         except NotImplementedError as error:
             key = (name, str(error))
             self._unsupported[key] += 1
@@ -214,8 +235,43 @@ class _Lowering:
         self._cross_check(result, value)
         return result
 
+    def _value(self, node: fx.Node) -> Any:
+        """The value of a node as of now: one whose memory was written since is computed again."""
+        if self._memory.is_stale(node):
+            current, self._node = self._node, node
+            self._values[node] = self._value(node.args[0]) if is_write(node) else self._call(node)  # type: ignore[arg-type]
+            self._memory.is_fresh(node)
+            self._node = current
+        return self._values[node]
+
+    def _arguments(self, node: fx.Node) -> list[Any]:
+        return self._plain(fx.node.map_arg(node.args, self._value))  # type: ignore[no-any-return]
+
+    def _options(self, node: fx.Node) -> dict[str, Any]:
+        return self._plain(fx.node.map_arg(node.kwargs, self._value))  # type: ignore[no-any-return]
+
+    def _write(self, node: fx.Node, name: str) -> str:
+        """Compute what is written, and what that makes of the tensors that the target is a view of."""
+        rule = self._rule(node, functional_name(name))
+        target = node.args[0]
+        assert isinstance(target, fx.Node)
+        path = self._memory.path(target)
+        if path[-1].op == "placeholder":
+            raise NotImplementedError("writing into what the model was given")
+        type_ = self.type(self._value(target))
+        value = _bound(rule, self, *self._arguments(node), **self._options(node))()
+        value = value if self.type(value) == type_ else RULES["copy"](self, self._value(target), value)
+        new = [value]
+        for view, source in pairwise(path):
+            name = self._rule_name(view.target)
+            arguments = self._arguments(view)[1:]
+            new.append(written_back(self, name, self._value(source), new[-1], *arguments, **self._options(view)))
+        self._values |= dict(zip(path, new, strict=True))
+        self._memory.write(path)
+        return value  # type: ignore[no-any-return]
+
     def _rule(self, node: fx.Node, name: str) -> Rule:
-        operands = [self._values[operand] for operand in node.all_input_nodes]
+        operands = [self._value(operand) for operand in node.all_input_nodes]
         if _is_complex(node.meta.get("val")) or any(_holds_pair(value) for value in operands):
             rule = pair_rule(name)
             fault = "complex numbers, other than in products and rotations"

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.export import ExportedProgram
 
 from ir.diagnostics import Diagnostic, UnsupportedModelError
 from ir.encoding import plain
@@ -24,6 +25,7 @@ from partitioner.frontends.configuration import (
     without_foreign_code,
 )
 from partitioner.frontends.exported import DTYPES, Names, lower_exported, tied_names
+from partitioner.frontends.in_place import is_write
 from partitioner.frontends.layers import computed_buffers, layer_list, only
 from partitioner.frontends.lowered import Lowered, Origin
 from partitioner.frontends.quantization import EncodingRule, WeightRole, encoding_rule
@@ -152,9 +154,10 @@ def _export(model: Any, name: str) -> Graph:
     )
     shapes = tuple({i: symbols[a] for i, a in enumerate(it.axes) if isinstance(a, str)} for it in inputs)
     step = Step(model, [it.name for it in inputs])
+    # Without gradients, parts that the model computes without them stand in the same graph as the rest.
     try:
-        with quietly():
-            program = torch.export.export(step, examples, dynamic_shapes=shapes, strict=False).run_decompositions({})
+        with quietly(), torch.no_grad():
+            program = torch.export.export(step, examples, dynamic_shapes=shapes, strict=False)
         constants = _computed_buffers(model)
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
@@ -162,7 +165,22 @@ def _export(model: Any, name: str) -> Graph:
             Diagnostic("W0206", f"the model cannot be exported: {type(error).__name__}: {reason}", name)
         ) from None
     axes = {(it.name, i): axis for it in inputs for i, axis in enumerate(it.axes) if isinstance(axis, str)}
-    return lower_exported(program, name, Names(axes, tied_names(model, _WRAPPER), constants, _WRAPPER))
+    return _translate(program, name, Names(axes, tied_names(model, _WRAPPER), constants, _WRAPPER))
+
+
+def _translate(program: ExportedProgram, name: str, names: Names) -> Graph:
+    """The program's graph; one that writes in ways that we do not follow is made functional by torch, which is slow."""
+    try:
+        return lower_exported(program, name, names)
+    except UnsupportedModelError as error:
+        if not any(is_write(node) for node in program.graph.nodes):
+            raise
+        with quietly():
+            functional = program.run_decompositions({})
+        try:
+            return lower_exported(functional, name, names)
+        except UnsupportedModelError:
+            raise error from None
 
 
 def _computed_buffers(model: Any) -> dict[str, torch.Tensor]:

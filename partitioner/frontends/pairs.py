@@ -93,6 +93,14 @@ def _imaginary(_t: Translator, x: Pair) -> str:
     return x.imaginary
 
 
+@_rule("_conj")
+def _conjugate(t: Translator, x: Pair) -> Pair:
+    return Pair(x.real, t.add("neg", x.imaginary))
+
+
+PAIR_RULES["conj"] = _conjugate
+
+
 @_rule("mul")
 def _mul(t: Translator, x: Operand, y: Operand) -> Pair:
     if not isinstance(x, Pair):

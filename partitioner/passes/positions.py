@@ -16,7 +16,7 @@ from ir.types import Dim, DType, Shape, Size, TensorType, product
 from partitioner.frontends.builder import GraphBuilder
 
 NAME = "position_ids"
-_ELEMENTWISE = frozenset(op.name for op in ELEMENTWISE)
+_ELEMENTWISE = frozenset({"cast", *(op.name for op in ELEMENTWISE)})
 _LOOK_UP = frozenset({"embedding", "gather", "scatter"})
 _AXES = ("dim", "dims")
 

@@ -14,7 +14,7 @@ from ir.ops import OPS, Kind
 from ir.ops.elementwise import ELEMENTWISE
 from ir.types import Dim
 
-_ELEMENTWISE = frozenset(op.name for op in ELEMENTWISE)
+_ELEMENTWISE = frozenset({"cast", *(op.name for op in ELEMENTWISE)})
 _COMBINES = frozenset({"mul", "div", "matmul", "linear"})
 _MOST_ELEMENTS = 4096
 

@@ -36,9 +36,10 @@ def shape(name: str, stored: Sequence[int], wanted: Sequence[int] | None, where:
     )
 
 
-def no_fit(name: str, where: str, reason: str) -> UnsupportedModelError:
+def no_fit(name: str, where: str, reason: str, absent: Sequence[str]) -> UnsupportedModelError:
     """W0226: stored tensors cannot be put together to a parameter."""
-    message = f"the tensors stored for {name} do not go together: {' '.join(reason.split())[:200]}"
+    why = f"nothing is stored for {', '.join(absent)}" if absent else " ".join(reason.split())[:200]
+    message = f"the tensors stored for {name} do not go together: {why}"
     return UnsupportedModelError(Diagnostic("W0226", message, where))
 
 

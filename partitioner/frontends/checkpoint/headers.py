@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from io import BufferedReader
 from operator import attrgetter
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import msgspec
 
@@ -39,7 +39,7 @@ _MOST_AXES = 16
 _MOST_NAME = 1_000
 
 
-class StoredTensor(NamedTuple):
+class StoredTensor(msgspec.Struct, frozen=True, gc=False):
     """A tensor in a file: ``begin`` and ``end`` are offsets from the file's start, in bytes."""
 
     name: str
@@ -122,7 +122,12 @@ def _entries(text: bytes) -> dict[str, _Entry]:
     The decoder takes the last of equal names; there are none if each entry's fields stand in the text as often as
     there are entries. If not (a name may be spelt with escapes), the slower parser of the standard library tells.
     """
-    entries = msgspec.json.decode(text, type=dict[str, _Entry])
+    try:
+        entries = msgspec.json.decode(text, type=dict[str, _Entry])
+    except msgspec.ValidationError:  # perhaps for a word under __metadata__, which may be any
+        raw = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
+        entries = {name: msgspec.json.decode(raw[name], type=_Entry) for name in raw.keys() - {"__metadata__"}}
+        entries |= {name: _Entry() for name in raw.keys() & {"__metadata__"}}
     count = len(entries) - ("__metadata__" in entries)
     if any(text.count(b'"%s"' % field.encode()) != count for field in _Entry.__struct_fields__):
         json.loads(text, object_pairs_hook=_require_distinct)

@@ -28,6 +28,7 @@ from partitioner.frontends.onnx_file import (
     recurrent,
     reductions,
     resizing,
+    sorted_experts,
     spatial,
 )
 from partitioner.frontends.onnx_file.constants import Known
@@ -35,6 +36,7 @@ from partitioner.frontends.onnx_file.lowering import Lowering
 from partitioner.frontends.onnx_file.nodes import decode
 from partitioner.frontends.onnx_file.reading import open_onnx
 from partitioner.frontends.onnx_file.scopes import module_paths
+from partitioner.frontends.onnx_file.sorted_experts import regroup
 from partitioner.frontends.onnx_file.step import as_step, bind_inputs, read_step
 from partitioner.frontends.onnx_file.table import OPERATORS, check_operators
 
@@ -42,7 +44,7 @@ __all__ = ["OPERATORS", "load_onnx", "read_weights"]
 
 TABLES = (
     *(attention, control, einsum, elementwise, fourier, indexing, lists, movement),
-    *(products, quantized, recurrent, reductions, resizing, spatial),
+    *(products, quantized, recurrent, reductions, resizing, sorted_experts, spatial),
 )
 """The modules whose functions fill :data:`OPERATORS`."""
 
@@ -76,6 +78,7 @@ def read_weights(path: Path) -> dict[str, npt.NDArray[Any]]:
 
 def _lower(path: Path) -> tuple[Lowering, Graph]:
     file = open_onnx(path, check_operators)
+    regroup(file.graph, file.weights)
     step = read_step(file.graph, file.weights)
     origins, sizes = module_paths(file.graph.node), step.symbols if step else {}
     lowering = Lowering(file, GraphBuilder(file.graph.name or path.stem), functions.call, origins, sizes)

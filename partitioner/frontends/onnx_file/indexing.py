@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ir.types import DType, Shape, product
+from ir.types import Dim, DType, Shape, product
 from partitioner.frontends.onnx_file.constants import UnfoldableError, check_size, normal_axis
 from partitioner.frontends.onnx_file.lowering import Site
 from partitioner.frontends.onnx_file.nodes import Operand
@@ -36,6 +36,8 @@ def _scatter(data: Term, indices: Term, updates: Term, dim: int, reduction: str)
 def _gather_nd(site: Site) -> Operand:
     data, indices, batch = term(site, 0), term(site, 1), site.attribute("batch_dims", 0)
     depth = fixed(indices.shape[-1])
+    if not batch and depth > 1 and any(isinstance(size, Dim) for size in data.shape[:depth]):
+        return _axis_by_axis(data, indices, depth).name
     table = flattened(data, batch + depth)
     rows = _row_numbers(indices, data.shape[batch : batch + depth])
     if batch:
@@ -43,6 +45,19 @@ def _gather_nd(site: Site) -> Operand:
         starts = counting(site, count, step=each)
         rows = rows + starts.reshape(*data.shape[:batch], *[1] * (len(rows.shape) - batch))
     return table.rows(rows).reshape(*rows.shape, *data.shape[batch + depth :]).name
+
+
+def _axis_by_axis(data: Term, indices: Term, depth: int) -> Term:
+    """Data [d0, ..., rest], indices [..., depth] that are not negative -> [..., rest]: one look-up after the other."""
+    count = product(indices.shape[:-1])
+    flat = indices.cast(DType.I64).reshape(count, depth)
+    columns = [flat.cut(1, i, i + 1) for i in range(depth)]
+    rows = data.reshape(data.shape[0], product(data.shape[1:])).rows(columns[0].reshape(count))
+    for axis in range(1, depth):
+        rest = product(data.shape[axis + 1 :])
+        rows = rows.reshape(count, data.shape[axis], rest)
+        rows = rows.apply("gather", columns[axis].reshape(count, 1, 1).expand(count, 1, rest), dim=1)
+    return rows.reshape(*indices.shape[:-1], *data.shape[depth:])
 
 
 @operator("ScatterND")
@@ -58,6 +73,8 @@ def _scatter_nd(site: Site) -> Operand:
 
 def _row_numbers(indices: Term, shape: Shape) -> Term:
     """Index tuples [..., depth] into ``shape`` as single indices [...] into all its elements."""
+    if len(shape) == 1 and isinstance(shape[0], Dim):  # where a negative index would be counted from is not known
+        return indices.cast(DType.I64).reshape(*indices.shape[:-1])
     sizes = constant(indices.site, DType.I64, [fixed(size) for size in shape])
     indices = indices.cast(DType.I64)
     indices = indices.with_("lt", 0).apply("where", indices + sizes, indices)
