@@ -19,8 +19,8 @@ from partitioner.passes.attention import recognise_attention
 from partitioner.passes.chosen import group_chosen
 from partitioner.passes.positions import take_positions
 from partitioner.passes.simplify import simplify
-from partitioner.passes.unsort import undo_orders
 from partitioner.passes.uniform import fold_uniform
+from partitioner.passes.unsort import undo_orders
 
 USERS, TOKENS, PAST = (Dim.symbol(name) for name in ("users", "tokens", "past"))
 

@@ -90,7 +90,7 @@ class _Unsorting:
         while name in self._graph.producer:
             source = self._graph.nodes[self._graph.producer[name]]
             if source.op == "arange":
-                return source.attributes["start"] == 0 and source.attributes["step"] == 1
+                return bool(source.attributes["start"] == 0 and source.attributes["step"] == 1)
             if source.op not in ("reshape", "expand", "cast"):
                 return False
             name = source.inputs[0]

@@ -15,6 +15,9 @@ from partitioner.frontends.builder import GraphBuilder
 from partitioner.frontends.lowered import Lowered, Origin
 from partitioner.frontends.onnx_file import (
     attention,
+    contributed,
+    contributed_attention,
+    contributed_products,
     control,
     einsum,
     elementwise,
@@ -40,6 +43,9 @@ __all__ = ["OPERATORS", "load_onnx", "read_weights"]
 
 TABLES = (
     attention,
+    contributed,
+    contributed_attention,
+    contributed_products,
     control,
     einsum,
     elementwise,

@@ -1,7 +1,7 @@
 """Experts as exports compute them: tokens sorted by their expert, then one product for each expert's share of them.
 
-Where an expert's share begins is data, so such a file has sizes that depend on the tokens. The products of all experts
-(torch's ``grouped_mm`` as its ONNX exporter writes it: Range, Gather and MatMul for each expert, joined) are one product
+Where an expert's share begins is data, so such a file has sizes that depend on the tokens. The products of all
+(torch's ``grouped_mm`` as its ONNX exporter writes it: Range, Gather and MatMul for each expert, joined) are one
 ``grouped_linear`` of every row with its own expert's weights, whatever the order of the rows. The order stays open, as
 an input of the graph that stands for any permutation, until :mod:`partitioner.passes.unsort` has proven that it is
 undone at the end.
