@@ -19,6 +19,7 @@ from partitioner.frontends.checkpoint import as_stored
 from partitioner.frontends.configuration import (
     bad_config,
     dtype_of,
+    lean_trace,
     parse_config,
     quietly,
     stated_dtype,
@@ -182,7 +183,7 @@ def _export(model: Any, name: str) -> Graph:
     step = Step(model, [it.name for it in inputs])
     # Without gradients, parts that the model computes without them stand in the same graph as the rest.
     try:
-        with quietly(), torch.no_grad():
+        with quietly(), lean_trace():
             program = torch.export.export(step, examples, dynamic_shapes=shapes, strict=False)
         constants = _computed_buffers(model)
     except Exception as error:

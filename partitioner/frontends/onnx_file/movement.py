@@ -12,7 +12,8 @@ import onnx.numpy_helper
 from ir.diagnostics import Diagnostic, UsageError
 from ir.types import DType, Shape, Size, broadcast_shapes, exact_quotient, product
 from partitioner.frontends.onnx_file.constants import Known, UnfoldableError, bounds, check_size, normal_axis
-from partitioner.frontends.onnx_file.lowering import Operand, Results, Site
+from partitioner.frontends.onnx_file.lowering import Site
+from partitioner.frontends.onnx_file.nodes import Operand, Results
 from partitioner.frontends.onnx_file.reading import DTYPES, Weight
 from partitioner.frontends.onnx_file.table import operator
 
