@@ -27,8 +27,11 @@ class Original:
     note: str
 
 
-def open_original(origin: Origin, parameters: tuple[Parameter, ...], seed: int) -> Original:
-    """The original of a plan, with a checkpoint's weights where there is one, else random ones from ``seed``.
+def open_original(
+    origin: Origin, parameters: tuple[Parameter, ...], seed: int, *, trust_code: bool = False
+) -> Original:
+    """The original of a plan, with a checkpoint's weights where there is one, else random ones from ``seed``;
+    ``trust_code`` lets a file be opened that can run code.
 
     Raises:
         UsageError: W0610, its weights do not fit in this computer's memory; W0611, the checkpoint is not that of the
@@ -44,6 +47,8 @@ def open_original(origin: Origin, parameters: tuple[Parameter, ...], seed: int) 
         return _from_config(origin, parameters, seed)
     if origin.kind == "onnx":
         return _from_onnx(origin)
+    if origin.kind == "exported":
+        return _from_program(origin, trust_code=trust_code)
     help_ = ("plans of modules are run from Python: waferc.compile(module, inputs).run(inputs)",)
     raise UsageError(Diagnostic("W0612", f"a plan of kind {origin.kind!r} holds no weights", help=help_))
 
@@ -101,6 +106,21 @@ def _load_checkpoint(model: Any, folder: Path, parameters: tuple[Parameter, ...]
             raise UsageError(Diagnostic("W0611", message, parameter.name, facts))
     load_weights(model, match)
     return True
+
+
+def _from_program(origin: Origin, *, trust_code: bool) -> Original:
+    from partitioner.frontends.program import lower_program, open_program, outputs_of
+
+    path = Path(origin.path)
+    try:
+        changed = hashlib.sha256(path.read_bytes()).hexdigest() != origin.sha256
+    except OSError as error:
+        raise UsageError(Diagnostic("W0611", f"the program cannot be read: {error.strerror}", origin.path)) from None
+    if changed:
+        raise UsageError(Diagnostic("W0611", "the program has changed since it was compiled", origin.path))
+    program = open_program(path, trust_code=trust_code)
+    weights = lower_program(program, path.stem, origin).weights
+    return Original(weights, lambda inputs: outputs_of(program, inputs), f"weights from {origin.path}")
 
 
 def _from_onnx(origin: Origin) -> Original:
