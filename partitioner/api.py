@@ -215,7 +215,7 @@ def compile(  # noqa: A001 - the name that users expect: waferc.compile
     if example_inputs is None:
         raise UsageError(Diagnostic("W0108", "a module needs example_inputs", type(model).__name__))
     placed = compile_lowered(lower_module(model, example_inputs, dynamic_shapes), request)
-    return CompiledModel(placed.lowered, placed.compiled, module_weights(model))
+    return CompiledModel(placed.lowered, placed.compiled, module_weights(model, placed.lowered))
 
 
 def _context(asked: int | None, most: int | None) -> int:

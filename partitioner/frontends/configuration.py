@@ -117,6 +117,23 @@ def quietly() -> Iterator[None]:
         logging.disable(before)
 
 
+@contextmanager
+def lean_trace() -> Iterator[None]:
+    """Trace without what serves debuggers and recompilation alone: a stack trace for every node, and remembering what
+    operators yield, which costs more than it saves where sizes are symbols. Together a third of an export's time.
+    """
+    import torch._dynamo.config
+    import torch.fx.config
+
+    before = torch.fx.config.do_not_emit_stack_traces
+    torch.fx.config.do_not_emit_stack_traces = True
+    try:
+        with torch._dynamo.config.patch(fake_tensor_cache_enabled=False), torch.no_grad():
+            yield
+    finally:
+        torch.fx.config.do_not_emit_stack_traces = before
+
+
 def bad_config(error: Exception) -> UnsupportedModelError:
     """What a failure to build the model says of its configuration."""
     if isinstance(error, UnsupportedModelError):

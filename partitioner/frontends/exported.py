@@ -366,5 +366,5 @@ class _Lowering:
             f"operator {name} is not supported: {reason}",
             self._first[key],
             {"occurrences": count},
-            ("an operator is added in ir/ops and partitioner/frontends/aten.py: see CONTRIBUTING.md",),
+            ("an operator is added in ir/ops and partitioner/frontends/aten: see CONTRIBUTING.md",),
         )

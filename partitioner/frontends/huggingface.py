@@ -18,6 +18,7 @@ from partitioner.frontends.checkpoint import as_stored
 from partitioner.frontends.configuration import (
     bad_config,
     dtype_of,
+    lean_trace,
     parse_config,
     quietly,
     stated_dtype,
@@ -50,7 +51,7 @@ def lower_config(config: Mapping[str, Any], name: str, checkpoint: str = "") -> 
     """
     config, notes = without_foreign_code(config)
     model = build_model(config, torch.device("meta"), traced=True)
-    parameters, stored = as_stored(checkpoint, model, tuple(_parameters(model, _encoding_rule(config, model))))
+    parameters, stored = stored_parameters(config, model, checkpoint)
     notes += stored
     graph = _lower_by_layers(model, name, parameters)
     read = {name for node in graph.nodes for name in node.inputs}
@@ -90,6 +91,19 @@ def build_model(config: Mapping[str, Any], device: torch.device, *, traced: bool
             return auto_class(parsed).from_config(parsed, dtype=dtype, **(own or plain_attention)).eval()
     except Exception as error:
         raise bad_config(error) from None
+
+
+def stored_parameters(
+    config: Mapping[str, Any], model: Any, checkpoint: str
+) -> tuple[tuple[Parameter, ...], tuple[str, ...]]:
+    """The parameters of ``model`` as the folder ``checkpoint`` stores them, or as ``config`` says where it stores none;
+    and notes on where the two differ.
+
+    Raises:
+        UnsupportedModelError: W0207, W0225 to W0229.
+        UsageError: W0220 to W0229.
+    """
+    return as_stored(checkpoint, model, tuple(_parameters(model, _encoding_rule(config, model))))
 
 
 def _encoding_rule(config: Mapping[str, Any], model: Any) -> EncodingRule:
@@ -156,7 +170,7 @@ def _export(model: Any, name: str) -> Graph:
     step = Step(model, [it.name for it in inputs])
     # Without gradients, parts that the model computes without them stand in the same graph as the rest.
     try:
-        with quietly(), torch.no_grad():
+        with quietly(), lean_trace():
             program = torch.export.export(step, examples, dynamic_shapes=shapes, strict=False)
         constants = _computed_buffers(model)
     except Exception as error:

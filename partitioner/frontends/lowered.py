@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from ir.graph import Graph
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +31,19 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Lowered:
-    """A model in the graph's terms. ``notes`` tell the user what was left out or ignored."""
+    """A model in the graph's terms. ``notes`` tell the user what was left out or ignored; ``stacks`` names, for each
+    weight of the graph that stacks weights which the model keeps apart (see ``passes.experts``), those weights.
+    """
 
     graph: Graph
     origin: Origin
     max_context: int | None = None
     notes: tuple[str, ...] = ()
+    stacks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+def stacked(weights: Mapping[str, torch.Tensor], stacks: Mapping[str, tuple[str, ...]]) -> dict[str, torch.Tensor]:
+    """The model's ``weights`` and those that ``stacks`` makes of them, by name."""
+    import torch
+
+    return {**weights, **{name: torch.stack([weights[part] for part in parts]) for name, parts in stacks.items()}}

@@ -11,7 +11,9 @@ from torch import nn
 
 from ir.diagnostics import Diagnostic, UnsupportedModelError
 from partitioner.frontends.exported import Names, lower_exported, tied_names
-from partitioner.frontends.lowered import Lowered, Origin
+from partitioner.frontends.lowered import Lowered, Origin, stacked
+from partitioner.passes.experts import group_experts
+from partitioner.passes.simplify import simplify
 
 
 def lower_module(
@@ -39,15 +41,15 @@ def lower_module(
         reason = " ".join(str(error).split())[:300]
         fault = Diagnostic("W0206", f"the module cannot be exported: {type(error).__name__}: {reason}", name)
         raise UnsupportedModelError(fault) from None
-    return Lowered(
-        lower_exported(program, name, Names({}, tied_names(module), _computed(module))), Origin("module", {})
-    )
+    graph = lower_exported(program, name, Names({}, tied_names(module), _computed(module)))
+    grouped = group_experts(simplify(graph))
+    return Lowered(grouped.graph, Origin("module", {}), stacks=grouped.stacks)
 
 
-def module_weights(module: nn.Module) -> dict[str, torch.Tensor]:
+def module_weights(module: nn.Module, lowered: Lowered) -> dict[str, torch.Tensor]:
     """The module's weights by the names that its graph has for them."""
     tensors: Mapping[str, torch.Tensor] = dict(module.named_parameters()) | dict(module.named_buffers())
-    return {name: tensor.detach() for name, tensor in tensors.items()}
+    return stacked({name: tensor.detach() for name, tensor in tensors.items()}, lowered.stacks)
 
 
 def _computed(module: nn.Module) -> dict[str, torch.Tensor]:

@@ -139,9 +139,10 @@ def _join_rest(graph: Graph, seeds: dict[int, _Key]) -> list[_Key]:
         node = graph.nodes[index]
         layer, part = layer_of(node.origin)
         if index not in keys and (part or not layer):
-            readers = [r for value in node.results for r in graph.consumers.get(value.name, ()) if r in keys]
-            beside = [r for r in readers if keys[r].layer == layer]
-            if beside:
+            readers = [r for value in node.results for r in graph.consumers.get(value.name, ())]
+            beside = [r for r in readers if r in keys and keys[r].layer == layer]
+            # Between layers, what a layer reads (a residual sum) belongs to the one before it.
+            if beside and (layer or len(beside) == len(readers)):
                 keys[index] = keys[min(beside)]
     outside = (key for _, key in sorted(seeds.items()) if not key.layer)
     fallback = next(outside, _Key("", graph.name, BlockKind.OTHER))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from ir.graph import Graph, Node
@@ -27,7 +27,7 @@ def simplify(graph: Graph) -> Graph:
         defined.update((value.name, node) for value in node.results)
         nodes.append(node)
     outputs = tuple(renamed.get(name, name) for name in graph.outputs)
-    return replace(graph, nodes=_live(nodes, outputs), outputs=outputs)
+    return replace(graph, nodes=live_nodes(nodes, outputs), outputs=outputs)
 
 
 def _same_as(node: Node, graph: Graph) -> str | None:
@@ -88,7 +88,8 @@ def _absorb_transpose(node: Node, graph: Graph, defined: dict[str, Node]) -> Nod
     return replace(node, op="linear", inputs=inputs, attributes={"transposed": not as_stored})
 
 
-def _live(nodes: list[Node], outputs: Iterable[str]) -> tuple[Node, ...]:
+def live_nodes(nodes: Sequence[Node], outputs: Iterable[str]) -> tuple[Node, ...]:
+    """Those of ``nodes`` that ``outputs`` depend on."""
     read = set(outputs)
     kept: list[Node] = []
     for node in reversed(nodes):

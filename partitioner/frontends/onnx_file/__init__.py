@@ -15,6 +15,9 @@ from partitioner.frontends.builder import GraphBuilder
 from partitioner.frontends.lowered import Lowered, Origin
 from partitioner.frontends.onnx_file import (
     attention,
+    contributed,
+    contributed_attention,
+    contributed_products,
     control,
     einsum,
     elementwise,
@@ -43,8 +46,8 @@ from partitioner.frontends.onnx_file.table import OPERATORS, check_operators
 __all__ = ["OPERATORS", "load_onnx", "read_weights"]
 
 TABLES = (
-    *(attention, control, einsum, elementwise, fourier, indexing, lists, movement),
-    *(products, quantized, recurrent, reductions, resizing, sorted_experts, spatial),
+    *(attention, contributed, contributed_attention, contributed_products, control, einsum, elementwise, fourier),
+    *(indexing, lists, movement, products, quantized, recurrent, reductions, resizing, sorted_experts, spatial),
 )
 """The modules whose functions fill :data:`OPERATORS`."""
 

@@ -12,10 +12,10 @@ from ir.types import Dim, TensorType
 from partitioner.frontends.builder import GraphBuilder
 from partitioner.frontends.onnx_file.arrays import to_numpy, to_torch
 from partitioner.frontends.onnx_file.constants import LARGEST_ELEMENTS, Known, UnfoldableError
-from partitioner.frontends.onnx_file.reading import Weight
+from partitioner.frontends.onnx_file.reading import Stored, Weight
 
 
-def evaluated(name: str, builder: GraphBuilder, weights: Mapping[str, Weight]) -> Known | None:
+def evaluated(name: str, builder: GraphBuilder, weights: Mapping[str, Weight | Stored]) -> Known | None:
     """The contents of ``name``; ``None`` where an input, a symbol, or a large or external weight has a part in it.
 
     Raises:
@@ -45,7 +45,7 @@ def _results(torch: ModuleType, node: Node, values: Mapping[str, Any]) -> dict[s
     return dict(zip((value.name for value in node.results), found, strict=True))
 
 
-def _ancestors(name: str, builder: GraphBuilder, weights: Mapping[str, Weight]) -> list[Node] | None:
+def _ancestors(name: str, builder: GraphBuilder, weights: Mapping[str, Weight | Stored]) -> list[Node] | None:
     """The nodes that ``name`` is computed by, in order, if all is small and none reads an input of the graph."""
     waiting, needed = [name], set[int]()
     while waiting:
@@ -54,7 +54,8 @@ def _ancestors(name: str, builder: GraphBuilder, weights: Mapping[str, Weight]) 
         if not _is_small(builder.type(read)):
             return None
         if index is None:
-            if read not in weights or weights[read].is_external:
+            weight = weights.get(read)
+            if not isinstance(weight, Weight) or weight.is_external:
                 return None
         elif index not in needed:
             if _is_symbolic(builder.nodes[index]):

@@ -20,7 +20,7 @@ from ir.graph import Graph
 from ir.types import Dim, DType, Shape, Size
 from partitioner.frontends.onnx_file.inputs import Symbols, input_type
 from partitioner.frontends.onnx_file.lowering import Lowering
-from partitioner.frontends.onnx_file.reading import Weight
+from partitioner.frontends.onnx_file.reading import Stored, Weight
 from partitioner.passes.step_function import PAST, TOKENS, USERS, step_function
 from partitioner.passes.tables import hold_tables, position_tables
 
@@ -119,7 +119,7 @@ def as_step(graph: Graph, step: Step, lowering: Lowering) -> Graph:
     return hold_tables(graph, {name: items for name, items in tables.items() if items is not None})
 
 
-def _items(weight: Weight) -> tuple[float, ...] | None:
+def _items(weight: Weight | Stored) -> tuple[float, ...] | None:
     """The elements of a small weight; ``None`` where its file is not there, which planning does without."""
     try:
         return tuple(float(item) for item in weight.array().reshape(-1))
