@@ -778,6 +778,11 @@ def test_operators_unknown_to_onnx_are_named(tmp_path: Path) -> None:
 
 
 UNSUPPORTED_FORMS = {
+    "index outside": Case(
+        [node("GatherElements", "w far", "n"), node("Reshape", "x n")],
+        {"x": floats(3, 4)},
+        {"w": ints(3, 4), "far": ints(1, 2)},
+    ),
     "endless loop": looped(10**12),
     "loop that the data stops": looped(3, condition=False),
     "far border": one("Pad", floats(3, 4), ints(0, 10**9, 0, 0), known=(1,), mode="reflect"),
