@@ -51,10 +51,14 @@ def _skip_norm(site: Site, op: str, bias: Term | None, shift: Term | None, epsil
     total = term(site, 0) + term(site, 1)
     total = total if bias is None else total + bias
     affine = [term(site, 2), *([] if shift is None else [shift])]
-    normal = total.apply(op, *affine, epsilon=float(site.attribute("epsilon", epsilon)))
-    if any(site.node.outputs[1:3]):
-        raise UnfoldableError("its outputs mean and inv_std_var are not supported")
-    return normal.name, normal.name, normal.name, total.name
+    epsilon = float(site.attribute("epsilon", epsilon))
+    normal = total.apply(op, *affine, epsilon=epsilon)
+    # For training; fused graphs name these outputs, and nothing reads them.
+    last = len(total.shape) - 1
+    mean = total.reduce("mean", [last], keepdim=True)
+    centred = total - mean if op == "layer_norm" else total
+    deviation = ((centred * centred).reduce("mean", [last], keepdim=True) + epsilon).apply("rsqrt")
+    return normal.name, mean.name, deviation.name, total.name
 
 
 @operator("EmbedLayerNormalization", domain=DOMAIN)

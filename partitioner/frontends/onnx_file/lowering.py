@@ -42,6 +42,8 @@ class Lowering:
     parameters: dict[str, Weight | Stored] = field(default_factory=dict)
     scope: Scope = field(init=False)
     notes: list[str] = field(default_factory=list)
+    outputs: tuple[int, ...] | None = None
+    """Which of the file's outputs the graph has; all, if not said."""
     home: str = ""
     """The module path of the file's own node that is being lowered, perhaps by its function's body."""
     wanted: list[str] = field(default_factory=list)
