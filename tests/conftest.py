@@ -119,4 +119,8 @@ def quick_load(lowered_small_kimi, monkeypatch) -> None:
     import partitioner.api as command
 
     load = command.load
-    monkeypatch.setattr(command, "load", lambda model: lowered_small_kimi if model == "small-kimi" else load(model))
+    monkeypatch.setattr(
+        command,
+        "load",
+        lambda model, **options: lowered_small_kimi if model == "small-kimi" else load(model, **options),
+    )

@@ -576,7 +576,7 @@ def test_a_closed_pipe_is_no_fault():
 def test_an_interrupt_ends_with_130(waferc, monkeypatch):
     import partitioner.api as command
 
-    def interrupted(model: str):
+    def interrupted(model: str, **_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(command, "load", interrupted)
