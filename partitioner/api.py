@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from ir.workload import Workload
 from partitioner.compile import Compiled, Progress, build_model, compile_model
 from partitioner.folder import write_plan
 from partitioner.frontends.load import load
-from partitioner.frontends.lowered import Lowered
+from partitioner.frontends.lowered import Lowered, Origin
 from partitioner.passes.fix import fix_sizes
 from partitioner.passes.step import STEP_SYMBOLS, takes_tokens
 from partitioner.solver.cpsat import Limits
@@ -37,9 +38,11 @@ class LoadOptions:
 
     Attributes:
         fix: numbers for sizes of the model's inputs that are not fixed, such as ``{"tokens": 128}``.
+        trust_code: open a ``.pt2`` file, which can run code.
     """
 
     fix: Mapping[str, int] = field(default_factory=dict)
+    trust_code: bool = False
 
     def __post_init__(self) -> None:
         faults = [
@@ -58,7 +61,7 @@ def lower(model: str, options: LoadOptions) -> Lowered:
         UsageError: W0109, a size to fix that the model has not.
         WafercError: what :func:`partitioner.frontends.load.load` raises.
     """
-    lowered = load(model)
+    lowered = load(model, trust_code=options.trust_code)
     graph = fix_sizes(lowered.graph, options.fix)
     return replace(lowered, graph=graph, notes=(*lowered.notes, *_on_free_sizes(graph)))
 
@@ -122,6 +125,7 @@ class CompiledModel:
     lowered: Lowered
     compiled: Compiled
     weights: Mapping[str, torch.Tensor] | None = None
+    trust_code: bool = False
 
     @property
     def plan(self) -> Plan:
@@ -158,7 +162,7 @@ class CompiledModel:
 
         weights = self.weights
         if weights is None:
-            weights = open_original(self.lowered.origin, self.model.placed, seed).weights
+            weights = open_original(self.lowered.origin, self.model.placed, seed, trust_code=self.trust_code).weights
         return Emulator(self.model, self.plan, weights)
 
     def run(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -190,32 +194,69 @@ def compile_lowered(lowered: Lowered, request: Request, progress: Progress = lam
 
 
 def compile(  # noqa: A001 - the name that users expect: waferc.compile
-    model: str | Path | torch.nn.Module,
-    example_inputs: Sequence[torch.Tensor] | None = None,
+    model: str | Path | torch.nn.Module | torch.export.ExportedProgram,
+    example_inputs: Sequence[Any] | None = None,
     *,
+    example_kwargs: Mapping[str, Any] | None = None,
     dynamic_shapes: Any = None,
+    trust_code: bool = False,
     **options: Any,
 ) -> CompiledModel:
     """Place a model on a cluster of wafers.
 
     Args:
-        model: what ``waferc compile`` takes (a name, a folder, a file), or a ``torch.nn.Module``.
+        model: what ``waferc compile`` takes (a name, a folder, a file), a ``torch.nn.Module``, or a program of
+            ``torch.export.export``.
         example_inputs: for modules: positional inputs of its forward.
-        dynamic_shapes: for modules: as for ``torch.export.export``.
+        example_kwargs: for modules: inputs by keyword.
+        dynamic_shapes: for modules: as for ``torch.export.export``; dimensions named ``users`` and ``tokens`` make the
+            model one of steps.
+        trust_code: open a ``.pt2`` file, which is a pickle and can run code.
         options: fields of :class:`Request`.
 
     Raises:
         WafercError: with diagnostics, as the command line prints them.
     """
-    request = Request(**options)
+    request = _request(options)
     if isinstance(model, (str, Path)):
-        return compile_lowered(load(str(model)), request)
-    from partitioner.frontends.module import lower_module, module_weights
+        lowered = lower(str(model), LoadOptions(trust_code=trust_code))
+        return replace(compile_lowered(lowered, request), trust_code=trust_code)
+    import torch
 
-    if example_inputs is None:
+    from partitioner.frontends.module import lower_module
+    from partitioner.frontends.program import lower_program
+
+    if isinstance(model, torch.export.ExportedProgram):
+        found = lower_program(model, "program", Origin("module", {}))
+    elif not isinstance(model, torch.nn.Module):
+        message = f"a model is a name, a path, a module or an exported program, not {type(model).__name__}"
+        raise UsageError(Diagnostic("W0108", message))
+    elif example_inputs is None and not example_kwargs:
         raise UsageError(Diagnostic("W0108", "a module needs example_inputs", type(model).__name__))
-    placed = compile_lowered(lower_module(model, example_inputs, dynamic_shapes), request)
-    return CompiledModel(placed.lowered, placed.compiled, module_weights(model, placed.lowered))
+    else:
+        inputs = () if example_inputs is None else example_inputs
+        found = lower_module(model, inputs, example_kwargs, dynamic_shapes)
+    return replace(compile_lowered(found.lowered, request), weights=found.weights)
+
+
+def _request(options: Mapping[str, Any]) -> Request:
+    """The request that ``options`` make.
+
+    Raises:
+        UsageError: W0103, there is no such option, or it is of another type.
+    """
+    known = [option.name for option in fields(Request)]
+    faults = []
+    for name in options.keys() - set(known):
+        close = difflib.get_close_matches(name, known, n=1)
+        help_ = (f"did you mean {close[0]}?",) if close else (f"options are {', '.join(known)}",)
+        faults.append(Diagnostic("W0103", f"there is no option {name}", name, help=help_))
+    if faults:
+        raise UsageError(*faults)
+    try:
+        return Request(**options)
+    except (TypeError, ValueError) as error:
+        raise UsageError(Diagnostic("W0103", f"an option is of the wrong type: {error}")) from None
 
 
 def _context(asked: int | None, most: int | None) -> int:

@@ -455,6 +455,22 @@ MORE: dict[str, list[Case]] = {
     "roll": [case(lambda x: x.roll((2, -1), (1, 2)), CUBE)],
     "tril": [case(lambda x: x.tril(-1), CUBE), case(lambda x: x.tril(1), CUBE)],
     "triu": [case(lambda x: x.triu(1), CUBE), case(lambda x: x.triu(), INTS.float())],
+    **{
+        name: [case(lambda x, n=name: x + getattr(torch, n)(4, 4, 1).sum(1)[0], X)]
+        for name in ("tril_indices", "triu_indices")
+    },
+    "embedding_bag": [
+        *(
+            case(lambda i, w, m=mode: F.embedding_bag(i, w, mode=m), numbers(9, USERS, 4), weights=(TABLE,))
+            for mode in ("sum", "mean", "max")
+        ),
+        case(
+            lambda i, f, w: F.embedding_bag(i, w, per_sample_weights=f, mode="sum"),
+            numbers(9, USERS, 4),
+            X,
+            weights=(TABLE,),
+        ),
+    ],
     "one_hot": [case(lambda i: F.one_hot(i, 9), numbers(9, USERS, 2))],
     "pixel_shuffle": [case(lambda x: F.pixel_shuffle(x, 2), IMAGE)],
     "pixel_unshuffle": [case(lambda x: F.pixel_unshuffle(x, 2), floats(USERS, 2, 4, 6))],

@@ -228,23 +228,40 @@ def test_every_fp8_value_is_unpacked(tmp_path) -> None:
 
 @pytest.mark.parametrize("name", ["mixtral", "llama", "llama_tied", "qwen3_moe", "kimi_k26", "gpt_oss"])
 def test_weights_are_those_that_the_library_finds_unpacks_and_joins(name: str, planned_of) -> None:
-    """By its own loading code; for fp8 that asks for a package which is not there."""
-    it = planned_of(name)
+    """By its own loading code."""
+    _require_the_same_weights(planned_of(name))
+
+
+def test_fp8_weights_are_those_that_the_library_finds_unpacks_and_joins(tmp_path, monkeypatch) -> None:
+    """For sizes that 128 divides: the library takes the blocks of others to be smaller. It asks for a package that it
+    does not need on a CPU.
+    """
+    monkeypatch.setattr("transformers.quantizers.quantizer_finegrained_fp8.is_accelerate_available", lambda: True)
+    sizes = {"hidden_size": 256, "intermediate_size": 384, "q_lora_rank": 128, "kv_lora_rank": 112}
+    config = {**PUBLISHERS["deepseek_v3"].config, **sizes, "num_nextn_predict_layers": 0}
+    folder = write(tmp_path, config, values(checkpoints.deepseek_v3(config)))
+    _require_the_same_weights(planned(config, folder))
+
+
+def _require_the_same_weights(it: Planned) -> None:
     kind = type(build_model(it.config, torch.device("meta")))
     theirs = library_model(kind, it.folder, it.config).state_dict()
     ours = open_original(it.origin, it.parameters, seed=0).weights
     assert theirs.keys() <= ours.keys()
     for path, tensor in theirs.items():
+        assert tensor.dtype == ours[path].dtype, path
         assert torch.equal(tensor, ours[path]), path
 
 
 def library_model(kind: Any, folder: Path, config: dict[str, Any]) -> Any:
-    from transformers import CompressedTensorsConfig, Mxfp4Config
+    from transformers import CompressedTensorsConfig, FineGrainedFP8Config, Mxfp4Config
 
     said = config.get("quantization_config") or config.get("text_config", {}).get("quantization_config")
     if said is None:
         return kind.from_pretrained(folder, dtype=torch.bfloat16)
-    if said["quant_method"] == "mxfp4":
+    if said["quant_method"] == "fp8":
+        wanted = FineGrainedFP8Config(weight_block_size=[128, 128], dequantize=True)
+    elif said["quant_method"] == "mxfp4":
         wanted = Mxfp4Config(modules_to_not_convert=said["modules_to_not_convert"], dequantize=True)
     else:
         wanted = CompressedTensorsConfig(**{k: v for k, v in said.items() if k != "quant_method"}, dequantize=True)

@@ -33,6 +33,7 @@ def _whole(_type: object, tokens: Sequence[Token]) -> int:
 
 Count = Annotated[int, Parameter(converter=_whole)]
 Json = Annotated[bool, Parameter("--json", negative=())]
+TrustCode = Annotated[bool, Parameter("--trust-code", negative=())]
 
 
 @app.command(name="compile")
@@ -47,6 +48,7 @@ def compile_command(
     prefill_chunk: Count = 64,
     reserve_bytes: Count | None = None,
     fix: str = "",
+    trust_code: TrustCode = False,
     output: Annotated[Path | None, Parameter(["--output", "-o"])] = None,
     seed: Count = 0,
     time_limit: float = 60.0,
@@ -55,7 +57,7 @@ def compile_command(
     """Place a model on a cluster of wafers, check the plan, and write it.
 
     Args:
-        model: a name that `waferc models` lists, a transformers folder or config.json, or an ONNX file.
+        model: a name that `waferc models` lists, a transformers folder or config.json, an ONNX file, or a .pt2 program.
         target: a name that `waferc targets` lists, or a machine file (.toml).
         systems: number of wafers; the target's own number if not given.
         users: users whose KV caches are resident at the same time.
@@ -64,6 +66,7 @@ def compile_command(
         reserve_bytes: bytes of each tile kept for code, stack and buffers; the target's own if not given.
         fix: numbers for sizes that are not fixed, for example tokens=128 or batch=1,tokens=128; a model whose tokens
             meet outside of attention is placed for these sizes alone.
+        trust_code: open a .pt2 file, which is a pickle and can run code: only if you trust who made it.
         output: folder to write the plan to; nothing is written if not given.
         seed: seed of the solver.
         time_limit: limit on the solver's work, in deterministic seconds.
@@ -82,22 +85,23 @@ def compile_command(
         seed=seed,
         time_limit=time_limit,
     )
-    run_compile(model, LoadOptions(fix=_parse_sizes(fix)), request, output, Output(json=json))
+    run_compile(model, LoadOptions(fix=_parse_sizes(fix), trust_code=trust_code), request, output, Output(json=json))
 
 
 @app.command
-def inspect(model: str, /, *, fix: str = "", json: Json = False) -> None:
+def inspect(model: str, /, *, fix: str = "", trust_code: TrustCode = False, json: Json = False) -> None:
     """Show what a model is, without placing it: its weights, caches, work and blocks.
 
     Args:
-        model: a name that `waferc models` lists, a transformers folder or config.json, or an ONNX file.
+        model: a name that `waferc models` lists, a transformers folder or config.json, an ONNX file, or a .pt2 program.
         fix: numbers for sizes that are not fixed, for example tokens=128 or batch=1,tokens=128.
+        trust_code: open a .pt2 file, which is a pickle and can run code: only if you trust who made it.
         json: print one JSON object.
     """
     from partitioner.api import LoadOptions
     from partitioner.cli.inspect import run_inspect
 
-    run_inspect(model, LoadOptions(fix=_parse_sizes(fix)), Output(json=json))
+    run_inspect(model, LoadOptions(fix=_parse_sizes(fix), trust_code=trust_code), Output(json=json))
 
 
 @app.command
@@ -139,6 +143,7 @@ def run(
     tokens: Count = 16,
     seed: Count = 0,
     compare: Annotated[bool, Parameter("--compare", negative=())] = False,
+    trust_code: TrustCode = False,
     json: Json = False,
 ) -> None:
     """Run a plan on emulated tiles: generate tokens (greedily), or run once on given inputs.
@@ -149,6 +154,7 @@ def run(
         inputs: for other models: an .npz file with an array for each input.
         tokens: how many tokens to generate.
         seed: seed of the random weights of a model that has no checkpoint.
+        trust_code: open the .pt2 file that the plan is of, which can run code.
         compare: run the original model too; exit code 6 if tokens differ or a logit is more than 1e-4 off (float32).
         json: print one JSON object.
     """
@@ -160,10 +166,11 @@ def run(
         raise UsageError(Diagnostic("W0104", "give either --prompt-ids or --inputs", "run"))
     from partitioner.cli.run import run_inputs, run_plan
 
+    out = Output(json=json)
     if prompt_ids is not None:
-        run_plan(folder, _parse_ids(prompt_ids), tokens, seed, Output(json=json), compare=compare)
+        run_plan(folder, _parse_ids(prompt_ids), tokens, seed, out, compare=compare, trust_code=trust_code)
     elif inputs is not None:
-        run_inputs(folder, inputs, seed, Output(json=json), compare=compare)
+        run_inputs(folder, inputs, seed, out, compare=compare, trust_code=trust_code)
 
 
 @app.command

@@ -26,7 +26,16 @@ _SMALL_MODEL_BYTES = 64 << 20
 """Below this, waking a second thread for each product costs more than it gains."""
 
 
-def run_plan(folder: Path, prompt_ids: Sequence[int], tokens: int, seed: int, out: Output, *, compare: bool) -> None:
+def run_plan(
+    folder: Path,
+    prompt_ids: Sequence[int],
+    tokens: int,
+    seed: int,
+    out: Output,
+    *,
+    compare: bool,
+    trust_code: bool = False,
+) -> None:
     """Generate tokens on emulated tiles.
 
     Raises:
@@ -34,7 +43,7 @@ def run_plan(folder: Path, prompt_ids: Sequence[int], tokens: int, seed: int, ou
         CheckError: the plan is unsound; W0620, the run differs from the original.
     """
     begin = time.perf_counter()
-    emulator, original = _load(folder, seed, out)
+    emulator, original = _load(folder, seed, out, trust_code=trust_code)
     graph = emulator.model.graph
     if {value.name for value in graph.inputs} - {"input_ids", "position_ids"} or not graph.inputs:
         help_ = ("give the model's inputs with --inputs FILE.npz",)
@@ -46,7 +55,7 @@ def run_plan(folder: Path, prompt_ids: Sequence[int], tokens: int, seed: int, ou
     _finish(record, emulator, original, begin, out)
 
 
-def run_inputs(folder: Path, inputs: Path, seed: int, out: Output, *, compare: bool) -> None:
+def run_inputs(folder: Path, inputs: Path, seed: int, out: Output, *, compare: bool, trust_code: bool = False) -> None:
     """Run a model once, on the arrays of an ``.npz`` file.
 
     Raises:
@@ -54,7 +63,7 @@ def run_inputs(folder: Path, inputs: Path, seed: int, out: Output, *, compare: b
         CheckError: the plan is unsound; W0620, the run differs from the original.
     """
     begin = time.perf_counter()
-    emulator, original = _load(folder, seed, out)
+    emulator, original = _load(folder, seed, out, trust_code=trust_code)
     given = _read_arrays(inputs)
     outputs = emulator.step(given)
     shown = {name: {"shape": list(t.shape), "values": t.flatten()[:8].tolist()} for name, t in outputs.items()}
@@ -66,7 +75,7 @@ def run_inputs(folder: Path, inputs: Path, seed: int, out: Output, *, compare: b
     _finish(record, emulator, original, begin, out)
 
 
-def _load(folder: Path, seed: int, out: Output) -> tuple[Emulator, Original]:
+def _load(folder: Path, seed: int, out: Output, *, trust_code: bool) -> tuple[Emulator, Original]:
     with out.progress() as progress:
         progress("checking the plan")
         stored = read_plan(folder)
@@ -74,7 +83,7 @@ def _load(folder: Path, seed: int, out: Output) -> tuple[Emulator, Original]:
         progress("loading weights onto tiles")
         if model.weight_bytes < _SMALL_MODEL_BYTES:
             torch.set_num_threads(1)
-        original = open_original(stored.origin, model.placed, seed)
+        original = open_original(stored.origin, model.placed, seed, trust_code=trust_code)
         return Emulator(model, stored.plan, original.weights), original
 
 

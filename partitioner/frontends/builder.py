@@ -39,6 +39,10 @@ class GraphBuilder:
         """The type of a name that is already defined."""
         return self._types[name]
 
+    def maker(self, name: str) -> Node | None:
+        """The node that yields ``name``, unless it is an input or a weight."""
+        return next((node for node in reversed(self._nodes) if any(v.name == name for v in node.results)), None)
+
     def add(
         self, op: str, inputs: Sequence[str], origin: str, names: Sequence[str] = (), **attributes: Attribute
     ) -> str:

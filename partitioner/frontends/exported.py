@@ -18,7 +18,7 @@ from torch.export.graph_signature import InputKind
 
 from ir.diagnostics import Diagnostic, UnsupportedModelError
 from ir.encoding import plain
-from ir.graph import Attribute, Graph
+from ir.graph import Attribute, Graph, Node
 from ir.types import Dim, DType, Size, TensorType
 from partitioner.frontends.aten import RULES, Rule
 from partitioner.frontends.builder import GraphBuilder
@@ -157,6 +157,10 @@ class _Lowering:
     def type(self, name: str) -> TensorType:
         """Type of a name in the graph."""
         return self._builder.type(name)
+
+    def maker(self, name: str) -> Node | None:
+        """The node that yields ``name``, unless it is an input or a weight."""
+        return self._builder.maker(name)
 
     def is_parameter(self, name: str) -> bool:
         """Whether ``name`` is a stored weight."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -55,7 +56,7 @@ def lower_config(config: Mapping[str, Any], name: str, checkpoint: str = "") -> 
     """
     config, notes = without_foreign_code(config)
     model = build_model(config, torch.device("meta"), traced=True)
-    parameters, stored = as_stored(checkpoint, model, tuple(_parameters(model, _encoding_rule(config, model))))
+    parameters, stored = stored_parameters(config, model, checkpoint)
     notes += stored
     grouped = _lower_by_layers(model, name, parameters)
     graph = grouped.graph
@@ -93,9 +94,34 @@ def build_model(config: Mapping[str, Any], device: torch.device, *, traced: bool
     dtype = dtype_of(config)
     try:
         with quietly(), device:
-            return auto_class(parsed).from_config(parsed, dtype=dtype, **(own or plain_attention)).eval()
+            model = auto_class(parsed).from_config(parsed, dtype=dtype, **(own or plain_attention)).eval()
     except Exception as error:
         raise bad_config(error) from None
+    _keep_in_f32(model, dtype)
+    return model
+
+
+def _keep_in_f32(model: Any, dtype: torch.dtype) -> None:
+    """Give tensors the type that the library gives them when it loads a checkpoint: its classes name some, such as the
+    correction of a router's choice, that stay in f32 whatever the model's type is.
+    """
+    kept = [re.compile(pattern.replace("*", ".*")) for pattern in model._get_dtype_plan(dtype)]
+    for name, tensor in model.state_dict(keep_vars=True).items() if kept else ():
+        if any(pattern.search(name) for pattern in kept):
+            tensor.data = tensor.data.to(torch.float32)
+
+
+def stored_parameters(
+    config: Mapping[str, Any], model: Any, checkpoint: str
+) -> tuple[tuple[Parameter, ...], tuple[str, ...]]:
+    """The parameters of ``model`` as the folder ``checkpoint`` stores them, or as ``config`` says where it stores none;
+    and notes on where the two differ.
+
+    Raises:
+        UnsupportedModelError: W0207, W0225 to W0229.
+        UsageError: W0220 to W0229.
+    """
+    return as_stored(checkpoint, model, tuple(_parameters(model, _encoding_rule(config, model))))
 
 
 def _encoding_rule(config: Mapping[str, Any], model: Any) -> EncodingRule:

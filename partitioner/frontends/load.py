@@ -1,4 +1,4 @@
-"""What the user calls MODEL: a name of the catalogue, a transformers folder or configuration, or an ONNX file."""
+"""What the user calls MODEL: a name of the catalogue, a transformers folder or configuration, or a file."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from partitioner.frontends.lowered import Lowered
 _MOST_CONFIG_BYTES = 16 << 20
 
 
-def load(model: str) -> Lowered:
-    """Lower the model that the user names.
+def load(model: str, *, trust_code: bool = False) -> Lowered:
+    """Lower the model that the user names; ``trust_code`` lets a file be opened that can run code.
 
     Raises:
-        UsageError: W0101 (nothing of that name), W0102 (a configuration that is not JSON), W0202 (not ONNX).
+        UsageError: W0101 (nothing of that name), W0102 (a configuration that is not JSON), W0202 (not ONNX), W0242
+            (a program that may run code), W0243 (a program that cannot be read).
         UnsupportedModelError: what the frontends raise.
     """
     config = configuration(model)
@@ -37,6 +38,10 @@ def load(model: str) -> Lowered:
     if path.suffix == ".json" and is_file:
         name = path.parent.resolve().name if path.name == "config.json" else path.stem
         return _from_config(_read_config(path), name)
+    if path.suffix == ".pt2" and is_file:
+        from partitioner.frontends.program import load_program
+
+        return load_program(path, trust_code=trust_code).lowered
     if is_file:
         from partitioner.frontends.onnx_file import load_onnx
 
@@ -84,5 +89,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 def _unknown(model: str) -> UsageError:
     close = difflib.get_close_matches(model.lower(), catalog(), n=3)
     help_ = [f"did you mean {' or '.join(close)}?"] if close else []
-    help_.append("MODEL is a name listed by `waferc models`, a folder or config.json of transformers, or an ONNX file")
+    help_.append(
+        "MODEL is a name listed by `waferc models`, a folder or config.json of transformers, an ONNX file, or a .pt2"
+    )
     return UsageError(Diagnostic("W0101", f"there is no model {model!r}", help=tuple(help_)))

@@ -17,10 +17,10 @@ class Origin:
     """Where a model came from, as far as a later run needs it; written into the plan's folder as it is.
 
     Attributes:
-        kind: ``config`` (a transformers configuration), ``onnx`` or ``module``.
+        kind: ``config`` (a transformers configuration), ``onnx``, ``exported`` (a ``.pt2`` file) or ``module``.
         config: the configuration, for ``config``; else empty.
-        path: the ONNX file or checkpoint folder that holds the weights; empty where there is none.
-        sha256: of the ONNX file; empty otherwise.
+        path: the file or checkpoint folder that holds the weights; empty where there is none.
+        sha256: of the file; empty otherwise.
     """
 
     kind: str

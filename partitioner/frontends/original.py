@@ -27,8 +27,11 @@ class Original:
     note: str
 
 
-def open_original(origin: Origin, parameters: tuple[Parameter, ...], seed: int) -> Original:
-    """The original of a plan, with a checkpoint's weights where there is one, else random ones from ``seed``.
+def open_original(
+    origin: Origin, parameters: tuple[Parameter, ...], seed: int, *, trust_code: bool = False
+) -> Original:
+    """The original of a plan, with a checkpoint's weights where there is one, else random ones from ``seed``;
+    ``trust_code`` lets a file be opened that can run code.
 
     Raises:
         UsageError: W0610, its weights do not fit in this computer's memory; W0611, the checkpoint is not that of the
@@ -44,6 +47,8 @@ def open_original(origin: Origin, parameters: tuple[Parameter, ...], seed: int) 
         return _from_config(origin, parameters, seed)
     if origin.kind == "onnx":
         return _from_onnx(origin)
+    if origin.kind == "exported":
+        return _from_program(origin, trust_code=trust_code)
     help_ = ("plans of modules are run from Python: waferc.compile(module, inputs).run(inputs)",)
     raise UsageError(Diagnostic("W0612", f"a plan of kind {origin.kind!r} holds no weights", help=help_))
 
@@ -103,8 +108,24 @@ def _load_checkpoint(model: Any, folder: Path, parameters: tuple[Parameter, ...]
     return True
 
 
+def _from_program(origin: Origin, *, trust_code: bool) -> Original:
+    from partitioner.frontends.program import lower_program, open_program, outputs_of
+
+    path = Path(origin.path)
+    try:
+        changed = hashlib.sha256(path.read_bytes()).hexdigest() != origin.sha256
+    except OSError as error:
+        raise UsageError(Diagnostic("W0611", f"the program cannot be read: {error.strerror}", origin.path)) from None
+    if changed:
+        raise UsageError(Diagnostic("W0611", "the program has changed since it was compiled", origin.path))
+    program = open_program(path, trust_code=trust_code)
+    weights = lower_program(program, path.stem, origin).weights
+    return Original(weights, lambda inputs: outputs_of(program, inputs), f"weights from {origin.path}")
+
+
 def _from_onnx(origin: Origin) -> Original:
     from partitioner.frontends.onnx_file import read_weights, reference_outputs
+    from partitioner.frontends.onnx_file.arrays import to_torch
 
     path = Path(origin.path)
     try:
@@ -113,20 +134,10 @@ def _from_onnx(origin: Origin) -> Original:
         raise UsageError(Diagnostic("W0611", f"the ONNX file cannot be read: {error.strerror}", origin.path)) from None
     if changed:
         raise UsageError(Diagnostic("W0611", "the ONNX file has changed since it was compiled", origin.path))
-    weights = {name: _tensor(array) for name, array in read_weights(path).items()}
+    weights = {name: to_torch(torch, array) for name, array in read_weights(path).items()}
 
     def forward(inputs: Outputs) -> list[torch.Tensor]:
         arrays = reference_outputs(path, {name: tensor.numpy() for name, tensor in inputs.items()})
         return [torch.from_numpy(array.copy()) for array in arrays]
 
     return Original(weights, forward, f"weights from {origin.path}")
-
-
-def _tensor(array: object) -> torch.Tensor:
-    """A numpy array as a tensor; bf16 comes as the 16-bit type of ml_dtypes."""
-    import numpy as np
-
-    values = np.array(array)
-    if values.dtype.name == "bfloat16":
-        return torch.from_numpy(values.view(np.uint16)).view(torch.bfloat16)
-    return torch.from_numpy(values)

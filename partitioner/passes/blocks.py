@@ -79,7 +79,15 @@ def _seed_part(graph: Graph, layer: str, part: str, nodes: list[int]) -> dict[in
         return dict.fromkeys(nodes, _Key(layer, part, BlockKind.ATTENTION))
     if any(OPS[op].kind is Kind.MATRIX for op in ops):
         return dict.fromkeys(nodes, _Key(layer, part, BlockKind.DENSE_MLP))
+    if any(_looks_up(graph, index) for index in nodes):
+        return dict.fromkeys(nodes, _Key(layer, part, BlockKind.EMBEDDING))
     return {}
+
+
+def _looks_up(graph: Graph, index: int) -> bool:
+    """Whether a node reads rows of a stored table."""
+    node = graph.nodes[index]
+    return node.op == "embedding" and node.inputs[0] in graph.parameter
 
 
 def _seed_moe(graph: Graph, layer: str, nodes: list[int]) -> dict[int, _Key]:

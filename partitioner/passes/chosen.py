@@ -14,7 +14,7 @@ from ir.types import Shape
 
 @dataclass(frozen=True, slots=True)
 class _Chosen:
-    """A stack of matrices, and which of them each row takes; ``flipped``: a row's matrix is turned before it is used."""
+    """A stack of matrices, and which of them each row takes; ``flipped``: each is turned before it is used."""
 
     stack: str
     indices: str

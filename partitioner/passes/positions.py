@@ -11,12 +11,11 @@ from dataclasses import replace
 
 from ir.diagnostics import UnsupportedModelError
 from ir.graph import Graph, Node
-from ir.ops.elementwise import ELEMENTWISE
+from ir.ops import ELEMENT_BY_ELEMENT
 from ir.types import Dim, DType, Shape, Size, TensorType, product
 from partitioner.frontends.builder import GraphBuilder
 
 NAME = "position_ids"
-_ELEMENTWISE = frozenset({"cast", *(op.name for op in ELEMENTWISE)})
 _LOOK_UP = frozenset({"embedding", "gather", "scatter"})
 _AXES = ("dim", "dims")
 
@@ -111,7 +110,7 @@ class _Lifting:
                 (self._lifted[node.inputs[0]],),
                 lifted=not settled,
             )
-        elif node.op in _ELEMENTWISE:
+        elif node.op in ELEMENT_BY_ELEMENT:
             self._elementwise(node)
         elif node.op == "embedding" and node.inputs[0] in self._graph.parameter:
             self._emit(node, (node.inputs[0], self._lifted[node.inputs[1]]), lifted=True)

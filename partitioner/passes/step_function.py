@@ -8,7 +8,7 @@ from what it remembers, and the step function is told them.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ir.diagnostics import Diagnostic, UnsupportedModelError
@@ -25,7 +25,15 @@ from partitioner.passes.unsort import undo_orders
 USERS, TOKENS, PAST = (Dim.symbol(name) for name in ("users", "tokens", "past"))
 
 
-def step_function(graph: Graph, ids: str, pasts: frozenset[str]) -> Graph:
+@dataclass(frozen=True, slots=True)
+class StepFunction:
+    """A step's graph, and which of the export's outputs (indices) it has; those for the cache are left out."""
+
+    graph: Graph
+    outputs: tuple[int, ...]
+
+
+def step_function(graph: Graph, ids: str, pasts: frozenset[str]) -> StepFunction:
     """The step that ``graph`` computes: ``ids`` names its token ids [users, tokens], ``pasts`` the inputs of the cache.
 
     Raises:
@@ -34,14 +42,15 @@ def step_function(graph: Graph, ids: str, pasts: frozenset[str]) -> Graph:
     orders = tuple(value.name for value in graph.inputs if value.name.startswith("any_order"))
     graph = simplify(undo_orders(group_chosen(simplify(fold_uniform(graph))), orders))
     graph = recognise_attention(graph)
-    graph = simplify(_own_cache(graph, ids, pasts))
+    graph, kept = _own_cache(graph, ids, pasts)
+    graph = simplify(graph)
     graph = simplify(take_positions(graph, ids, TOKENS, PAST))
     graph = simplify(fold_uniform(_without_past(graph, pasts)))
     read = {name for node in graph.nodes for name in node.inputs} | {ids}
-    return replace(graph, inputs=tuple(value for value in graph.inputs if value.name in read))
+    return StepFunction(replace(graph, inputs=tuple(v for v in graph.inputs if v.name in read)), kept)
 
 
-def _own_cache(graph: Graph, ids: str, pasts: frozenset[str]) -> Graph:
+def _own_cache(graph: Graph, ids: str, pasts: frozenset[str]) -> tuple[Graph, tuple[int, ...]]:
     """Attention reads new keys and values alone; what it remembers is no output, nor what no token decides."""
     joined = {
         node.result.name: node.inputs[1]
@@ -52,8 +61,13 @@ def _own_cache(graph: Graph, ids: str, pasts: frozenset[str]) -> Graph:
     nodes = (replace(node, inputs=tuple(joined.get(n, n) for n in node.inputs)) for node in graph.nodes)
     graph = replace(graph, nodes=tuple(nodes))
     decided = _computed_from(graph, ids)
-    kept = [n for n in graph.outputs if n in decided and n not in joined and not _is_remembered(graph, n)]
-    return replace(graph, outputs=tuple(kept)) if kept else graph
+    kept = tuple(
+        index
+        for index, name in enumerate(graph.outputs)
+        if name in decided and name not in joined and not _is_remembered(graph, name)
+    )
+    kept = kept or tuple(range(len(graph.outputs)))
+    return replace(graph, outputs=tuple(graph.outputs[index] for index in kept)), kept
 
 
 def _computed_from(graph: Graph, ids: str) -> set[str]:

@@ -12,12 +12,10 @@ from dataclasses import replace
 
 from ir.graph import Graph, Node, Value
 from ir.interpret import interpret
-from ir.ops import OPS, Kind
-from ir.ops.elementwise import ELEMENTWISE
+from ir.ops import ELEMENT_BY_ELEMENT, OPS, Kind
 from ir.types import DType, TensorType
 
 Number = bool | int | float
-_ELEMENTWISE = frozenset({"cast", *(op.name for op in ELEMENTWISE)})
 _CHOOSES = frozenset({"embedding", "gather"})
 _NEUTRAL: dict[str, Number] = {
     "logical_and": True,
@@ -104,7 +102,7 @@ def _number(node: Node, numbers: dict[str, Number], types: dict[str, TensorType]
     if node.op == "sum" and node.inputs[0] in numbers:
         count = math.prod(types[node.inputs[0]].shape[dim] for dim in node.attributes["dims"])
         return numbers[node.inputs[0]] * count if isinstance(count, int) else None
-    if node.op in _ELEMENTWISE and all(name in numbers for name in node.inputs):
+    if node.op in ELEMENT_BY_ELEMENT and all(name in numbers for name in node.inputs):
         return _computed(node, numbers, types)
     return None
 

@@ -14,10 +14,9 @@ from dataclasses import replace
 from ir.diagnostics import Diagnostic, UnsupportedModelError
 from ir.graph import Graph, Node, Value
 from ir.interpret import interpret
-from ir.ops.elementwise import ELEMENTWISE
+from ir.ops import ELEMENT_BY_ELEMENT
 from ir.types import Dim, Size, TensorType, exact_quotient, symbols_of
 
-_ELEMENTWISE = frozenset({"cast", *(op.name for op in ELEMENTWISE)})
 _ALONG = {"slice": "dim", "concat": "dim", "softmax": "dim", "log_softmax": "dim", "cumsum": "dim"}
 _REDUCES = frozenset({"sum", "mean", "amax", "amin", "argmax"})
 _ROWWISE = frozenset({"rms_norm", "layer_norm", "linear"})
@@ -100,7 +99,7 @@ class _Unsorting:
         """Whether row i of the result is computed from rows i of the ordered operands, and from nothing else by row."""
         rows = node.result.type.shape[:1]
         types = [self._graph.types[name] for name in node.inputs]
-        if node.op in _ELEMENTWISE:
+        if node.op in ELEMENT_BY_ELEMENT:
             rank = len(node.result.type.shape)
             return all(
                 (len(t.shape) == rank and t.shape[:1] == rows)

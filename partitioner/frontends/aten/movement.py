@@ -258,3 +258,18 @@ def _repeat(t: Translator, x: str, counts: Sequence[Size]) -> str:
     alone = reshape(t, x, tuple(size for length in shape for size in (1, length)))
     wide = expand(t, alone, tuple(size for pair in zip(counts, shape, strict=True) for size in pair))
     return reshape(t, wide, t.result.shape)
+
+
+@rule("tril_indices")
+def _tril_indices(t: Translator, rows: int, columns: int, offset: int = 0, **_: Any) -> str:
+    return _positions(t, [(r, c) for r in range(rows) for c in range(columns) if c - r <= offset])
+
+
+@rule("triu_indices")
+def _triu_indices(t: Translator, rows: int, columns: int, offset: int = 0, **_: Any) -> str:
+    return _positions(t, [(r, c) for r in range(rows) for c in range(columns) if c - r >= offset])
+
+
+def _positions(t: Translator, pairs: Sequence[tuple[int, int]]) -> str:
+    values = tuple(pair[i] for i in (0, 1) for pair in pairs)
+    return t.add("constant", values=values, shape=(2, len(pairs)), dtype=t.result.dtype)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from ir.types import DType, Size, product
+from ir.types import DType, Size, exact_quotient, product
 from partitioner.frontends.aten.registry import Translator, cast, positive, rank, reshape, rule, taken
 
 
@@ -194,3 +194,31 @@ def _cosine_similarity(t: Translator, x: str, y: str, dim: int = 1, eps: float =
     lengths = [t.add("clamp", _norm(t, v, 2, dim, keepdim=True), min=eps) for v in (x, y)]
     both = [t.add("div", v, length) for v, length in zip((x, y), lengths, strict=True)]
     return _reduce(t, t.add("mul", *both), dim)
+
+
+@rule("embedding_bag")
+def _embedding_bag(
+    t: Translator,
+    table: str,
+    indices: str,
+    offsets: str,
+    _scale_grad: bool = False,
+    mode: int = 0,
+    _sparse: bool = False,
+    weights: str | None = None,
+    _include_last: bool = False,
+    padding: int | None = None,
+) -> tuple[str]:
+    """Bags of equally many rows each, as a module makes them of a table of indices [bags, rows]."""
+    begins = t.maker(offsets)
+    bags, count = t.type(offsets).shape[0], t.type(indices).shape[0]
+    rows = exact_quotient(count, bags)
+    even = begins is not None and begins.op == "arange" and begins.attributes["start"] == 0
+    if not even or begins is None or rows is None or begins.attributes["step"] != rows:
+        raise NotImplementedError("bags of different sizes")
+    if padding is not None and padding >= 0:
+        raise NotImplementedError("bags with rows that do not count")
+    found = t.add("embedding", table, reshape(t, indices, (bags, rows)))
+    if weights is not None:
+        found = t.add("mul", found, reshape(t, weights, (bags, rows, 1)))
+    return (t.add(("sum", "mean", "amax")[mode], found, dims=(1,), keepdim=False),)

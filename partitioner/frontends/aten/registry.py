@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
-from ir.graph import Attribute
+from ir.graph import Attribute, Node
 from ir.types import DType, Size, TensorType, product
 
 Rule = Callable[..., Any]
@@ -25,6 +25,9 @@ class Translator(Protocol):
 
     def add(self, op: str, *inputs: str, **attributes: Attribute) -> str:
         """Add a node; the name of its first result."""
+
+    def maker(self, name: str) -> Node | None:
+        """The node that yields ``name``, unless it is an input or a weight."""
 
     def is_parameter(self, name: str) -> bool:
         """Whether ``name`` is a stored weight."""

@@ -133,8 +133,8 @@ def _by_schemes(by_name: Mapping[str, StoredTensor]) -> Iterator[StoredWeight]:
     ]
     for scheme, tensor in candidates:
         name = tensor.name[: -len(scheme.suffixes[1])]
-        parts = [by_name[name + suffix] for suffix in scheme.suffixes if name + suffix in by_name]
-        if [part.dtype for part in parts] != list(scheme.dtypes):
+        parts = [part for suffix in scheme.suffixes if (part := by_name.get(name + suffix))]
+        if tuple([part.dtype for part in parts]) != scheme.dtypes:
             continue
         shape = scheme.shape([part.shape for part in parts])
         if shape is None:

@@ -165,11 +165,11 @@ class GraphBackend(onnx.backend.base.Backend):  # type: ignore[misc]
         """A handle that runs ``model``.
 
         Raises:
-            UnsupportedModelError: W0201, another device than the CPU, or operators that are not supported.
+            UnsupportedModelError: W0201, operators that are not supported; W0210, another device than the CPU.
         """
         if not cls.supports_device(device):
             raise UnsupportedModelError(
-                Diagnostic("W0201", f"there is no device {device}; models run on CPU", "device")
+                Diagnostic("W0210", f"there is no device {device}; models run on CPU", "device")
             )
         check_operators(model)
         return GraphRep(model)

@@ -15,7 +15,7 @@ from partitioner.frontends.onnx_file.nodes import Operand, Results, Scope
 from partitioner.frontends.onnx_file.table import operator
 from partitioner.frontends.onnx_file.terms import Term, fixed, join
 
-_MOST_NODES = 50_000
+_MOST_NODES = 20_000
 """Nodes that the turns of a loop may come to; a model is not to be made of a number in a file."""
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ir.diagnostics import Diagnostic, Fact, UnsupportedModelError
-from ir.encoding import plain
+from ir.encoding import Encoding, plain
 from ir.graph import Attribute, Graph
 from ir.ops import OPS
 from ir.types import Dim, DType, Shape, Size, TensorType
@@ -19,7 +19,7 @@ from partitioner.frontends.onnx_file.inputs import Symbols, input_type
 from partitioner.frontends.onnx_file.nodes import OnnxNode, Scope, items_of, small_contents, spelled, weight_dtype
 from partitioner.frontends.onnx_file.nodes import Operand as Operand
 from partitioner.frontends.onnx_file.nodes import Results as Results
-from partitioner.frontends.onnx_file.reading import DTYPES, OnnxFile, Weight, type_name
+from partitioner.frontends.onnx_file.reading import DTYPES, OnnxFile, Stored, Weight, type_name
 from partitioner.frontends.onnx_file.table import NEWEST_OPSET, OPERATORS
 
 _MOST_SIZES = 8
@@ -39,9 +39,11 @@ class Lowering:
     origins: Mapping[str, str] = field(default_factory=dict)
     sizes: Mapping[str, Size] = field(default_factory=dict)
     values: dict[str, Operand] = field(default_factory=dict)
-    parameters: dict[str, Weight] = field(default_factory=dict)
+    parameters: dict[str, Weight | Stored] = field(default_factory=dict)
     scope: Scope = field(init=False)
     notes: list[str] = field(default_factory=list)
+    outputs: tuple[int, ...] | None = None
+    """Which of the file's outputs the graph has; all, if not said."""
     home: str = ""
     """The module path of the file's own node that is being lowered, perhaps by its function's body."""
     wanted: list[str] = field(default_factory=list)
@@ -105,6 +107,14 @@ class Lowering:
         if name not in self.parameters:
             dtype = weight_dtype(weight)
             self.builder.parameter(name, TensorType(dtype, weight.shape), plain(dtype))
+            self.parameters[name] = weight
+        return name
+
+    def unpacked(self, weight: Stored, encoding: Encoding) -> str:
+        """The parameter of the graph for a weight that several tensors of the file hold, in ``encoding``."""
+        name = self._names[weight.name]
+        if name not in self.parameters:
+            self.builder.parameter(name, TensorType(weight.dtype, weight.shape), encoding)
             self.parameters[name] = weight
         return name
 
@@ -238,7 +248,8 @@ class Site:
         """The contents of an operand that must be known; ``what`` names it."""
         known = self.lowering.contents(operand)
         if known is None and isinstance(operand, str):
-            known = evaluated(operand, self.lowering.builder, self.lowering.parameters)
+            stored = {n: w for n, w in self.lowering.parameters.items() if isinstance(w, Weight)}
+            known = evaluated(operand, self.lowering.builder, stored)
         if known is None:
             self.lowering.wanted += [operand] if isinstance(operand, str) else []
             raise UnfoldableError(f"{what} is only known when the model runs")

@@ -174,9 +174,11 @@ def _expand(site: Site) -> Operand:
 
 @operator("Concat")
 def _concat(site: Site) -> Operand:
-    parts = [site.tensor(i) for i in range(len(site.node.inputs)) if site.shape(i) != (0,)]
-    if len(parts) < 2:
-        return parts[0]
+    every = range(len(site.node.inputs))
+    filled = [i for i in every if site.shape(i)[site.axis(0, i)] != 0]
+    if len(filled) < 2:
+        return site.operand((filled or every)[0])
+    parts = [site.tensor(i) for i in filled]
     return site.emit("concat", parts, dim=site.axis(0))
 
 
