@@ -25,6 +25,7 @@ from partitioner.frontends import huggingface
 from partitioner.frontends.aten import RULES
 from partitioner.frontends.catalog import catalog, configuration
 from partitioner.frontends.huggingface import build_model, lower_config
+from partitioner.frontends.layers import layer_list
 from partitioner.frontends.load import load
 from partitioner.frontends.original import open_original
 from partitioner.frontends.quantization import WeightRole, encoding_rule
@@ -243,11 +244,12 @@ def test_encoders_see_all_tokens_and_remember_none(name: str) -> None:
 
 # --- layers that are stamped ----------------------------------------------------------------------------------------
 
-STAMPED = {
-    "llama": {"num_hidden_layers": 4},
+FURTHER_LAYERS: dict[str, dict[str, Any]] = {
     "deepseek_v3": {"num_hidden_layers": 5, "first_k_dense_replace": 2},
-    "gpt_oss": {"num_hidden_layers": 6},
     "gemma2": {"num_hidden_layers": 5, "tie_word_embeddings": True},
+    "gpt2": {"n_layer": 4},
+    "afmoe": {"num_hidden_layers": 8, "num_dense_layers": 2},
+    "bert": {},
 }
 
 
@@ -267,23 +269,54 @@ def in_order(graph: Graph) -> Graph:
     return Graph(graph.name, graph.inputs, graph.parameters, nodes, tuple(names[name] for name in graph.outputs))
 
 
-@pytest.mark.parametrize("model_type", STAMPED)
+@pytest.mark.parametrize("model_type", [*FAMILIES, "bert"])
 def test_stamped_layers_are_the_exported_ones(model_type: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = {**FAMILIES[model_type].config(model_type), **STAMPED[model_type]}
-    exported = Counter[int]()
+    """The stamped graph and the export of the whole model differ in nothing but the names of values."""
+    given = FAMILIES[model_type].config(model_type) if model_type in FAMILIES else {**SMALL, "model_type": model_type}
+    config = {**given, **FURTHER_LAYERS.get(model_type, {})}
+    exported: list[int] = []
     export = huggingface._export
 
-    def counted(model: Any, name: str) -> Graph:
-        exported[len(model.model.layers)] += 1
+    def counted(model: Any, name: str) -> Any:
+        exported.append(model.config.get_text_config().num_hidden_layers)
         return export(model, name)
 
     monkeypatch.setattr(huggingface, "_export", counted)
     stamped = lower_config(config, model_type).graph
-    assert exported == {1 if model_type == "llama" else 2: 1}
+    layers = blocks_of(stamped).layers
+    assert len(exported) == 1 and exported[0] < layers
     monkeypatch.setattr(huggingface, "layer_list", lambda _model: None)
     whole = lower_config(config, model_type).graph
-    assert exported[config["num_hidden_layers"]] == 1
+    assert exported[1:] == [layers]
     assert in_order(stamped) == in_order(whole)
+
+
+def test_layers_that_differ_in_a_list_or_in_computed_values_are_told_apart() -> None:
+    """Both would be stamped alike if names, types and shapes alone decided."""
+
+    class Scaled(nn.Module):
+        def __init__(self, factors: list[float], table: list[float]) -> None:
+            super().__init__()
+            self.factors = factors
+            self.register_buffer("table", torch.tensor(table), persistent=False)
+
+    class Config:
+        num_hidden_layers = 4
+
+        def get_text_config(self) -> Any:
+            return self
+
+    class Model(nn.Module):
+        config = Config()
+
+        def __init__(self) -> None:
+            super().__init__()
+            given = [([1.0], [2.0]), ([1.0], [2.0]), ([3.0], [2.0]), ([1.0], [4.0])]
+            self.layers = nn.ModuleList(Scaled(*pair) for pair in given)
+
+    found = layer_list(Model())
+    assert found is not None
+    assert found.kind_of == (0, 0, 1, 2)
 
 
 def test_what_cannot_be_stamped_is_exported_whole(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -397,12 +430,16 @@ KNOWN = {
 }
 
 
+TIED = {"bert-large": 30522 * 1024 * 4, "gpt-3-175b": 50257 * 12288 * 2}
+"""Bytes of embeddings that the head reads too."""
+
+
 @pytest.mark.parametrize("name", sorted(KNOWN.keys() | catalog()))
 def test_bundled_models_have_their_published_size(name: str) -> None:
     known, model = KNOWN[name], blocks_of(load(name).graph)
     assert model.parameters / 1e9 == pytest.approx(known.parameters, rel=1e-3)
     assert model.weight_bytes / 1e9 == pytest.approx(known.weight_bytes, rel=1e-3)
-    assert sum(block.weight_bytes for block in model.blocks) == model.weight_bytes
+    assert sum(block.weight_bytes for block in model.blocks) == model.weight_bytes + TIED.get(name, 0)
     caches = [cache for block in model.blocks for cache in block.caches]
     assert Counter((cache.bytes_per_token, cache.window) for cache in caches) == known.caches
     assert len(model.of_kind(BlockKind.EXPERTS)) == len(model.together) == known.moe_layers

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from traceback import walk_tb
 from typing import Any
 
 import torch
@@ -200,9 +201,8 @@ def _export(model: Any, name: str) -> Grouped:
         constants = _computed_buffers(model)
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
-        raise UnsupportedModelError(
-            Diagnostic("W0206", f"the model cannot be exported: {type(error).__name__}: {reason}", name)
-        ) from None
+        fault = f"the model cannot be exported: {type(error).__name__}: {reason}"
+        raise UnsupportedModelError(Diagnostic("W0206", fault, _place_of(error, model) or name)) from None
     axes = {(it.name, i): axis for it in inputs for i, axis in enumerate(it.axes) if isinstance(axis, str)}
     graph = _translate(program, name, Names(axes, tied_names(model, _WRAPPER), constants, _WRAPPER))
     if any(node.op == "attention" and node.attributes["causal"] for node in graph.nodes) and not decoder:
@@ -214,6 +214,15 @@ def _export(model: Any, name: str) -> Grouped:
 
 def _products_by_expert(graph: Graph) -> int:
     return sum(node.op == "grouped_linear" for node in graph.nodes)
+
+
+def _place_of(error: BaseException, model: nn.Module) -> str:
+    """The path of the innermost module of ``model`` in whose code the error arose; empty where there is none."""
+    paths = {id(module): path for path, module in model.named_modules()}
+    found = ""
+    for frame, _ in walk_tb(error.__traceback__):
+        found = paths.get(id(frame.f_locals.get("self"))) or found
+    return found
 
 
 def _translate(program: ExportedProgram, name: str, names: Names) -> Graph:
