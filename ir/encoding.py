@@ -44,9 +44,34 @@ _QUANTIZED = {
         Encoding("mxfp4", 4, group_in=32, scale_bytes=1, align_in=32),
         # DeepSeek-V3: e4m3 with one f32 scale per 128 x 128 block.
         Encoding("fp8_b128", 8, group_out=128, group_in=128, scale_bytes=4),
+        # The same with bf16 scales, as Qwen3's are published.
+        Encoding("fp8_b128_bf16", 8, group_out=128, group_in=128, scale_bytes=2),
     )
 }
-ENCODINGS = _PLAIN | _QUANTIZED
+_SCALE_BYTES = {DType.F32.value: 4, DType.F16.value: 2, DType.BF16.value: 2}
+_WHOLE_ROW = 1 << 30
+
+
+def _blockwise() -> dict[str, Encoding]:
+    """Onnxruntime's MatMulNBits and QMoE: unsigned integers, and a scale for each block of a row, or for each row.
+
+    A zero point takes the bits of a weight (two of 4 bits share a byte, so does a pair of blocks) or those of a scale.
+    """
+    found = []
+    for bits in (4, 8):
+        for block in (16, 32, 64, 128, 256, _WHOLE_ROW):
+            for scale, size in _SCALE_BYTES.items():
+                name = f"uint{bits}_{'row' if block == _WHOLE_ROW else f'g{block}'}_{scale}"
+                align = 8 // bits if block == _WHOLE_ROW else block
+                found.append(Encoding(name, bits, 1, block, size, align))
+                found.append(Encoding(f"{name}_zero", bits, 1, block, size + 1, align))
+                found.append(Encoding(f"{name}_zero_{scale}", bits, 1, block, 2 * size, align))
+                if bits == 4 and block != _WHOLE_ROW:
+                    found.append(Encoding(f"{name}_zeros", bits, 1, 2 * block, 2 * size + 1, 2 * block))
+    return {encoding.name: encoding for encoding in found}
+
+
+ENCODINGS = _PLAIN | _QUANTIZED | _blockwise()
 
 
 def plain(dtype: DType) -> Encoding:

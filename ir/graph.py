@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from ir.encoding import Encoding
-from ir.types import DType, Size, TensorType
+from ir.types import DType, Size, TensorType, for_one_token
 
 Attribute = bool | int | float | str | DType | tuple[Size, ...] | tuple[float, ...]
 Attributes = Mapping[str, Any]
@@ -101,6 +101,15 @@ class Graph:
             for name in dict.fromkeys(node.inputs):
                 readers[name].append(index)
         return {name: tuple(indices) for name, indices in readers.items()}
+
+    @cached_property
+    def token_bytes(self) -> dict[str, int]:
+        """Bytes of every name's value for one token of one user; types that occur often are measured once."""
+        known: dict[TensorType, int] = {}
+        for type_ in self.types.values():
+            if type_ not in known:
+                known[type_] = for_one_token(type_.bytes)
+        return {name: known[type_] for name, type_ in self.types.items()}
 
     def values(self) -> Iterator[Value]:
         """Every name with its type, in order of definition."""

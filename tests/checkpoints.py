@@ -282,16 +282,15 @@ def write_headers(folder: Path, config: dict[str, Any], spec: Spec, shards: int)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
     where = dict(zip(spec, _shards(len(spec), shards), strict=True))
-    headers: dict[str, dict[str, Any]] = {file: {} for file in where.values()}
+    headers: dict[str, list[str]] = {file: [] for file in where.values()}
     ends = dict.fromkeys(headers, 0)
     for name, (dtype, shape) in spec.items():
         file = where[name]
-        end = ends[file] + BITS[dtype] * math.prod(shape) // 8
-        headers[file][name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [ends[file], end]}
+        begin, end = ends[file], ends[file] + BITS[dtype] * math.prod(shape) // 8
+        headers[file].append(f'"{name}":{{"dtype":"{dtype}","shape":{[*shape]},"data_offsets":[{begin},{end}]}}')
         ends[file] = end
-    for file, header in headers.items():
-        text = json.dumps(header).encode()
-        write_raw(folder / file, text, ends[file])
+    for file, entries in headers.items():
+        write_raw(folder / file, f"{{{','.join(entries)}}}".encode(), ends[file])
     _write_index(folder, where)
     return folder
 

@@ -13,9 +13,10 @@ from checkpoints import Spec
 
 from ir.diagnostics import WafercError
 from ir.graph import Parameter
-from partitioner.frontends import huggingface
-from partitioner.frontends.checkpoint import Checkpoint, as_stored, open_checkpoint
-from partitioner.frontends.huggingface import build_model
+from partitioner.frontends.checkpoint import Checkpoint, open_checkpoint
+from partitioner.frontends.checkpoint.headers import StoredTensor
+from partitioner.frontends.configuration import without_foreign_code
+from partitioner.frontends.huggingface import build_model, stored_parameters
 from partitioner.frontends.lowered import Origin
 
 INT4 = {
@@ -134,10 +135,18 @@ class Planned:
 
 def planned(config: dict[str, Any], folder: Path) -> Planned:
     """What lowering does before it exports the graph, which takes seconds."""
-    config, _ = huggingface._without_foreign_code(config)
+    config, _ = without_foreign_code(config)
     model = build_model(config, torch.device("meta"), traced=True)
-    said = tuple(huggingface._parameters(model, huggingface._encoding_rule(config, model)))
-    return Planned(*as_stored(str(folder), model, said), folder, config)
+    return Planned(*stored_parameters(config, model, str(folder)), folder, config)
+
+
+def planned_config(name: str) -> dict[str, Any]:
+    return without_foreign_code(PUBLISHERS[name].config)[0]
+
+
+def tensors_of(spec: Spec) -> list[StoredTensor]:
+    """As they would stand in a file; their bytes do not."""
+    return [StoredTensor(name, dtype, shape, Path(), 0, 0) for name, (dtype, shape) in spec.items()]
 
 
 def opened(folder: Path) -> Checkpoint:

@@ -16,8 +16,10 @@ import torch
 from checkpoints import spec_bytes, values, write
 from compressed_tensors.compressors import BaseCompressor
 from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
-from publishers import INT4, PUBLISHERS, QUANTIZED, Planned, codes, opened, planned
+from publishers import INT4, PUBLISHERS, QUANTIZED, Planned, codes, opened, planned, planned_config, tensors_of
 from safetensors.torch import load_file
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from ir.diagnostics import UsageError
@@ -26,6 +28,7 @@ from ir.text import parse_graph
 from partitioner.frontends.catalog import configuration
 from partitioner.frontends.checkpoint import match_checkpoint, open_checkpoint
 from partitioner.frontends.checkpoint.reading import read_weight
+from partitioner.frontends.checkpoint.renaming import Renaming
 from partitioner.frontends.checkpoint.schemes import StoredWeight, stored_weights
 from partitioner.frontends.huggingface import build_model
 from partitioner.frontends.lowered import Origin
@@ -91,6 +94,32 @@ def test_what_is_stored_wins_over_what_the_configuration_says(folder_of, tmp_pat
     half = planned(config, write(tmp_path / "half", config, tensors))
     assert {p.name: p for p in half.parameters}[name].encoding.name == "f16"
     assert f"stored as f16, though the configuration says fp8_b128: {name}" in half.notes
+
+
+@pytest.mark.parametrize("name", PUBLISHERS)
+def test_names_are_those_that_the_library_gives_one_by_one(name: str) -> None:
+    model = build_model(planned_config(name), torch.device("meta"))
+    table = get_model_conversion_mapping(model)
+    renamings = [entry for entry in table if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in table if isinstance(entry, WeightConverter)]
+    stored = [weight.name for weight in stored_weights(tensors_of(PUBLISHERS[name].tensors))]
+    found = {it.stored: (it.name, it.pattern) for it in Renaming(model).rename_all(reversed(stored))}
+    expected = dict.fromkeys(model.state_dict(), True)
+    prefix = model.base_model_prefix
+    for path in sorted(stored, key=dot_natural_key):
+        assert found[path] == rename_source_key(path, renamings, converters, prefix, expected)
+
+
+def test_scales_of_another_type_are_another_encoding(tmp_path) -> None:
+    config, tensors = PUBLISHERS["deepseek_v3"].config, values(PUBLISHERS["deepseek_v3"].tensors)
+    tensors = {n: t.to(torch.bfloat16) if n.endswith("_inv") else t for n, t in tensors.items()}
+    it = planned(config, write(tmp_path, config, tensors))
+    further = sum(t.nbytes for n, t in tensors.items() if n.startswith("model.layers.2."))
+    assert sum(p.stored_bytes for p in it.parameters) == sum(t.nbytes for t in tensors.values()) - further
+    assert {p.encoding.name for p in it.parameters} == {"bf16", "f32", "fp8_b128_bf16"}
+    name = "model.layers.0.mlp.up_proj.weight"
+    wanted = by_torch({"": tensors[name], "_scale_inv": tensors[f"{name}_scale_inv"].float()}).to(torch.bfloat16)
+    assert torch.equal(open_original(it.origin, it.parameters, seed=0).weights[name], wanted)
 
 
 def test_layers_for_prediction_are_ignored_and_told(planned_of) -> None:
@@ -199,23 +228,40 @@ def test_every_fp8_value_is_unpacked(tmp_path) -> None:
 
 @pytest.mark.parametrize("name", ["mixtral", "llama", "llama_tied", "qwen3_moe", "kimi_k26", "gpt_oss"])
 def test_weights_are_those_that_the_library_finds_unpacks_and_joins(name: str, planned_of) -> None:
-    """By its own loading code; for fp8 that asks for a package which is not there."""
-    it = planned_of(name)
+    """By its own loading code."""
+    _require_the_same_weights(planned_of(name))
+
+
+def test_fp8_weights_are_those_that_the_library_finds_unpacks_and_joins(tmp_path, monkeypatch) -> None:
+    """For sizes that 128 divides: the library takes the blocks of others to be smaller. It asks for a package that it
+    does not need on a CPU.
+    """
+    monkeypatch.setattr("transformers.quantizers.quantizer_finegrained_fp8.is_accelerate_available", lambda: True)
+    sizes = {"hidden_size": 256, "intermediate_size": 384, "q_lora_rank": 128, "kv_lora_rank": 112}
+    config = {**PUBLISHERS["deepseek_v3"].config, **sizes, "num_nextn_predict_layers": 0}
+    folder = write(tmp_path, config, values(checkpoints.deepseek_v3(config)))
+    _require_the_same_weights(planned(config, folder))
+
+
+def _require_the_same_weights(it: Planned) -> None:
     kind = type(build_model(it.config, torch.device("meta")))
     theirs = library_model(kind, it.folder, it.config).state_dict()
     ours = open_original(it.origin, it.parameters, seed=0).weights
     assert theirs.keys() <= ours.keys()
     for path, tensor in theirs.items():
+        assert tensor.dtype == ours[path].dtype, path
         assert torch.equal(tensor, ours[path]), path
 
 
 def library_model(kind: Any, folder: Path, config: dict[str, Any]) -> Any:
-    from transformers import CompressedTensorsConfig, Mxfp4Config
+    from transformers import CompressedTensorsConfig, FineGrainedFP8Config, Mxfp4Config
 
     said = config.get("quantization_config") or config.get("text_config", {}).get("quantization_config")
     if said is None:
         return kind.from_pretrained(folder, dtype=torch.bfloat16)
-    if said["quant_method"] == "mxfp4":
+    if said["quant_method"] == "fp8":
+        wanted = FineGrainedFP8Config(weight_block_size=[128, 128], dequantize=True)
+    elif said["quant_method"] == "mxfp4":
         wanted = Mxfp4Config(modules_to_not_convert=said["modules_to_not_convert"], dequantize=True)
     else:
         wanted = CompressedTensorsConfig(**{k: v for k, v in said.items() if k != "quant_method"}, dequantize=True)

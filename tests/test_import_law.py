@@ -16,7 +16,8 @@ ONLY_IN = {
     "transformers": ("partitioner/frontends/",),
     "torch": (
         *("partitioner/frontends/", "targets/emulator/", "ir/interpret.py", "partitioner/cli/run.py"),
-        "partitioner/passes/probe.py",  # which runs pieces of a graph
+        "partitioner/passes/probe.py",
+        "partitioner/passes/routing.py",  # which runs pieces of a graph
         "partitioner/api.py",  # for its types alone: test_light_commands_load_nothing_heavy
     ),
 }

@@ -98,6 +98,20 @@ def numbers(high: int, *shape: int) -> np.ndarray:
     return RNG.integers(0, high, shape)
 
 
+def looped(turns: int, condition: bool = True) -> Case:
+    """A loop that doubles x; its condition is an input of the model unless it is always true."""
+    body = helper.make_graph(
+        [node("Add", "a a", "b"), node("Identity", "c", "d")],
+        "body",
+        [helper.make_tensor_value_info(name, kind, shape) for name, kind, shape in (("i", 7, []), ("c", 9, []))]
+        + [helper.make_tensor_value_info("a", 1, None)],
+        [helper.make_tensor_value_info("d", 9, []), helper.make_tensor_value_info("b", 1, None)],
+    )
+    known = {"n": np.array(turns), **({"go": np.bool_(1)} if condition else {})}
+    given = {"x": floats(3, 4), **({} if condition else {"go": np.bool_(1)})}
+    return Case([node("Loop", "n go x", body=body)], given, known)
+
+
 SIMPLE = (
     *("Abs", "Ceil", "Cos", "Erf", "Exp", "Floor", "HardSwish", "Identity", "Mish"),
     *("Neg", "Relu", "Round", "Sigmoid", "Sign", "Sin", "Softplus", "Tanh"),
@@ -426,6 +440,7 @@ CASES: dict[str, list[Case]] = {
     ],
     "GatherND": [one("GatherND", floats(6, 4, 2), numbers(4, 3, 2), known=(0,))],
     "OneHot": [one("OneHot", numbers(9, 3, 2) - 2, np.array(7), np.float32([0.5, 2.0]), known=(1, 2), axis=1)],
+    "Loop": [looped(3)],
     "If": [
         Case(
             [
@@ -763,6 +778,21 @@ def test_operators_unknown_to_onnx_are_named(tmp_path: Path) -> None:
 
 
 UNSUPPORTED_FORMS = {
+    "index outside": Case(
+        [node("GatherElements", "w far", "n"), node("Reshape", "x n")],
+        {"x": floats(3, 4)},
+        {"w": ints(3, 4), "far": ints(1, 2)},
+    ),
+    "endless loop": looped(10**12),
+    "loop that the data stops": looped(3, condition=False),
+    "far border": one("Pad", floats(3, 4), ints(0, 10**9, 0, 0), known=(1,), mode="reflect"),
+    "large picture": one("Resize", floats(3, 4), np.float32([]), np.float32([]), ints(3, 10**9), known=(1, 2, 3)),
+    "many parts": Case(
+        [node("SplitToSequence", "w one", "l", axis=0), node("SequenceAt", "l zero")],
+        {"x": floats(3)},
+        {"w": np.zeros(10**6, np.float32), "one": np.array(1), "zero": np.array(0)},
+    ),
+    "long sequence": one("RNN", floats(600, 1, 2), floats(1, 3, 2), floats(1, 3, 3), hidden_size=3, symbolic=False),
     "old opset": one("Add", floats(3, 4), floats(3, 4), opset=6),
     "shape unknown": one("Reshape", floats(3, 4), ints(4, 3)),
     "does not divide": one("Reshape", floats(3, 4), ints(-1, 5), known=(1,)),

@@ -21,6 +21,7 @@ class GraphBuilder:
         self._parameters: list[Parameter] = []
         self._nodes: list[Node] = []
         self._types: dict[str, TensorType] = {}
+        self._producers: dict[str, int] = {}
 
     def input(self, name: str, type_: TensorType) -> str:
         """Add an input of the graph."""
@@ -58,6 +59,7 @@ class GraphBuilder:
         results = tuple(Value(name, type_) for name, type_ in zip(list(names) or made_up, types, strict=True))
         for value in results:
             self._define(value.name, value.type, origin)
+            self._producers[value.name] = len(self._nodes)
         self._nodes.append(Node(op, tuple(inputs), results, attributes, origin))
         return results[0].name
 
@@ -66,10 +68,15 @@ class GraphBuilder:
         """The nodes so far."""
         return self._nodes
 
+    def producer(self, name: str) -> int | None:
+        """The index of the node that computes ``name``; ``None`` for an input or a parameter."""
+        return self._producers.get(name)
+
     def rename(self, names: Mapping[str, str], since: int) -> None:
         """Give results of the nodes from index ``since`` on other names; nothing outside of these nodes reads them."""
         for old, new in names.items():
             self._define(new, self._types.pop(old), new)
+            self._producers[new] = self._producers.pop(old)
         for index in range(since, len(self._nodes)):
             node = self._nodes[index]
             results = tuple(Value(names.get(value.name, value.name), value.type) for value in node.results)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import io
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
 import torch
@@ -15,8 +16,8 @@ from ir.diagnostics import Diagnostic, UnsupportedModelError, UsageError
 from partitioner.frontends import hooks
 from partitioner.frontends.exported import DTYPES
 
-_ALIASES = {"kimi_k2": "deepseek_v3"}
-"""Model types whose own code only renames another class of the library."""
+_ALIASES = {"kimi_k2": "deepseek_v3", "gpt3": "gpt2"}
+"""Model types that only rename another class of the library."""
 _MOST_LAYERS = 10_000
 _MOST_DEPTH = 64
 
@@ -106,15 +107,32 @@ def _refuse_towers_of_layers(part: Any) -> None:
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Keep what the libraries log and warn of on the way: where it matters, it ends in a diagnostic of ours."""
+    """Keep what the libraries log, print and warn of on the way: where it matters, it ends in a diagnostic of ours."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
         logging.disable(before)
+
+
+@contextmanager
+def lean_trace() -> Iterator[None]:
+    """Trace without what serves debuggers and recompilation alone: a stack trace for every node, and remembering what
+    operators yield, which costs more than it saves where sizes are symbols. Together a third of an export's time.
+    """
+    import torch._dynamo.config
+    import torch.fx.config
+
+    before = torch.fx.config.do_not_emit_stack_traces
+    torch.fx.config.do_not_emit_stack_traces = True
+    try:
+        with torch._dynamo.config.patch(fake_tensor_cache_enabled=False), torch.no_grad():
+            yield
+    finally:
+        torch.fx.config.do_not_emit_stack_traces = before
 
 
 def bad_config(error: Exception) -> UnsupportedModelError:

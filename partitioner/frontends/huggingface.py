@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,12 +14,13 @@ from torch.export import ExportedProgram
 from ir.diagnostics import Diagnostic, UnsupportedModelError
 from ir.encoding import plain
 from ir.graph import Graph, Parameter
-from ir.types import TensorType
+from ir.types import Dim, TensorType
 from partitioner.frontends import hooks
 from partitioner.frontends.checkpoint import as_stored
 from partitioner.frontends.configuration import (
     bad_config,
     dtype_of,
+    lean_trace,
     parse_config,
     quietly,
     stated_dtype,
@@ -30,7 +33,10 @@ from partitioner.frontends.layers import computed_buffers, layer_list, only
 from partitioner.frontends.lowered import Lowered, Origin
 from partitioner.frontends.quantization import EncodingRule, WeightRole, encoding_rule
 from partitioner.frontends.stamp import Layers, NotRepeatableError, stamp
-from partitioner.frontends.tasks import Step, auto_class, step_inputs
+from partitioner.frontends.tasks import TOKENS, Step, auto_class, step_inputs
+from partitioner.passes.experts import Grouped, group_experts
+from partitioner.passes.positions import take_positions
+from partitioner.passes.simplify import simplify
 
 _WRAPPER = "model."
 
@@ -50,9 +56,10 @@ def lower_config(config: Mapping[str, Any], name: str, checkpoint: str = "") -> 
     """
     config, notes = without_foreign_code(config)
     model = build_model(config, torch.device("meta"), traced=True)
-    parameters, stored = as_stored(checkpoint, model, tuple(_parameters(model, _encoding_rule(config, model))))
+    parameters, stored = stored_parameters(config, model, checkpoint)
     notes += stored
-    graph = _lower_by_layers(model, name, parameters)
+    grouped = _lower_by_layers(model, name, parameters)
+    graph = grouped.graph
     read = {name for node in graph.nodes for name in node.inputs}
     left_out = [parameter for parameter in parameters if parameter.name not in read]
     if stated_dtype(config) is None:
@@ -62,7 +69,7 @@ def lower_config(config: Mapping[str, Any], name: str, checkpoint: str = "") -> 
         millions = sum(parameter.elements for parameter in left_out) / 1e6
         notes = (*notes, f"left out, as the text model never reads it: {modules} ({millions:,.1f} million parameters)")
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return Lowered(graph, Origin("config", dict(config), checkpoint), context, notes)
+    return Lowered(graph, Origin("config", dict(config), checkpoint), context, notes, grouped.stacks)
 
 
 def build_model(config: Mapping[str, Any], device: torch.device, *, traced: bool = False) -> Any:
@@ -87,9 +94,34 @@ def build_model(config: Mapping[str, Any], device: torch.device, *, traced: bool
     dtype = dtype_of(config)
     try:
         with quietly(), device:
-            return auto_class(parsed).from_config(parsed, dtype=dtype, **(own or plain_attention)).eval()
+            model = auto_class(parsed).from_config(parsed, dtype=dtype, **(own or plain_attention)).eval()
     except Exception as error:
         raise bad_config(error) from None
+    _keep_in_f32(model, dtype)
+    return model
+
+
+def _keep_in_f32(model: Any, dtype: torch.dtype) -> None:
+    """Give tensors the type that the library gives them when it loads a checkpoint: its classes name some, such as the
+    correction of a router's choice, that stay in f32 whatever the model's type is.
+    """
+    kept = [re.compile(pattern.replace("*", ".*")) for pattern in model._get_dtype_plan(dtype)]
+    for name, tensor in model.state_dict(keep_vars=True).items() if kept else ():
+        if any(pattern.search(name) for pattern in kept):
+            tensor.data = tensor.data.to(torch.float32)
+
+
+def stored_parameters(
+    config: Mapping[str, Any], model: Any, checkpoint: str
+) -> tuple[tuple[Parameter, ...], tuple[str, ...]]:
+    """The parameters of ``model`` as the folder ``checkpoint`` stores them, or as ``config`` says where it stores none;
+    and notes on where the two differ.
+
+    Raises:
+        UnsupportedModelError: W0207, W0225 to W0229.
+        UsageError: W0220 to W0229.
+    """
+    return as_stored(checkpoint, model, tuple(_parameters(model, _encoding_rule(config, model))))
 
 
 def _encoding_rule(config: Mapping[str, Any], model: Any) -> EncodingRule:
@@ -123,28 +155,35 @@ def _is_expert_stack(module: nn.Module, tensor: torch.Tensor) -> bool:
 # --- export ---------------------------------------------------------------------------------------------------------
 
 
-def _lower_by_layers(model: Any, name: str, parameters: tuple[Parameter, ...]) -> Graph:
+def _lower_by_layers(model: Any, name: str, parameters: tuple[Parameter, ...]) -> Grouped:
     """Export one layer of each kind and stamp the rest; the whole model where its layers are not alike."""
     found = layer_list(model)
-    if found is None or not found.repeats:
-        return _with_parameters(_export(model, name), parameters)
-    whole = model.get_submodule(found.path)
-    try:
+    if found is not None and found.repeats:
         with only(model, found):
             body = _export(model, name)
-        return stamp(body, Layers(found.path, found.kind_of), parameters)
-    except NotRepeatableError:
-        assert model.get_submodule(found.path) is whole
-        return _with_parameters(_export(model, name), parameters)
+        try:
+            if not body.stacks:
+                return Grouped(stamp(body.graph, Layers(found.path, found.kind_of), parameters))
+        except NotRepeatableError:
+            pass
+    whole = _export(model, name)
+    return replace(whole, graph=_with_parameters(whole, parameters))
 
 
-def _with_parameters(graph: Graph, parameters: tuple[Parameter, ...]) -> Graph:
-    constants = tuple(p for p in graph.parameters if p.name not in {q.name for q in parameters})
-    return Graph(graph.name, graph.inputs, (*parameters, *constants), graph.nodes, graph.outputs)
+def _with_parameters(grouped: Grouped, parameters: tuple[Parameter, ...]) -> Graph:
+    """The graph with the model's parameters; those that it stacks are replaced by the stack, in their encoding."""
+    graph, stacks = grouped.graph, grouped.stacks
+    known = {parameter.name: parameter for parameter in parameters}
+    parts = {part for names in stacks.values() for part in names}
+    own = [parameter for parameter in parameters if parameter.name not in parts]
+    further = [p for p in graph.parameters if p.name not in known]
+    stacked = [replace(p, encoding=known[stacks[p.name][0]].encoding) if p.name in stacks else p for p in further]
+    return replace(graph, parameters=(*own, *stacked))
 
 
-def _export(model: Any, name: str) -> Graph:
+def _export(model: Any, name: str) -> Grouped:
     inputs = step_inputs(model)
+    decoder = any(it.name == "decoder_input_ids" for it in inputs)
     symbols = {axis: torch.export.Dim(axis) for it in inputs for axis in it.axes if isinstance(axis, str)}
     # Sizes of at least 2, and different: torch specialises a size of 1, and unites equal ones.
     sizes = {axis: 2 + number for number, axis in enumerate(symbols)}
@@ -156,7 +195,7 @@ def _export(model: Any, name: str) -> Graph:
     step = Step(model, [it.name for it in inputs])
     # Without gradients, parts that the model computes without them stand in the same graph as the rest.
     try:
-        with quietly(), torch.no_grad():
+        with quietly(), lean_trace():
             program = torch.export.export(step, examples, dynamic_shapes=shapes, strict=False)
         constants = _computed_buffers(model)
     except Exception as error:
@@ -165,7 +204,16 @@ def _export(model: Any, name: str) -> Graph:
             Diagnostic("W0206", f"the model cannot be exported: {type(error).__name__}: {reason}", name)
         ) from None
     axes = {(it.name, i): axis for it in inputs for i, axis in enumerate(it.axes) if isinstance(axis, str)}
-    return _translate(program, name, Names(axes, tied_names(model, _WRAPPER), constants, _WRAPPER))
+    graph = _translate(program, name, Names(axes, tied_names(model, _WRAPPER), constants, _WRAPPER))
+    if any(node.op == "attention" and node.attributes["causal"] for node in graph.nodes) and not decoder:
+        # Without a cache the library's models count a token's position within the step.
+        graph = take_positions(graph, "input_ids", Dim.symbol(TOKENS), Dim.symbol("past"))
+    grouped = group_experts(simplify(graph))
+    return grouped if _products_by_expert(grouped.graph) > _products_by_expert(graph) else Grouped(graph)
+
+
+def _products_by_expert(graph: Graph) -> int:
+    return sum(node.op == "grouped_linear" for node in graph.nodes)
 
 
 def _translate(program: ExportedProgram, name: str, names: Names) -> Graph:

@@ -125,6 +125,7 @@ def _from_program(origin: Origin, *, trust_code: bool) -> Original:
 
 def _from_onnx(origin: Origin) -> Original:
     from partitioner.frontends.onnx_file import read_weights, reference_outputs
+    from partitioner.frontends.onnx_file.arrays import to_torch
 
     path = Path(origin.path)
     try:
@@ -133,20 +134,10 @@ def _from_onnx(origin: Origin) -> Original:
         raise UsageError(Diagnostic("W0611", f"the ONNX file cannot be read: {error.strerror}", origin.path)) from None
     if changed:
         raise UsageError(Diagnostic("W0611", "the ONNX file has changed since it was compiled", origin.path))
-    weights = {name: _tensor(array) for name, array in read_weights(path).items()}
+    weights = {name: to_torch(torch, array) for name, array in read_weights(path).items()}
 
     def forward(inputs: Outputs) -> list[torch.Tensor]:
         arrays = reference_outputs(path, {name: tensor.numpy() for name, tensor in inputs.items()})
         return [torch.from_numpy(array.copy()) for array in arrays]
 
     return Original(weights, forward, f"weights from {origin.path}")
-
-
-def _tensor(array: object) -> torch.Tensor:
-    """A numpy array as a tensor; bf16 comes as the 16-bit type of ml_dtypes."""
-    import numpy as np
-
-    values = np.array(array)
-    if values.dtype.name == "bfloat16":
-        return torch.from_numpy(values.view(np.uint16)).view(torch.bfloat16)
-    return torch.from_numpy(values)

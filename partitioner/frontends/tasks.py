@@ -125,7 +125,8 @@ def step_outputs(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> tuple[
     """One step: the logits, or all tensors that a model without them yields, in order."""
     accepted = inspect.signature(model.forward).parameters
     options = {"use_cache": False} if "use_cache" in accepted or "kwargs" in accepted else {}
-    output = model(**inputs, **options)
+    known = {name: tensor for name, tensor in inputs.items() if name in accepted}
+    output = model(**known, **options)
     logits = getattr(output, "logits", None)
     if isinstance(logits, torch.Tensor):
         return (logits,)

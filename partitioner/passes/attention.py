@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from ir.graph import Graph, Node, Value
 from ir.ops import OPS, Kind
-from ir.types import Shape, TensorType, exact_quotient
+from ir.types import Shape, Size, TensorType, exact_quotient
 from partitioner.passes.probe import Meaning, Piece, measure
 
 _DEPTH = 24
@@ -90,7 +90,7 @@ def _candidates(graph: Graph, values_product: int) -> Iterator[tuple[Piece, int]
     if len(shape) != 4:
         return
     left, right = graph.nodes[scores].inputs
-    sinks = _sinks(graph, logits, shape[1])
+    logits, sinks = _beside_sinks(graph, logits, shape[1])
     for query in _roots(graph, left):
         if graph.types[query].shape[:3] != shape[:3]:
             continue
@@ -182,16 +182,17 @@ def _pairs(graph: Graph, key: str, value: str, result: Shape) -> Iterator[tuple[
                 yield name, other
 
 
-def _sinks(graph: Graph, logits: str, heads: object) -> str | None:
-    """The parameter [heads] that takes part in the softmax beside the scores."""
+def _beside_sinks(graph: Graph, logits: str, heads: Size) -> tuple[str, str | None]:
+    """The scaled scores, and the parameter [heads] that takes part in the softmax beside them."""
     joined = _above(graph, logits, frozenset({"sub", "cast"}), lambda node: node.op == "concat")
     if joined is None:
-        return None
-    for name in graph.nodes[joined].inputs:
+        return logits, None
+    scores, *others = graph.nodes[joined].inputs
+    for name in others:
         root = next(iter(_roots(graph, name)))
-        if root in graph.parameter and graph.types[root].shape == (heads,):
-            return root
-    return None
+        if root in graph.parameter and graph.types[root].elements == heads:
+            return scores, root
+    return logits, None
 
 
 # --- putting it back ------------------------------------------------------------------------------------------------
@@ -205,9 +206,9 @@ def _replace(graph: Graph, found: dict[str, _Found]) -> Graph:
         node = replace(original, inputs=tuple(renamed.get(name, name) for name in original.inputs))
         name = node.result.name
         if name in found:
-            attention, back = _attention(graph, found[name])
-            swapped[name] = attention.result.name
-            nodes += [attention, back]
+            made = _attention(graph, found[name])
+            swapped[name] = made[-2].result.name
+            nodes += made
         elif node.op == "transpose" and node.inputs[0] in swapped and node.attributes["permutation"] == _SWAP:
             renamed[name] = swapped[node.inputs[0]]
         else:
@@ -215,7 +216,7 @@ def _replace(graph: Graph, found: dict[str, _Found]) -> Graph:
     return replace(graph, nodes=tuple(nodes), outputs=tuple(renamed.get(name, name) for name in graph.outputs))
 
 
-def _attention(graph: Graph, found: _Found) -> tuple[Node, Node]:
+def _attention(graph: Graph, found: _Found) -> list[Node]:
     """The operator, and its result in the order of axes that the piece had."""
     name, type_ = found.piece.result, graph.types[found.piece.result]
     meaning = found.meaning
@@ -225,8 +226,13 @@ def _attention(graph: Graph, found: _Found) -> tuple[Node, Node]:
         "window": meaning.window,
         "softcap": meaning.softcap,
     }
-    operands = found.piece.operands
+    query, key, value, *sinks = found.piece.operands
     users, heads, tokens, width = type_.shape
-    inner = Value(f"{name}.attention", TensorType(graph.types[operands[0]].dtype, (users, tokens, heads, width)))
-    attention = Node("attention", operands, (inner,), attributes, found.origin)
-    return attention, Node("transpose", (inner.name,), (Value(name, type_),), {"permutation": _SWAP}, found.origin)
+    nodes: list[Node] = []
+    if sinks and graph.types[sinks[0]].shape != (heads,):
+        flat = Value(f"{name}.sinks", graph.types[sinks[0]].with_shape((heads,)))
+        nodes.append(Node("reshape", tuple(sinks), (flat,), {"shape": (heads,)}, found.origin))
+        sinks = [flat.name]
+    inner = Value(f"{name}.attention", TensorType(graph.types[query].dtype, (users, tokens, heads, width)))
+    nodes.append(Node("attention", (query, key, value, *sinks), (inner,), attributes, found.origin))
+    return [*nodes, Node("transpose", (inner.name,), (Value(name, type_),), {"permutation": _SWAP}, found.origin)]

@@ -278,12 +278,20 @@ def _peak_live_bytes(graph: Graph, nodes: list[int], depends: frozenset[str]) ->
             readers = graph.consumers.get(value.name, ())
             if value.name in graph.outputs or any(reader not in inside for reader in readers):
                 last_read[base.get(value.name, value.name)] = nodes[-1]
+    dying: defaultdict[int, list[str]] = defaultdict(list)
+    for name, index in last_read.items():
+        dying[index].append(name)
     alive = {name for name in last_read if graph.producer.get(name, -1) not in inside}
-    peak = 0
+    peak = total = sum(graph.token_bytes[name] for name in alive)
     for index in nodes:
-        alive |= {value.name for value in graph.nodes[index].results if value.name in depends - base.keys()}
-        peak = max(peak, sum(for_one_token(graph.types[name].bytes) for name in alive))
-        alive = {name for name in alive if last_read.get(name, -1) > index}
+        results = [value.name for value in graph.nodes[index].results]
+        born = {name for name in results if name in depends and name not in base} - alive
+        alive |= born
+        total += sum(graph.token_bytes[name] for name in born)
+        peak = max(peak, total)
+        dead = alive.intersection((*dying[index], *(name for name in born if name not in last_read)))
+        alive -= dead
+        total -= sum(graph.token_bytes[name] for name in dead)
     return peak
 
 
@@ -293,5 +301,5 @@ def _edges(graph: Graph, block_of: list[int]) -> tuple[Edge, ...]:
         for name in node.inputs:
             source = block_of[graph.producer[name]] if name in graph.producer else block_of[index]
             if source != block_of[index]:
-                found[source, block_of[index], name] = for_one_token(graph.types[name].bytes)
+                found[source, block_of[index], name] = graph.token_bytes[name]
     return tuple(Edge(source, target, value, size) for (source, target, value), size in sorted(found.items()))

@@ -18,7 +18,7 @@ import networkx as nx
 from ir.graph import Graph, Node
 from ir.model import Cache
 from ir.ops import OPS, Kind
-from ir.types import for_one_token, symbols_of
+from ir.types import symbols_of
 
 _SOURCE, _SINK = "source", "sink"
 _KEY, _VALUE, _TOKEN_AXIS = 1, 2, 2
@@ -31,8 +31,9 @@ def find_caches(graph: Graph, block_of: Sequence[int]) -> dict[int, Cache]:
     to step. ``block_of`` gives the block of each node; a cache lies in the block of its attention.
     """
     depends = token_dependent(graph)
+    cuts: dict[object, tuple[int, ...]] = {}
     return {
-        index: _find_cache(_Slice(graph, index, block_of, depends))
+        index: _find_cache(_Slice(graph, index, block_of, depends), cuts)
         for index, node in enumerate(graph.nodes)
         if OPS[node.op].kind is Kind.STATE and node.attributes["causal"] and _takes_any_number(graph, node)
     }
@@ -89,13 +90,38 @@ class _Slice:
 
     def bytes(self, name: str) -> int:
         """Bytes of a value for one token."""
-        return for_one_token(self.graph.types[name].bytes)
+        return self.graph.token_bytes[name]
+
+    def form(self, names: list[str]) -> object:
+        """What decides on the cut, with ``names``, all values in order, by their place: equal for equal layers."""
+        place = {name: index for index, name in enumerate(names)}
+        operands = [self.operands(name) for name in names]
+        return tuple(
+            (
+                self.bytes(name),
+                name in self.wanted,
+                self.kind(name) is Kind.MATRIX,
+                None if read is None else tuple(place[operand] for operand in read),
+            )
+            for name, read in zip(names, operands, strict=True)
+        )
+
+    def kind(self, name: str) -> Kind | None:
+        """How the operator that computes ``name`` treats data; ``None`` for an input."""
+        index = self.graph.producer.get(name)
+        return None if index is None else OPS[self.graph.nodes[index].op].kind
 
 
-def _find_cache(slice_: _Slice) -> Cache:
-    # Of equally small cuts networkx gives the one nearest to the sink, which leaves least to recompute.
-    _, (source_side, _) = nx.minimum_cut(_network(slice_), _SOURCE, _SINK)
-    values = tuple(name for name in slice_.values() if (name, 0) in source_side and (name, 1) not in source_side)
+def _find_cache(slice_: _Slice, cuts: dict[object, tuple[int, ...]]) -> Cache:
+    """The cache of one attention; ``cuts`` remembers what was found for slices of the same form, as places in them."""
+    names = slice_.values()
+    form = slice_.form(names)
+    if form not in cuts:
+        # Of equally small cuts networkx gives the one nearest to the sink, which leaves least to recompute.
+        _, (source_side, _) = nx.minimum_cut(_network(slice_), _SOURCE, _SINK)
+        cut = [(name, 0) in source_side and (name, 1) not in source_side for name in names]
+        cuts[form] = tuple(place for place, is_cut in enumerate(cut) if is_cut)
+    values = tuple(names[place] for place in cuts[form])
     bytes_per_token = sum(slice_.bytes(name) for name in values)
     attributes = slice_.graph.nodes[slice_.attention].attributes
     window, chunk = int(attributes["window"]), int(attributes.get("chunk", 0))
@@ -106,7 +132,6 @@ def _find_cache(slice_: _Slice) -> Cache:
 
 def _network(slice_: _Slice) -> nx.DiGraph[object]:
     """A flow network with an edge (name, 0) -> (name, 1) for each value; what must not be cut has no capacity limit."""
-    graph = slice_.graph
     network: nx.DiGraph[object] = nx.DiGraph()
     projected: set[str] = set()
     for name in slice_.values():
@@ -114,7 +139,7 @@ def _network(slice_: _Slice) -> nx.DiGraph[object]:
         if operands is None:
             network.add_edge(_SOURCE, (name, 0))
         else:
-            kind = OPS[graph.nodes[graph.producer[name]].op].kind
+            kind = slice_.kind(name)
             if kind is Kind.MATRIX or projected.intersection(operands):
                 projected.add(name)
             network.add_edges_from(((operand, 1), (name, 0)) for operand in operands)

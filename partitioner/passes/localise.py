@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ir.graph import Graph, Node, Value
-from ir.types import for_one_token
 from partitioner.passes.origins import layer_of
 
 
@@ -42,8 +41,8 @@ def _cheaper_from_inputs(graph: Graph) -> set[str]:
             continue  # it depends on a weight
         needed = frozenset().union(*(inputs[name] for name in node.inputs))
         inputs |= dict.fromkeys((value.name for value in node.results), needed)
-        sent = sum(for_one_token(graph.types[name].bytes) for name in needed)
-        found |= {value.name for value in node.results if needed and for_one_token(value.type.bytes) > sent}
+        sent = sum(graph.token_bytes[name] for name in needed)
+        found |= {value.name for value in node.results if needed and graph.token_bytes[value.name] > sent}
     return found
 
 

@@ -11,12 +11,11 @@ from dataclasses import replace
 
 from ir.diagnostics import UnsupportedModelError
 from ir.graph import Graph, Node
-from ir.ops.elementwise import ELEMENTWISE
+from ir.ops import ELEMENT_BY_ELEMENT
 from ir.types import Dim, DType, Shape, Size, TensorType, product
 from partitioner.frontends.builder import GraphBuilder
 
 NAME = "position_ids"
-_ELEMENTWISE = frozenset({"cast", *(op.name for op in ELEMENTWISE)})
 _LOOK_UP = frozenset({"embedding", "gather", "scatter"})
 _AXES = ("dim", "dims")
 
@@ -26,13 +25,18 @@ class _NoPositionsError(ValueError):
 
 
 def take_positions(graph: Graph, ids: str, tokens: Dim, past: Dim) -> Graph:
-    """``graph`` with an input for its positions; unchanged where it counts none, or uses them as something else.
+    """``graph`` with an input for its positions, the one that it has or a new one; unchanged where it counts none, or
+    uses them as something else.
 
     ``ids`` is the input of token ids, of the shape that positions will have.
     """
     shape = graph.types[ids].shape
     counted = _counted(graph, tokens, past)
-    if not counted or len(shape) != 2 or any(value.name == NAME for value in graph.inputs):
+    if (
+        not counted
+        or len(shape) != 2
+        or any(value.name == NAME and value.type.shape != shape for value in graph.inputs)
+    ):
         return graph
     try:
         return _lift(graph, counted, shape[0], TensorType(DType.I64, shape))
@@ -77,7 +81,8 @@ def _lift(graph: Graph, counted: frozenset[str], users: Size, type_: TensorType)
     builder = GraphBuilder(graph.name)
     for value in graph.inputs:
         builder.input(value.name, value.type)
-    builder.input(NAME, type_)
+    if not any(value.name == NAME for value in graph.inputs):
+        builder.input(NAME, type_)
     for parameter in graph.parameters:
         builder.parameter(parameter.name, parameter.type, parameter.encoding)
     work = _Lifting(graph, builder, users, dict.fromkeys(counted, NAME))
@@ -105,7 +110,7 @@ class _Lifting:
                 (self._lifted[node.inputs[0]],),
                 lifted=not settled,
             )
-        elif node.op in _ELEMENTWISE:
+        elif node.op in ELEMENT_BY_ELEMENT:
             self._elementwise(node)
         elif node.op == "embedding" and node.inputs[0] in self._graph.parameter:
             self._emit(node, (node.inputs[0], self._lifted[node.inputs[1]]), lifted=True)

@@ -83,6 +83,7 @@ def _measure(probe: _Probe) -> Meaning:
 def _attention(operands: Sequence[Any], meaning: Meaning) -> Any:
     import torch
 
+    operands = [*operands[:3], *(sinks.reshape(-1) for sinks in operands[3:])]
     attributes = {n: getattr(meaning, n) for n in ("scale", "causal", "window", "softcap")}
     return OPS["attention"].reference(torch, operands, attributes).transpose(1, 2)
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from itertools import takewhile
 
 from ir.graph import Attribute, Graph, Node, Parameter, Value
-from ir.ops import OPS
+from ir.ops import ELEMENT_BY_ELEMENT, OPS
 from ir.types import DType, Shape, Size, TensorType
 from partitioner.passes.axes import (
     EXPERT,
@@ -33,7 +33,7 @@ from partitioner.passes.axes import (
     regroup,
     size_of,
 )
-from partitioner.passes.routing import ELEMENT_BY_ELEMENT, Choice, Facts
+from partitioner.passes.routing import Choice, Facts
 
 _LAST_AXIS = ("layer_norm", "rms_norm")
 _ALONG = ("softmax", "log_softmax")

@@ -14,12 +14,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ir.graph import Graph, Node
-from ir.ops import OPS, torch_dtype
-from ir.ops.elementwise import ELEMENTWISE
+from ir.ops import ELEMENT_BY_ELEMENT, OPS, torch_dtype
 from ir.types import Shape, Size, product
 from partitioner.passes.axes import EXPERT, FEATURE, SLOT, TOKEN, Axes, Axis, axis, kinds, present, regroup
 
-ELEMENT_BY_ELEMENT = frozenset(("cast", *(op.name for op in ELEMENTWISE)))
 _HELD_BY = {"sum": 0, "mean": 0, "amax": None, "amin": None}
 """Reductions that leave a constant as it is: any, or only this one."""
 

@@ -44,15 +44,26 @@ def takes_tokens(graph: Graph) -> bool:
 
 
 def require_step(graph: Graph) -> Graph:
-    """Return ``graph`` unchanged if it has the step property, or is of no tokens.
+    """Return ``graph`` unchanged if it has the step property, is of no tokens, or of whole texts: an encoder, whose
+    tokens see later ones, is never run token by token.
 
     Raises:
         UnsupportedModelError: W0308, for each node that breaks it.
     """
-    breaches = find_breaches(graph) if takes_tokens(graph) else ()
+    breaches = find_breaches(graph) if takes_tokens(graph) and not _takes_whole_texts(graph) else ()
     if breaches:
         raise UnsupportedModelError(*map(_report, breaches))
     return graph
+
+
+def _takes_whole_texts(graph: Graph) -> bool:
+    """Whether some token sees tokens after it."""
+    return any(
+        OPS[node.op].kind is Kind.STATE
+        and not node.attributes.get("causal", True)
+        and all("tokens" in symbols_of(graph.types[name].shape[2]) for name in node.inputs[:2])
+        for node in graph.nodes
+    )
 
 
 def find_breaches(graph: Graph) -> tuple[Breach, ...]:

@@ -8,7 +8,7 @@ from what it remembers, and the step function is told them.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ir.diagnostics import Diagnostic, UnsupportedModelError
@@ -16,6 +16,7 @@ from ir.graph import Graph, Node
 from ir.types import Dim, Size, symbols_of
 from partitioner.frontends.builder import GraphBuilder
 from partitioner.passes.attention import recognise_attention
+from partitioner.passes.chosen import group_chosen
 from partitioner.passes.positions import take_positions
 from partitioner.passes.simplify import simplify
 from partitioner.passes.uniform import fold_uniform
@@ -24,37 +25,75 @@ from partitioner.passes.unsort import undo_orders
 USERS, TOKENS, PAST = (Dim.symbol(name) for name in ("users", "tokens", "past"))
 
 
-def step_function(graph: Graph, ids: str, pasts: frozenset[str]) -> Graph:
+@dataclass(frozen=True, slots=True)
+class StepFunction:
+    """A step's graph, and which of the export's outputs (indices) it has; those for the cache are left out."""
+
+    graph: Graph
+    outputs: tuple[int, ...]
+
+
+def step_function(graph: Graph, ids: str, pasts: frozenset[str]) -> StepFunction:
     """The step that ``graph`` computes: ``ids`` names its token ids [users, tokens], ``pasts`` the inputs of the cache.
 
     Raises:
         UnsupportedModelError: W0310, what is remembered is read by something else than attention.
     """
     orders = tuple(value.name for value in graph.inputs if value.name.startswith("any_order"))
-    graph = simplify(undo_orders(simplify(fold_uniform(graph)), orders))
+    graph = simplify(undo_orders(group_chosen(simplify(fold_uniform(graph))), orders))
     graph = recognise_attention(graph)
-    graph = simplify(_own_cache(graph, pasts))
+    graph, kept = _own_cache(graph, ids, pasts)
+    graph = simplify(graph)
     graph = simplify(take_positions(graph, ids, TOKENS, PAST))
-    return simplify(fold_uniform(_without_past(graph, pasts)))
+    graph = simplify(fold_uniform(_without_past(graph, pasts)))
+    read = {name for node in graph.nodes for name in node.inputs} | {ids}
+    return StepFunction(replace(graph, inputs=tuple(v for v in graph.inputs if v.name in read)), kept)
 
 
-def _own_cache(graph: Graph, pasts: frozenset[str]) -> Graph:
-    """Attention reads new keys and values alone; keys and values are no outputs."""
+def _own_cache(graph: Graph, ids: str, pasts: frozenset[str]) -> tuple[Graph, tuple[int, ...]]:
+    """Attention reads new keys and values alone; what it remembers is no output, nor what no token decides."""
     joined = {
         node.result.name: node.inputs[1]
         for node in graph.nodes
         if node.op == "concat" and len(node.inputs) == 2 and node.inputs[0] in pasts
+        if _is_remembered(graph, node.result.name)
     }
-    remembered = {name for node in graph.nodes if node.op == "attention" for name in node.inputs[1:3]}
-    nodes = tuple(
-        replace(node, inputs=(node.inputs[0], *(joined.get(n, n) for n in node.inputs[1:3]), *node.inputs[3:]))
-        if node.op == "attention"
-        else node
-        for node in graph.nodes
+    nodes = (replace(node, inputs=tuple(joined.get(n, n) for n in node.inputs)) for node in graph.nodes)
+    graph = replace(graph, nodes=tuple(nodes))
+    decided = _computed_from(graph, ids)
+    kept = tuple(
+        index
+        for index, name in enumerate(graph.outputs)
+        if name in decided and name not in joined and not _is_remembered(graph, name)
     )
-    dropped = remembered | joined.keys() | set(joined.values())
-    outputs = tuple(name for name in graph.outputs if name not in dropped)
-    return replace(graph, nodes=nodes, outputs=outputs) if outputs else graph
+    kept = kept or tuple(range(len(graph.outputs)))
+    return replace(graph, outputs=tuple(graph.outputs[index] for index in kept)), kept
+
+
+def _computed_from(graph: Graph, ids: str) -> set[str]:
+    found = {ids}
+    for node in graph.nodes:
+        if found.intersection(node.inputs):
+            found.update(value.name for value in node.results)
+    return found - {ids}
+
+
+def _is_remembered(graph: Graph, name: str) -> bool:
+    """Whether all that is computed from a value are keys and values of attention."""
+    pending, seen, is_read = [name], {name}, False
+    while pending:
+        value = pending.pop()
+        for reader in graph.consumers.get(value, ()):
+            node = graph.nodes[reader]
+            if node.op == "attention":
+                if value not in node.inputs[1:3] or value == node.inputs[0]:
+                    return False
+                is_read = True
+            else:
+                fresh = {result.name for result in node.results} - seen
+                seen |= fresh
+                pending += fresh
+    return is_read
 
 
 def _without_past(graph: Graph, pasts: frozenset[str]) -> Graph:

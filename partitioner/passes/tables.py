@@ -10,11 +10,9 @@ from dataclasses import replace
 from typing import Any
 
 from ir.graph import Graph, Node, Value
-from ir.ops import OPS, Kind
-from ir.ops.elementwise import ELEMENTWISE
+from ir.ops import ELEMENT_BY_ELEMENT, OPS, Kind
 from ir.types import Dim
 
-_ELEMENTWISE = frozenset({"cast", *(op.name for op in ELEMENTWISE)})
 _COMBINES = frozenset({"mul", "div", "matmul", "linear"})
 _MOST_ELEMENTS = 4096
 
@@ -86,7 +84,7 @@ def _meets_only(graph: Graph, name: str, positions: frozenset[str]) -> bool:
 
 def _is_table_for(graph: Graph, name: str, reader: int, positions: frozenset[str]) -> bool:
     node = graph.nodes[reader]
-    if OPS[node.op].kind is Kind.VIEW or node.op == "cast" or (node.op in _ELEMENTWISE and len(node.inputs) == 1):
+    if OPS[node.op].kind is Kind.VIEW or node.op == "cast" or (node.op in ELEMENT_BY_ELEMENT and len(node.inputs) == 1):
         return _meets_only(graph, node.result.name, positions)
     others = [operand for operand in node.inputs if operand != name]
     return node.op in _COMBINES and len(node.inputs) == 2 and len(others) == 1 and others[0] in positions

@@ -12,12 +12,10 @@ from dataclasses import replace
 
 from ir.graph import Graph, Node, Value
 from ir.interpret import interpret
-from ir.ops import OPS, Kind
-from ir.ops.elementwise import ELEMENTWISE
+from ir.ops import ELEMENT_BY_ELEMENT, OPS, Kind
 from ir.types import DType, TensorType
 
 Number = bool | int | float
-_ELEMENTWISE = frozenset({"cast", *(op.name for op in ELEMENTWISE)})
 _CHOOSES = frozenset({"embedding", "gather"})
 _NEUTRAL: dict[str, Number] = {
     "logical_and": True,
@@ -36,22 +34,44 @@ _ORDERED = frozenset({"sub", "div"})
 def fold_uniform(graph: Graph) -> Graph:
     """A graph with the same outputs in which such values are ``full``, and what they leave unchanged is skipped."""
     numbers: dict[str, Number] = {}
+    counts: set[str] = set()
     renamed: dict[str, str] = {}
     nodes: list[Node] = []
     for original in graph.nodes:
         node = replace(original, inputs=tuple(renamed.get(name, name) for name in original.inputs))
         same = _unchanged(node, numbers, graph.types)
+        if _is_count(node, counts):
+            counts |= {value.name for value in node.results[-1:]}
         number = _number(node, numbers, graph.types) if len(node.results) == 1 else None
+        if node.op == "lt" and node.inputs[0] in counts and node.attributes.get("scalar") == 0:
+            number = False
         if number is not None:
             numbers[node.result.name] = number
             nodes.append(_full(node, number))
         elif same is not None:
             renamed[node.result.name] = same
+        elif node.op == "sum" and graph.types[node.inputs[0]].elements == node.result.type.elements:
+            shaped = {"shape": node.result.type.shape}
+            nodes.append(replace(node, op="reshape", attributes=shaped) if _keeps_dtype(node, graph) else node)
         elif node.op == "cumsum" and numbers.get(node.inputs[0]) == 1 and not node.result.type.dtype.is_float:
             nodes += _counted(node)
         else:
             nodes.append(node)
     return replace(graph, nodes=tuple(nodes), outputs=tuple(renamed.get(name, name) for name in graph.outputs))
+
+
+def _keeps_dtype(node: Node, graph: Graph) -> bool:
+    return graph.types[node.inputs[0]].dtype is node.result.type.dtype
+
+
+def _is_count(node: Node, counts: set[str]) -> bool:
+    """Whether a node's last result is never negative: indices, what is counted up from zero, and views of these."""
+    if node.op in ("topk", "argmax"):
+        return True
+    if node.op == "arange":
+        return bool(node.attributes["start"] >= 0 and node.attributes["step"] > 0)
+    views = OPS[node.op].kind is Kind.VIEW or node.op in _CHOOSES or node.op == "cast"
+    return views and node.inputs[0] in counts
 
 
 def _full(node: Node, number: Number) -> Node:
@@ -82,7 +102,7 @@ def _number(node: Node, numbers: dict[str, Number], types: dict[str, TensorType]
     if node.op == "sum" and node.inputs[0] in numbers:
         count = math.prod(types[node.inputs[0]].shape[dim] for dim in node.attributes["dims"])
         return numbers[node.inputs[0]] * count if isinstance(count, int) else None
-    if node.op in _ELEMENTWISE and all(name in numbers for name in node.inputs):
+    if node.op in ELEMENT_BY_ELEMENT and all(name in numbers for name in node.inputs):
         return _computed(node, numbers, types)
     return None
 

@@ -14,10 +14,9 @@ from dataclasses import replace
 from ir.diagnostics import Diagnostic, UnsupportedModelError
 from ir.graph import Graph, Node, Value
 from ir.interpret import interpret
-from ir.ops.elementwise import ELEMENTWISE
+from ir.ops import ELEMENT_BY_ELEMENT
 from ir.types import Dim, Size, TensorType, exact_quotient, symbols_of
 
-_ELEMENTWISE = frozenset({"cast", *(op.name for op in ELEMENTWISE)})
 _ALONG = {"slice": "dim", "concat": "dim", "softmax": "dim", "log_softmax": "dim", "cumsum": "dim"}
 _REDUCES = frozenset({"sum", "mean", "amax", "amin", "argmax"})
 _ROWWISE = frozenset({"rms_norm", "layer_norm", "linear"})
@@ -30,7 +29,7 @@ def undo_orders(graph: Graph, orders: Collection[str]) -> Graph:
         UnsupportedModelError: W0311, the order of rows is not undone.
     """
     if not orders:
-        return graph
+        return by_token(graph)
     work = _Unsorting(graph)
     nodes = [made for node in graph.nodes for made in work.node(node)]
     left = work.ordered.intersection(graph.outputs)
@@ -38,7 +37,7 @@ def undo_orders(graph: Graph, orders: Collection[str]) -> Graph:
         raise _not_undone(graph.name)
     inputs = tuple(value for value in graph.inputs if value.name not in orders)
     counted = [_counting(value) for value in graph.inputs if value.name in orders]
-    return _by_token(replace(graph, inputs=inputs, nodes=(*counted, *nodes)))
+    return by_token(replace(graph, inputs=inputs, nodes=(*counted, *nodes)))
 
 
 def _counting(value: Value) -> Node:
@@ -90,7 +89,7 @@ class _Unsorting:
         while name in self._graph.producer:
             source = self._graph.nodes[self._graph.producer[name]]
             if source.op == "arange":
-                return source.attributes["start"] == 0 and source.attributes["step"] == 1
+                return bool(source.attributes["start"] == 0 and source.attributes["step"] == 1)
             if source.op not in ("reshape", "expand", "cast"):
                 return False
             name = source.inputs[0]
@@ -100,7 +99,7 @@ class _Unsorting:
         """Whether row i of the result is computed from rows i of the ordered operands, and from nothing else by row."""
         rows = node.result.type.shape[:1]
         types = [self._graph.types[name] for name in node.inputs]
-        if node.op in _ELEMENTWISE:
+        if node.op in ELEMENT_BY_ELEMENT:
             rank = len(node.result.type.shape)
             return all(
                 (len(t.shape) == rank and t.shape[:1] == rows)
@@ -128,7 +127,7 @@ class _Unsorting:
 # --- rows that count tokens several times ---------------------------------------------------------------------------
 
 
-def _by_token(graph: Graph) -> Graph:
+def by_token(graph: Graph) -> Graph:
     """Look-ups by counting, such as every row k times in a row, as views; products by expert as [tokens, k]."""
     nodes: list[Node] = []
     for node in graph.nodes:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise
-
-from ortools.sat.python import cp_model
+from typing import TYPE_CHECKING
 
 from partitioner.problem import Problem
 from partitioner.solver.chain import Assignment
+
+if TYPE_CHECKING:
+    # It takes pandas with it, half a second that who only looks at a model need not wait.
+    from ortools.sat.python import cp_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,8 @@ class _Formulation:
     """Variables ``on[i][w]``: item i lies on wafer w; wafers are used in order, and values never flow backward."""
 
     def __init__(self, problem: Problem) -> None:
+        from ortools.sat.python import cp_model
+
         self._problem = problem
         self.model = cp_model.CpModel()
         wafers = range(problem.systems)
@@ -94,6 +99,8 @@ class _Formulation:
 
     def traffic(self) -> cp_model.LinearExpr:
         """Bytes sent for each token; a value is sent once to each wafer that reads it and does not hold its source."""
+        from ortools.sat.python import cp_model
+
         terms = []
         for number, flow in enumerate(self._problem.flows):
             for w in range(self._problem.systems):
@@ -105,6 +112,8 @@ class _Formulation:
 
     def solve(self, limits: Limits, hint: Assignment | None, *, presolve: bool = True) -> Answer:
         """Run CP-SAT so that the answer depends on the input alone."""
+        from ortools.sat.python import cp_model
+
         for index, wafer in enumerate(hint or ()):
             for w, literal in enumerate(self._on[index]):
                 self.model.add_hint(literal, w == wafer)

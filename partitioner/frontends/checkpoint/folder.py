@@ -141,7 +141,7 @@ def _require_located(located: Mapping[str, str], tensors: tuple[StoredTensor, ..
 
 def _outside(folder: Path, name: str) -> UsageError:
     message = f"{name[:200]!r} leads outside of the checkpoint's folder, where nothing is read"
-    help_ = ("copy the files themselves into one folder, without links",)
+    help_ = ("copy the files themselves into one folder; of a hub's cache, which is made of links: cp -rL",)
     return UsageError(Diagnostic("W0223", message, str(folder), help=help_))
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from io import BufferedReader
 from operator import attrgetter
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import msgspec
 
@@ -39,7 +39,7 @@ _MOST_AXES = 16
 _MOST_NAME = 1_000
 
 
-class StoredTensor(NamedTuple):
+class StoredTensor(msgspec.Struct, frozen=True, gc=False):
     """A tensor in a file: ``begin`` and ``end`` are offsets from the file's start, in bytes."""
 
     name: str
@@ -53,6 +53,12 @@ class StoredTensor(NamedTuple):
     def bytes(self) -> int:
         """Bytes of its values."""
         return self.end - self.begin
+
+
+class _Facts(msgspec.Struct):
+    """What a header may say of its file."""
+
+    metadata: dict[str, str] = msgspec.field(default_factory=dict, name="__metadata__")
 
 
 _Size = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
@@ -122,6 +128,8 @@ def _entries(text: bytes) -> dict[str, _Entry]:
     The decoder takes the last of equal names; there are none if each entry's fields stand in the text as often as
     there are entries. If not (a name may be spelt with escapes), the slower parser of the standard library tells.
     """
+    text.decode("utf-8")  # the decoder does not look into what it skips
+    msgspec.json.decode(text, type=_Facts)
     try:
         entries = msgspec.json.decode(text, type=dict[str, _Entry])
     except msgspec.ValidationError:  # perhaps for a word under __metadata__, which may be any

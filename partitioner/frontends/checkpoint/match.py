@@ -16,7 +16,7 @@ from partitioner.frontends.checkpoint.folder import Checkpoint
 from partitioner.frontends.checkpoint.names import filled, templated
 from partitioner.frontends.checkpoint.renaming import Renaming
 from partitioner.frontends.checkpoint.schemes import Shape, StoredWeight, stored_weights
-from partitioner.frontends.checkpoint.source import Source, source_of
+from partitioner.frontends.checkpoint.source import Numbered, Source, source_of
 
 _FLOATS = frozenset(dtype.value for dtype in DType if dtype.is_float)
 _PLAIN = frozenset(dtype.value for dtype in DType)
@@ -121,16 +121,16 @@ def _without_exceptions(model: Any, missing: set[str], unexpected: set[str]) -> 
 
 def _sources(weights: Iterable[StoredWeight], renaming: Renaming, where: str) -> list[Source]:
     by_name = {weight.name: weight for weight in weights}
-    found: defaultdict[tuple[str, int], defaultdict[str, list[StoredWeight]]]
+    found: defaultdict[tuple[str, int], defaultdict[str, list[Numbered]]]
     found = defaultdict(lambda: defaultdict(list))
-    for name, (target, pattern) in renaming.rename_all(by_name).items():
+    for stored, target, pattern, numbers in renaming.rename_all(by_name):
         converter = None if pattern is None else renaming.converter[pattern]
-        found[target, id(converter)][pattern or ""].append(by_name[name])
+        found[target, id(converter)][pattern or ""].append((tuple(map(int, numbers)), by_name[stored]))
     sources = []
     for (target, _), by_pattern in found.items():
         converter = renaming.converter.get(next(iter(by_pattern)))
         if converter is None and len(by_pattern[""]) > 1:
-            raise faults.ambiguous(target, where, [weight.name for weight in by_pattern[""]])
+            raise faults.ambiguous(target, where, [weight.name for _, weight in by_pattern[""]])
         sources.append(source_of(target, by_pattern, converter))
     return sources
 

@@ -10,17 +10,17 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 _NUMBER = re.compile(r"(?:(?<=\.)|^)([0-9]+)(?=\.|$)")
-_NONE: frozenset[str] = frozenset()
 
 
-def templated(name: str, keep: frozenset[str] = _NONE) -> tuple[str, tuple[str, ...]]:
-    """The template of ``name`` and the numbers that stand in its places; those of ``keep`` stay in the template."""
-    pieces = _NUMBER.split(name)
-    numbers = pieces[1::2]
-    if keep.isdisjoint(numbers):
-        return "{}".join(pieces[::2]), tuple(numbers)
-    pieces[1::2] = [number if number in keep else "{}" for number in numbers]
-    return "".join(pieces), tuple(number for number in numbers if number not in keep)
+def split(name: str) -> list[str]:
+    """Texts and the numbers between them, in turn."""
+    return _NUMBER.split(name)
+
+
+def templated(name: str) -> tuple[str, tuple[str, ...]]:
+    """The template of ``name`` and the numbers that stand in its places."""
+    pieces = split(name)
+    return "{}".join(pieces[::2]), tuple(pieces[1::2])
 
 
 def filled(template: str, numbers: Iterable[str]) -> str:

@@ -8,32 +8,43 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from partitioner.frontends.checkpoint.names import filled, templated
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import (
+    GroupWeightRename,
+    PrefixChange,
+    WeightConverter,
+    WeightRenaming,
+    dot_natural_key,
+    rename_source_key,
+)
+
+from partitioner.frontends.checkpoint.names import split
 
 _STAND_IN = 987_650_000
+_STAND_INS = tuple(str(_STAND_IN + place) for place in range(8))
+_A_STAND_IN = re.compile(r"98765(\d{4})")
 _COUNTS_DIGITS = re.compile(r"\\d(?!\+)|\[[^\]]*\d-\d|\{")
 """Parts of an expression that tell numbers apart by more than the digits which stand in it."""
 
 
 class Renamed(NamedTuple):
-    """A name of the model, and the pattern of the converter through which the tensor goes (``None``: it is just
-    renamed).
+    """A stored name, the model's name for it, the pattern of the converter through which the tensor goes (``None``: it
+    is just renamed), and the numbers in the stored name.
     """
 
+    stored: str
     name: str
     pattern: str | None
+    numbers: list[str]
 
 
 class Renaming:
     """The tables of one model of transformers, on any device."""
 
     def __init__(self, model: Any) -> None:
-        from transformers.conversion_mapping import get_model_conversion_mapping
-        from transformers.core_model_loading import WeightConverter, WeightRenaming
-
         table = get_model_conversion_mapping(model)
         self._model = model
         self._renamings = [entry for entry in table if isinstance(entry, WeightRenaming)]
@@ -42,56 +53,56 @@ class Renaming:
             pattern: converter for converter in self._converters for pattern in converter.source_patterns
         }
         self._expected = dict.fromkeys(model.state_dict(), True)
-        self._mentioned = _numbers_mentioned(pattern for entry in table for pattern in entry.source_patterns)
-        self._by_template = self._mentioned is not None and all(_is_of_the_library(entry) for entry in table)
+        patterns = [pattern for entry in table for pattern in entry.source_patterns]
+        self._mentioned = _numbers_mentioned(patterns) if all(map(_replaces_text, table)) else None
 
-    def rename_all(self, names: Iterable[str]) -> dict[str, Renamed]:
-        """The model's name for each of ``names``."""
-        by_template: defaultdict[str, list[tuple[str, tuple[str, ...]]]] = defaultdict(list)
+    def rename_all(self, names: Iterable[str]) -> Iterator[Renamed]:
+        """The model's name for each of ``names``, in no particular order."""
+        by_template: defaultdict[str, list[list[str]]] = defaultdict(list)
         for name in names:
-            template, numbers = templated(name, self._mentioned or frozenset())
-            by_template[template].append((name, numbers))
-        found: dict[str, Renamed] = {}
-        for template, members in by_template.items():
-            if len(members) == 1 or not self._by_template:
-                found |= {name: self._table(name) for name, _ in members}
-            else:
-                found |= self._table_once(template, members)
+            pieces = split(name)
+            by_template[self._template(pieces)].append(pieces)
         final: dict[str, str] = {}
-        return {name: self._prefixed(name, renamed, final) for name, renamed in found.items()}
+        # In the library's own order: some of its rules wait for a name that tells the form of the checkpoint.
+        for template in sorted(by_template, key=dot_natural_key):
+            members = by_template[template]
+            rename, pattern = self._rule(template)
+            for pieces in members:
+                name = "".join(pieces)
+                renamed = rename(pieces[1::2])
+                target = final.get(renamed) or final.setdefault(renamed, self._with_prefix(renamed))
+                if target not in self._expected and name in self._expected:
+                    yield Renamed(name, name, None, pieces[1::2])  # the table is for another form of the checkpoint
+                else:
+                    yield Renamed(name, target, pattern, pieces[1::2])
 
-    def _table(self, name: str) -> Renamed:
-        from transformers.core_model_loading import rename_source_key
-
-        return Renamed(*rename_source_key(name, self._renamings, self._converters))
-
-    def _table_once(self, template: str, members: list[tuple[str, tuple[str, ...]]]) -> dict[str, Renamed]:
-        stand_ins = [str(_STAND_IN + place) for place in range(len(members[0][1]))]
-        renamed = self._table(filled(template, stand_ins))
-        pieces = re.split(f"({'|'.join(stand_ins)})", renamed.name)
-        texts, places = pieces[::2], [stand_ins.index(piece) for piece in pieces[1::2]]
-        if not places:
-            return {name: renamed for name, _ in members}
-        head, *rest = texts
-        return {
-            name: Renamed(
-                head + "".join(numbers[place] + text for place, text in zip(places, rest, strict=True)), renamed.pattern
+    def _template(self, pieces: list[str]) -> str:
+        """A name with stand-ins, each of its own, for numbers that no table mentions; else the name."""
+        numbers = pieces[1::2]
+        if self._mentioned is None:
+            return "".join(pieces)
+        stand_ins = _STAND_INS
+        if len(numbers) > len(stand_ins) or not self._mentioned.isdisjoint(numbers):
+            stand_ins = tuple(
+                number if number in self._mentioned else str(_STAND_IN + place) for place, number in enumerate(numbers)
             )
-            for name, numbers in members
-        }
+        pieces = [*pieces]
+        pieces[1::2] = stand_ins[: len(numbers)]
+        return "".join(pieces)
 
-    def _prefixed(self, name: str, renamed: Renamed, final: dict[str, str]) -> Renamed:
-        """With the base model's prefix added or taken away where that makes it a name of the model."""
-        if renamed.name not in final:
-            final[renamed.name] = self._with_prefix(renamed.name)
-        target = final[renamed.name]
-        if target not in self._expected and name in self._expected:  # the table is for another form of the checkpoint
-            return Renamed(name, None)
-        return Renamed(target, renamed.pattern)
+    def _rule(self, template: str) -> tuple[Callable[[list[str]], str], str | None]:
+        """How names of ``template`` are renamed: from their numbers to the new name."""
+        renamed, pattern = rename_source_key(template, self._renamings, self._converters)
+        pieces = _A_STAND_IN.split(renamed)
+        head, places, texts = pieces[0], [int(place) for place in pieces[1::2]], pieces[2::2]
+
+        def rename(numbers: list[str]) -> str:
+            return head + "".join([numbers[place] + text for place, text in zip(places, texts, strict=True)])
+
+        return rename, pattern
 
     def _with_prefix(self, name: str) -> str:
-        from transformers.core_model_loading import rename_source_key
-
+        """With the base model's prefix added or taken away where that makes it a name of the model."""
         prefix = self._model.base_model_prefix
         return str(rename_source_key(name, [], [], base_model_prefix=prefix, meta_state_dict=self._expected)[0])
 
@@ -107,8 +118,6 @@ def _numbers_mentioned(patterns: Iterable[str]) -> frozenset[str] | None:
     return frozenset(found)
 
 
-def _is_of_the_library(entry: Any) -> bool:
-    """Whether an entry renames by replacing text: others count with the numbers that they find."""
-    from transformers.core_model_loading import GroupWeightRename, PrefixChange, WeightConverter, WeightRenaming
-
+def _replaces_text(entry: Any) -> bool:
+    """Whether an entry renames by replacing text alone; others count with the numbers that they find."""
     return type(entry) in (GroupWeightRename, PrefixChange, WeightConverter, WeightRenaming)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
+import msgspec
 import torch
 
 from ir.diagnostics import Diagnostic, UnsupportedModelError
@@ -21,7 +21,7 @@ from partitioner.frontends.checkpoint.headers import StoredTensor
 Shape = tuple[int, ...]
 
 
-class StoredWeight(NamedTuple):
+class StoredWeight(msgspec.Struct, frozen=True, gc=False):
     """A weight under the publisher's name, and the tensors that hold it.
 
     ``shape`` is that of the values; ``parts`` are in the order of its scheme's suffixes.
@@ -88,8 +88,9 @@ def _mxfp4_shape(shapes: Sequence[Shape]) -> Shape | None:
 SCHEMES = (
     # compressed-tensors "pack-quantized", as Kimi K2.5 and K2.6 store their routed experts.
     Scheme(("_packed", "_scale", "_shape"), ("I32", "BF16", "I32"), 2, ENCODINGS["int4_g32"], _int4_shape, unpack.int4),
-    # DeepSeek-V3 and Kimi K2.
+    # DeepSeek-V3 and Kimi K2; the scales of Qwen3's are of another type.
     Scheme(("", "_scale_inv"), ("F8_E4M3", "F32"), 2, ENCODINGS["fp8_b128"], _fp8_shape, unpack.fp8),
+    Scheme(("", "_scale_inv"), ("F8_E4M3", "BF16"), 2, ENCODINGS["fp8_b128_bf16"], _fp8_shape, unpack.fp8),
     # gpt-oss; transformers holds these experts as [expert, in, out].
     Scheme(("_blocks", "_scales"), ("U8", "U8"), 2, ENCODINGS["mxfp4"], _mxfp4_shape, unpack.mxfp4),
 )
@@ -116,29 +117,29 @@ def stored_weights(tensors: Iterable[StoredTensor]) -> tuple[StoredWeight, ...]:
             without scales.
     """
     by_name = {tensor.name: tensor for tensor in tensors}
-    taken: set[str] = set()
-    found: list[StoredWeight] = []
-    for name, scheme, parts in _candidates(by_name):
-        shape = scheme.shape([part.shape for part in parts])
-        if shape is None:
-            raise _no_fit(name, parts)
-        taken.update(part.name for part in parts)
-        found.append(StoredWeight(name, shape, scheme.encoding, parts, scheme))
-    found += (_as_it_is(tensor) for name, tensor in by_name.items() if name not in taken)
+    found = list(_by_schemes(by_name))
+    taken = {part.name for weight in found for part in weight.parts}
+    found += [_as_it_is(tensor) for name, tensor in by_name.items() if name not in taken]
     return tuple(found)
 
 
-def _candidates(by_name: Mapping[str, StoredTensor]) -> Iterator[tuple[str, Scheme, tuple[StoredTensor, ...]]]:
-    """Names with all of a scheme's tensors, of its types."""
-    by_scales = {scheme.dtypes[1]: scheme for scheme in SCHEMES}
-    for tensor in by_name.values():
-        scheme = by_scales.get(tensor.dtype)
-        if scheme is None or not tensor.name.endswith(scheme.suffixes[1]):
-            continue
+def _by_schemes(by_name: Mapping[str, StoredTensor]) -> Iterator[StoredWeight]:
+    """Weights of which all tensors of a scheme are there, of its types."""
+    candidates = [
+        (scheme, tensor)
+        for scheme in SCHEMES
+        for tensor in by_name.values()
+        if tensor.dtype == scheme.dtypes[1] and tensor.name.endswith(scheme.suffixes[1])
+    ]
+    for scheme, tensor in candidates:
         name = tensor.name[: -len(scheme.suffixes[1])]
-        parts = tuple(by_name[name + suffix] for suffix in scheme.suffixes if name + suffix in by_name)
-        if tuple(part.dtype for part in parts) == scheme.dtypes:
-            yield name, scheme, parts
+        parts = [part for suffix in scheme.suffixes if (part := by_name.get(name + suffix))]
+        if tuple([part.dtype for part in parts]) != scheme.dtypes:
+            continue
+        shape = scheme.shape([part.shape for part in parts])
+        if shape is None:
+            raise _no_fit(name, parts)
+        yield StoredWeight(name, shape, scheme.encoding, tuple(parts), scheme)
 
 
 def _as_it_is(tensor: StoredTensor) -> StoredWeight:
@@ -151,7 +152,7 @@ def _as_it_is(tensor: StoredTensor) -> StoredWeight:
     return StoredWeight(tensor.name, tensor.shape, plain(dtype), (tensor,), None)
 
 
-def _no_fit(name: str, parts: tuple[StoredTensor, ...]) -> UnsupportedModelError:
+def _no_fit(name: str, parts: Sequence[StoredTensor]) -> UnsupportedModelError:
     facts = {part.name[len(name) :].strip("_") or "values": f"{part.dtype} {list(part.shape)}" for part in parts}
     message = f"the tensors that hold {name!r} do not fit together"
     return UnsupportedModelError(Diagnostic("W0227", message, str(parts[0].file), facts))

@@ -14,6 +14,8 @@ from partitioner.frontends.checkpoint.names import filled, templated
 from partitioner.frontends.checkpoint.schemes import StoredWeight
 
 Numbers = tuple[int, ...]
+Numbered = tuple[Numbers, StoredWeight]
+"""A weight behind the numbers in its name."""
 
 _MOST_GAPS = 4
 """Missing numbers for each that is there, up to which they are named: a number in a file must not decide on time."""
@@ -68,21 +70,18 @@ class _Lazily:
         return self.read(self.weight)
 
 
-def source_of(target: str, by_pattern: Mapping[str, Sequence[StoredWeight]], converter: Any) -> Source:
+def source_of(target: str, by_pattern: Mapping[str, Sequence[Numbered]], converter: Any) -> Source:
     """The source of ``target``, its weights in the order in which the library joins them."""
     if converter is None:
-        return Source(target, {pattern: tuple(found) for pattern, found in by_pattern.items()}, None, ())
-    rows: dict[str, dict[Numbers, StoredWeight]] = {}
-    for pattern in converter.source_patterns:
-        if pattern in by_pattern:
-            numbered = [(_numbers(weight.name), weight) for weight in by_pattern[pattern]]
-            rows[pattern] = dict(sorted(numbered, key=itemgetter(0)))
+        weights = {pattern: tuple(weight for _, weight in found) for pattern, found in by_pattern.items()}
+        return Source(target, weights, None, ())
+    rows = {
+        pattern: dict(sorted(by_pattern[pattern], key=itemgetter(0)))
+        for pattern in converter.source_patterns
+        if pattern in by_pattern
+    }
     weights = {pattern: tuple(row.values()) for pattern, row in rows.items()}
     return Source(target, weights, converter, tuple(_gaps(rows.values())))
-
-
-def _numbers(name: str) -> Numbers:
-    return tuple(map(int, templated(name)[1]))
 
 
 def _gaps(rows: Collection[Mapping[Numbers, StoredWeight]]) -> Iterator[str]:

@@ -39,10 +39,12 @@ def int4(parts: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
 
 
 def fp8(parts: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    """DeepSeek-V3: values e4m3 [.., out, in] times scales f32 [.., ceil(out / 128), ceil(in / 128)], a block each."""
+    """DeepSeek-V3: values e4m3 [.., out, in] times scales [.., ceil(out / 128), ceil(in / 128)], a block each."""
     values, scales = parts
     outputs, inputs = values.shape[-2:]
-    each = scales.repeat_interleave(128, -2)[..., :outputs, :].repeat_interleave(128, -1)[..., :inputs]
+    each = (
+        scales.to(torch.float32).repeat_interleave(128, -2)[..., :outputs, :].repeat_interleave(128, -1)[..., :inputs]
+    )
     return (values.to(torch.float32) * each).to(dtype)
 
 

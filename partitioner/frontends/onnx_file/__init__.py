@@ -9,12 +9,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ir.diagnostics import Diagnostic, UsageError
 from ir.graph import Graph
 from ir.verify import verify
 from partitioner.frontends.builder import GraphBuilder
 from partitioner.frontends.lowered import Lowered, Origin
 from partitioner.frontends.onnx_file import (
     attention,
+    contributed,
+    contributed_attention,
+    contributed_products,
     control,
     einsum,
     elementwise,
@@ -32,18 +36,19 @@ from partitioner.frontends.onnx_file import (
     spatial,
 )
 from partitioner.frontends.onnx_file.constants import Known
-from partitioner.frontends.onnx_file.lowering import Lowering, decode
+from partitioner.frontends.onnx_file.lowering import Lowering
+from partitioner.frontends.onnx_file.nodes import decode
 from partitioner.frontends.onnx_file.reading import open_onnx
 from partitioner.frontends.onnx_file.scopes import module_paths
 from partitioner.frontends.onnx_file.sorted_experts import regroup
-from partitioner.frontends.onnx_file.step import as_step, bind_inputs, read_step
+from partitioner.frontends.onnx_file.step import as_step, bind_inputs, original_inputs, read_step
 from partitioner.frontends.onnx_file.table import OPERATORS, check_operators
 
 __all__ = ["OPERATORS", "load_onnx", "read_weights"]
 
 TABLES = (
-    *(attention, control, einsum, elementwise, fourier, indexing, lists, movement),
-    *(products, quantized, recurrent, reductions, resizing, sorted_experts, spatial),
+    *(attention, contributed, contributed_attention, contributed_products, control, einsum, elementwise, fourier),
+    *(indexing, lists, movement, products, quantized, recurrent, reductions, resizing, sorted_experts, spatial),
 )
 """The modules whose functions fill :data:`OPERATORS`."""
 
@@ -96,7 +101,22 @@ def lower_file(lowering: Lowering, bound: Mapping[str, Known] | None = None) -> 
 
 
 def reference_outputs(path: Path, inputs: dict[str, npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
-    """What ONNX's own reference implementation yields for ``inputs``, in the order of the model's outputs."""
-    from onnx.reference import ReferenceEvaluator
+    """What ONNX's own reference implementation yields for ``inputs`` of the graph, in the order of its outputs.
 
-    return [np.asarray(output) for output in ReferenceEvaluator(str(path)).run(None, inputs)]
+    Raises:
+        UsageError: W0615, it does not know an operator of the file.
+    """
+    from onnx.reference import ReferenceEvaluator
+    from onnx.reference.op_run import RuntimeContextError
+
+    lowering, _graph = _lower(Path(path))
+    step = read_step(lowering.file.graph, lowering.file.weights)
+    try:
+        results = ReferenceEvaluator(str(path)).run(None, original_inputs(lowering, step, inputs))
+    except (NotImplementedError, RuntimeContextError) as error:
+        reason = " ".join(str(error).split())[:200]
+        help_ = ("run the plan without --compare",)
+        message = f"onnx's reference cannot run this file: {reason}"
+        raise UsageError(Diagnostic("W0615", message, str(path), help=help_)) from None
+    kept = range(len(results)) if lowering.outputs is None else lowering.outputs
+    return [np.asarray(results[index]) for index in kept]

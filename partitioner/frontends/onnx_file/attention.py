@@ -7,7 +7,8 @@ from __future__ import annotations
 from ir.types import Shape, Size, exact_quotient
 from partitioner.frontends.onnx_file.constants import UnfoldableError
 from partitioner.frontends.onnx_file.functions import call
-from partitioner.frontends.onnx_file.lowering import Results, Site
+from partitioner.frontends.onnx_file.lowering import Site
+from partitioner.frontends.onnx_file.nodes import Results
 from partitioner.frontends.onnx_file.table import operator
 from partitioner.frontends.onnx_file.terms import Term, fixed, optional, term
 
@@ -23,6 +24,9 @@ def _attention(site: Site) -> Results:
     past_key, past_value = optional(site, _PAST_KEY), optional(site, _PAST_VALUE)
     if past_key is not None and past_value is not None:
         key, value = past_key.apply("concat", key, dim=2), past_value.apply("concat", value, dim=2)
+    present = key.name, value.name
+    if site.attribute("is_causal", 0) and _tokens(site, 0) != _tokens(site, 1):
+        key, value = (x.cut(2, 0, fixed(query.shape[2])) for x in (key, value))
     scale = site.attribute("scale") or fixed(query.shape[-1]) ** -0.5
     result = query.apply(
         "attention",
@@ -34,9 +38,9 @@ def _attention(site: Site) -> Results:
         softcap=float(site.attribute("softcap", 0.0)),
     )
     if len(site.shape(0)) == 4:
-        return result.transpose(0, 2, 1, 3).name, key.name, value.name
+        return (result.transpose(0, 2, 1, 3).name, *present)
     users, tokens, heads, width = result.shape
-    return result.reshape(users, tokens, heads * width).name, key.name, value.name
+    return (result.reshape(users, tokens, heads * width).name, *present)
 
 
 def _window(site: Site) -> int | None:
@@ -45,10 +49,13 @@ def _window(site: Site) -> int | None:
     is_causal = bool(site.attribute("is_causal", 0))
     if not is_causal and left < 0 and right < 0:
         return 0
-    # The graph's operator counts from the end of the history, so the new keys must be those of the queries.
-    if _tokens(site, 0) != _tokens(site, 1) or (not is_causal and left != right):
+    if not is_causal and left != right:
         return None
-    return max(0, left + 1)
+    # The graph's operator counts from the end of the history, so the new keys must be those of the queries. Without a
+    # past, ONNX counts both from their beginnings, and nobody sees keys that come after the queries.
+    new, keys = _tokens(site, 0), _tokens(site, 1)
+    has_more = is_causal and not site.has(_PAST_KEY) and isinstance(new, int) and isinstance(keys, int) and new <= keys
+    return max(0, left + 1) if new == keys or has_more else None
 
 
 def _tokens(site: Site, index: int) -> Size:

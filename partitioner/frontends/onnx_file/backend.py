@@ -25,7 +25,8 @@ from partitioner.frontends.builder import GraphBuilder
 from partitioner.frontends.onnx_file import functions, lower_file
 from partitioner.frontends.onnx_file.arrays import Array, element_type, to_numpy, to_torch
 from partitioner.frontends.onnx_file.constants import LARGEST_ELEMENTS, Known
-from partitioner.frontends.onnx_file.lowering import ABSENT, Listed, Lowering, Operand
+from partitioner.frontends.onnx_file.lowering import Lowering
+from partitioner.frontends.onnx_file.nodes import ABSENT, Listed, Operand
 from partitioner.frontends.onnx_file.reading import read_model
 from partitioner.frontends.onnx_file.table import check_operators
 
@@ -164,11 +165,11 @@ class GraphBackend(onnx.backend.base.Backend):  # type: ignore[misc]
         """A handle that runs ``model``.
 
         Raises:
-            UnsupportedModelError: W0201, another device than the CPU, or operators that are not supported.
+            UnsupportedModelError: W0201, operators that are not supported; W0210, another device than the CPU.
         """
         if not cls.supports_device(device):
             raise UnsupportedModelError(
-                Diagnostic("W0201", f"there is no device {device}; models run on CPU", "device")
+                Diagnostic("W0210", f"there is no device {device}; models run on CPU", "device")
             )
         check_operators(model)
         return GraphRep(model)

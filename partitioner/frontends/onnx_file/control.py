@@ -10,7 +10,8 @@ import numpy as np
 from ir.types import DType
 from partitioner.frontends.onnx_file.constants import Known, UnfoldableError, normal_axis
 from partitioner.frontends.onnx_file.functions import lower_inside, result_of
-from partitioner.frontends.onnx_file.lowering import Operand, Results, Scope, Site
+from partitioner.frontends.onnx_file.lowering import Site
+from partitioner.frontends.onnx_file.nodes import Operand, Results, Scope
 from partitioner.frontends.onnx_file.table import operator
 from partitioner.frontends.onnx_file.terms import Term, fixed, join
 
@@ -20,6 +21,9 @@ _MOST_NODES = 20_000
 
 def _run(site: Site, graph: Any, name: str, operands: Sequence[Operand]) -> list[Operand]:
     """The outputs of a graph inside of the node of ``site`` for these inputs."""
+    site.lowering.unrolled += len(graph.node) + 1
+    if site.lowering.unrolled > _MOST_NODES:
+        raise UnfoldableError(f"the turns of loops come to more than {_MOST_NODES:,} nodes")
     scope = Scope(site.opset, f"{site.node.name}/{name}/", site.node.scope)
     values = site.lowering.values
     for value, operand in zip(graph.input, operands, strict=True):
@@ -56,7 +60,6 @@ def _loop(site: Site) -> Results:
     stacks: list[list[Operand]] = [[] for _ in body.output[1 + len(carried) :]]
     turn = 0
     while going and (most is None or turn < most):
-        _check_length(turn, body)
         number, on = (Known.of(dtype, np.array(value)) for dtype, value in ((DType.I64, turn), (DType.BOOL, True)))
         condition, *results = _run(site, body, str(turn), [number, on, *carried])
         going = bool(site.contents_of(condition, "the loop's condition").list()[0])
@@ -103,7 +106,6 @@ def _scanned(site: Site, body: Any, states: list[Operand], inputs: list[Term], a
     (length,) = lengths
     stacks: list[list[Operand]] = [[] for _ in body.output[len(states) :]]
     for turn in range(length):
-        _check_length(turn, body)
         places = [length - 1 - turn if backward else turn for backward in axes.backwards]
         rows = [_element(x, dim, place) for x, dim, place in zip(inputs, dims, places, strict=True)]
         results = _run(site, body, f"{name}{turn}", [*states, *(row.name for row in rows)])
@@ -144,8 +146,3 @@ def _stacked(site: Site, rows: list[Operand], axis: int) -> Term:
     shape = terms[0].shape
     dim = normal_axis(axis, len(shape) + 1)
     return join([row.reshape(*shape[:dim], 1, *shape[dim:]) for row in terms], dim)
-
-
-def _check_length(turns: int, body: Any) -> None:
-    if turns * max(1, len(body.node)) > _MOST_NODES:
-        raise UnfoldableError(f"its turns come to more than {_MOST_NODES:,} nodes")

@@ -8,7 +8,8 @@ from typing import Any
 from ir.types import DType
 from partitioner.frontends.onnx_file.constants import Items, Known, UnfoldableError
 from partitioner.frontends.onnx_file.functions import call
-from partitioner.frontends.onnx_file.lowering import Operand, Results, Site
+from partitioner.frontends.onnx_file.lowering import Site
+from partitioner.frontends.onnx_file.nodes import Operand, Results
 from partitioner.frontends.onnx_file.reading import DTYPES
 from partitioner.frontends.onnx_file.table import Lower, operator
 from partitioner.frontends.onnx_file.terms import term

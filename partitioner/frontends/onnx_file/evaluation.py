@@ -11,12 +11,16 @@ from ir.ops import OPS, evaluate
 from ir.types import Dim, TensorType
 from partitioner.frontends.builder import GraphBuilder
 from partitioner.frontends.onnx_file.arrays import to_numpy, to_torch
-from partitioner.frontends.onnx_file.constants import LARGEST_ELEMENTS, Known
-from partitioner.frontends.onnx_file.reading import Weight
+from partitioner.frontends.onnx_file.constants import LARGEST_ELEMENTS, Known, UnfoldableError
+from partitioner.frontends.onnx_file.reading import Stored, Weight
 
 
-def evaluated(name: str, builder: GraphBuilder, weights: Mapping[str, Weight]) -> Known | None:
-    """The contents of ``name``; ``None`` where an input, a symbol, or a large or external weight has a part in it."""
+def evaluated(name: str, builder: GraphBuilder, weights: Mapping[str, Weight | Stored]) -> Known | None:
+    """The contents of ``name``; ``None`` where an input, a symbol, or a large or external weight has a part in it.
+
+    Raises:
+        UnfoldableError: torch cannot compute it, for example because an index lies outside.
+    """
     needed = _ancestors(name, builder, weights)
     if needed is None:
         return None
@@ -25,7 +29,10 @@ def evaluated(name: str, builder: GraphBuilder, weights: Mapping[str, Weight]) -
     values: dict[str, Any] = {}
     for node in needed:
         values |= {read: to_torch(torch, weights[read].array()) for read in node.inputs if read not in values}
-        values |= _results(torch, node, values)
+        try:
+            values |= _results(torch, node, values)
+        except (RuntimeError, IndexError) as error:
+            raise UnfoldableError(f"{node.op} cannot be computed: {str(error).splitlines()[0]}") from None
     if name not in values:
         values[name] = to_torch(torch, weights[name].array())
     dtype = builder.type(name).dtype
@@ -38,18 +45,24 @@ def _results(torch: ModuleType, node: Node, values: Mapping[str, Any]) -> dict[s
     return dict(zip((value.name for value in node.results), found, strict=True))
 
 
-def _ancestors(name: str, builder: GraphBuilder, weights: Mapping[str, Weight]) -> list[Node] | None:
+def _ancestors(name: str, builder: GraphBuilder, weights: Mapping[str, Weight | Stored]) -> list[Node] | None:
     """The nodes that ``name`` is computed by, in order, if all is small and none reads an input of the graph."""
-    wanted, nodes = {name}, []
-    for node in reversed(builder.nodes):
-        if any(value.name in wanted for value in node.results):
-            if not all(_is_small(value.type) for value in node.results) or _is_symbolic(node):
+    waiting, needed = [name], set[int]()
+    while waiting:
+        read = waiting.pop()
+        index = builder.producer(read)
+        if not _is_small(builder.type(read)):
+            return None
+        if index is None:
+            weight = weights.get(read)
+            if not isinstance(weight, Weight) or weight.is_external:
                 return None
-            nodes.append(node)
-            wanted -= {value.name for value in node.results}
-            wanted |= set(node.inputs)
-    small = all(read in weights and not weights[read].is_external and _is_small(builder.type(read)) for read in wanted)
-    return nodes[::-1] if small else None
+        elif index not in needed:
+            if _is_symbolic(builder.nodes[index]):
+                return None
+            needed.add(index)
+            waiting += builder.nodes[index].inputs
+    return [builder.nodes[index] for index in sorted(needed)]
 
 
 def _is_small(type_: TensorType) -> bool:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 
 from ir.types import DType
-from partitioner.frontends.onnx_file.constants import UnfoldableError, normal_axis
+from partitioner.frontends.onnx_file.constants import UnfoldableError, check_size, normal_axis
 from partitioner.frontends.onnx_file.indexing import take
-from partitioner.frontends.onnx_file.lowering import Operand, Site
+from partitioner.frontends.onnx_file.lowering import Site
+from partitioner.frontends.onnx_file.nodes import Operand
 from partitioner.frontends.onnx_file.table import operator
 from partitioner.frontends.onnx_file.terms import Term, counting, fixed, join, optional, term
 
@@ -85,7 +86,10 @@ def _short_time(site: Site) -> Operand:
     given = int(site.demanded(3).list()[0]) if site.has(3) else None
     length = given if given is not None else fixed(window.shape[0]) if window is not None else fixed(x.shape[1])
     batch, samples = x.shape[:2]
+    if step < 1 or length > fixed(samples):
+        raise UnfoldableError(f"windows of {length} samples every {step} do not fit {samples} samples")
     windows = (fixed(samples) - length) // step + 1
+    check_size((windows, length))
     places = [index * step + offset for index in range(windows) for offset in range(length)]
     parts = []
     for part in range(fixed(x.shape[2]) if len(x.shape) == 3 else 1):

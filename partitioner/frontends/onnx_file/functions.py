@@ -10,7 +10,8 @@ import onnx.helper
 
 from ir.types import Dim, DType
 from partitioner.frontends.onnx_file.constants import UnfoldableError
-from partitioner.frontends.onnx_file.lowering import Listed, Operand, Results, Scope, Site, decode
+from partitioner.frontends.onnx_file.lowering import Site
+from partitioner.frontends.onnx_file.nodes import Listed, Operand, Results, Scope, decode
 from partitioner.frontends.onnx_file.reading import DTYPES
 from partitioner.frontends.onnx_file.table import schema_with_body
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from ir.types import Dim, DType, Shape, product
-from partitioner.frontends.onnx_file.constants import UnfoldableError, normal_axis
-from partitioner.frontends.onnx_file.lowering import Operand, Site
+from partitioner.frontends.onnx_file.constants import UnfoldableError, check_size, normal_axis
+from partitioner.frontends.onnx_file.lowering import Site
+from partitioner.frontends.onnx_file.nodes import Operand
 from partitioner.frontends.onnx_file.table import operator
 from partitioner.frontends.onnx_file.terms import Term, constant, counting, fixed, flattened, full, join, term, volume
 
@@ -194,6 +195,7 @@ def _extended(x: Term, dim: int, before: int, after: int, mode: str, value: Term
     if mode == "constant":
         return join([_border(x, dim, before, value), x, _border(x, dim, after, value)], dim)
     size = fixed(x.shape[dim])
+    check_size((before + size + after,))
     if mode == "edge":
         places = [min(max(i, 0), size - 1) for i in range(-before, size + after)]
     elif mode == "wrap":

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from ir.types import DType
-from partitioner.frontends.onnx_file.constants import Known, UnfoldableError, normal_axis
-from partitioner.frontends.onnx_file.lowering import ABSENT, Listed, Operand, Site
+from partitioner.frontends.onnx_file.constants import Known, UnfoldableError, check_size, normal_axis
+from partitioner.frontends.onnx_file.lowering import Site
+from partitioner.frontends.onnx_file.nodes import ABSENT, Listed, Operand
 from partitioner.frontends.onnx_file.table import operator
 from partitioner.frontends.onnx_file.terms import Term, fixed, join, term
 
@@ -64,6 +65,7 @@ def _split(site: Site) -> Operand:
     """Parts of the given lengths, or of one length with a shorter one at the end; without any, single elements."""
     x, axis = term(site, 0), site.axis(0)
     size = fixed(x.shape[axis])
+    check_size((size,))
     known = site.demanded(1) if site.has(1) else None
     if known is None or not known.shape:
         each = int(known.list()[0]) if known is not None else 1

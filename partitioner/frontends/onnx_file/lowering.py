@@ -2,82 +2,27 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import Enum, auto
 from pathlib import Path
-from typing import Any, NoReturn, TypeAlias
-
-import onnx.helper
+from typing import Any, NoReturn
 
 from ir.diagnostics import Diagnostic, Fact, UnsupportedModelError
-from ir.encoding import plain
+from ir.encoding import Encoding, plain
 from ir.graph import Attribute, Graph
 from ir.ops import OPS
 from ir.types import Dim, DType, Shape, Size, TensorType
 from partitioner.frontends.builder import GraphBuilder
-from partitioner.frontends.onnx_file.constants import FOLDS, Known, UnfoldableError, fold, normal_axis, shortest
+from partitioner.frontends.onnx_file.constants import FOLDS, Known, UnfoldableError, fold, normal_axis
 from partitioner.frontends.onnx_file.evaluation import evaluated
 from partitioner.frontends.onnx_file.inputs import Symbols, input_type
-from partitioner.frontends.onnx_file.reading import DTYPES, OnnxFile, Weight, type_name
+from partitioner.frontends.onnx_file.nodes import OnnxNode, Scope, items_of, small_contents, spelled, weight_dtype
+from partitioner.frontends.onnx_file.nodes import Operand as Operand
+from partitioner.frontends.onnx_file.nodes import Results as Results
+from partitioner.frontends.onnx_file.reading import DTYPES, OnnxFile, Stored, Weight, type_name
 from partitioner.frontends.onnx_file.table import NEWEST_OPSET, OPERATORS
 
 _MOST_SIZES = 8
-
-
-@dataclass(frozen=True, slots=True)
-class Listed:
-    """A list of values."""
-
-    items: tuple[Operand, ...]
-
-
-class Absent(Enum):
-    """An optional value that is not there."""
-
-    ABSENT = auto()
-
-
-ABSENT = Absent.ABSENT
-
-Operand: TypeAlias = str | Known | Weight | Listed | Absent
-"""What an ONNX value became: a value of the graph, contents that are known, a weight that nobody has used yet, a list
-of such, or nothing.
-"""
-Results = Operand | tuple[Operand, ...]
-
-
-@dataclass(slots=True)
-class Scope:
-    """Names inside of a function or of a node's own graph, by what they are called in the whole model.
-
-    ``opset`` is the version of ONNX's own operators there, ``prefix`` makes names unique.
-    """
-
-    opset: int
-    prefix: str = ""
-    outer: Scope | None = None
-    names: dict[str, str] = field(default_factory=dict)
-
-    def resolve(self, name: str) -> str:
-        """The name in the whole model."""
-        if name in self.names:
-            return self.names[name]
-        return self.outer.resolve(name) if self.outer is not None else name
-
-
-@dataclass(frozen=True, slots=True)
-class OnnxNode:
-    """A node of the file with its attributes decoded and its names resolved in its ``scope``."""
-
-    op_type: str
-    domain: str
-    name: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    attributes: dict[str, Any]
-    scope: Scope
 
 
 @dataclass(slots=True)
@@ -94,13 +39,17 @@ class Lowering:
     origins: Mapping[str, str] = field(default_factory=dict)
     sizes: Mapping[str, Size] = field(default_factory=dict)
     values: dict[str, Operand] = field(default_factory=dict)
-    parameters: dict[str, Weight] = field(default_factory=dict)
+    parameters: dict[str, Weight | Stored] = field(default_factory=dict)
     scope: Scope = field(init=False)
     notes: list[str] = field(default_factory=list)
+    outputs: tuple[int, ...] | None = None
+    """Which of the file's outputs the graph has; all, if not said."""
     home: str = ""
     """The module path of the file's own node that is being lowered, perhaps by its function's body."""
     wanted: list[str] = field(default_factory=list)
     """Values that had to be known while lowering and were not."""
+    unrolled: int = 0
+    """Nodes that the turns of loops have come to."""
     _taken: set[str] = field(default_factory=set)
     _names: dict[str, str] = field(default_factory=dict)
     _contents: dict[str, Known | None] = field(default_factory=dict)
@@ -113,7 +62,7 @@ class Lowering:
 
     def unique(self, name: str) -> str:
         """``name`` in the characters that the graph's text accepts, not used before."""
-        base = _spelled(name)
+        base = spelled(name)
         candidate, count = base, 0
         while candidate in self._taken:
             count += 1
@@ -149,7 +98,7 @@ class Lowering:
         if not isinstance(operand, Weight):
             return operand if isinstance(operand, Known) else None
         if operand.name not in self._contents:
-            self._contents[operand.name] = _small_contents(operand)
+            self._contents[operand.name] = small_contents(operand)
         return None if operand.transposed else self._contents[operand.name]
 
     def parameter(self, weight: Weight) -> str:
@@ -158,6 +107,14 @@ class Lowering:
         if name not in self.parameters:
             dtype = weight_dtype(weight)
             self.builder.parameter(name, TensorType(dtype, weight.shape), plain(dtype))
+            self.parameters[name] = weight
+        return name
+
+    def unpacked(self, weight: Stored, encoding: Encoding) -> str:
+        """The parameter of the graph for a weight that several tensors of the file hold, in ``encoding``."""
+        name = self._names[weight.name]
+        if name not in self.parameters:
+            self.builder.parameter(name, TensorType(weight.dtype, weight.shape), encoding)
             self.parameters[name] = weight
         return name
 
@@ -199,7 +156,7 @@ class Lowering:
         made = {value.name for added in self.builder.nodes[start:] for value in added.results}
         renamed: dict[str, str] = {}
         for output, result in zip(node.outputs, results, strict=False):
-            if isinstance(result, str) and result in made and result not in renamed and result != _spelled(output):
+            if isinstance(result, str) and result in made and result not in renamed and result != spelled(output):
                 renamed[result] = self.unique(output)
         if renamed:
             self.builder.rename(renamed, start)
@@ -291,7 +248,8 @@ class Site:
         """The contents of an operand that must be known; ``what`` names it."""
         known = self.lowering.contents(operand)
         if known is None and isinstance(operand, str):
-            known = evaluated(operand, self.lowering.builder, self.lowering.parameters)
+            stored = {n: w for n, w in self.lowering.parameters.items() if isinstance(w, Weight)}
+            known = evaluated(operand, self.lowering.builder, stored)
         if known is None:
             self.lowering.wanted += [operand] if isinstance(operand, str) else []
             raise UnfoldableError(f"{what} is only known when the model runs")
@@ -426,55 +384,3 @@ class Site:
     def _output(self, index: int) -> str:
         outputs = self.node.outputs
         return outputs[index] if index < len(outputs) and outputs[index] else f"{outputs[0]}.{index}"
-
-
-def items_of(operand: Operand) -> tuple[Operand, ...]:
-    """The single values that an operand is made of."""
-    if isinstance(operand, Listed):
-        return tuple(single for item in operand.items for single in items_of(item))
-    return () if operand is ABSENT else (operand,)
-
-
-def decode(node: Any, scope: Scope) -> OnnxNode:
-    """A node of the file in plain Python."""
-    attributes = {attribute.name: _plain(onnx.helper.get_attribute_value(attribute)) for attribute in node.attribute}
-    domain = "" if node.domain == "ai.onnx" else node.domain
-    inputs, outputs = (tuple(map(scope.resolve, names)) for names in (node.input, node.output))
-    return OnnxNode(node.op_type, domain, f"{scope.prefix}{node.name}", inputs, outputs, attributes, scope)
-
-
-def _spelled(name: str) -> str:
-    """``name`` in the characters that the graph's text accepts."""
-    return re.sub(r"[^A-Za-z0-9_.\-/:]", "_", name) or "value"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
-    if isinstance(value, float):
-        return shortest(value)
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value
-
-
-def weight_dtype(weight: Weight) -> DType:
-    """The element type of a weight.
-
-    Raises:
-        UnfoldableError: the graph has no such type.
-    """
-    dtype = DTYPES.get(weight.tensor.data_type)
-    if dtype is None:
-        raise UnfoldableError(f"the weight {weight.name} has the element type {type_name(weight.tensor.data_type)}")
-    return dtype
-
-
-def _small_contents(weight: Weight) -> Known | None:
-    dtype = DTYPES.get(weight.tensor.data_type)
-    elements = TensorType(DType.U8, weight.shape).elements
-    # A single float in another file may be trained, and is not worth opening that file while planning.
-    most = 1024 if dtype is not None and not dtype.is_float else 0 if weight.is_external else 1
-    if dtype is None or not isinstance(elements, int) or elements > most:
-        return None
-    return Known.from_array(dtype, weight.array())

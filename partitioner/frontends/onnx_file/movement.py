@@ -12,7 +12,8 @@ import onnx.numpy_helper
 from ir.diagnostics import Diagnostic, UsageError
 from ir.types import DType, Shape, Size, broadcast_shapes, exact_quotient, product
 from partitioner.frontends.onnx_file.constants import Known, UnfoldableError, bounds, check_size, normal_axis
-from partitioner.frontends.onnx_file.lowering import Operand, Results, Site
+from partitioner.frontends.onnx_file.lowering import Site
+from partitioner.frontends.onnx_file.nodes import Operand, Results
 from partitioner.frontends.onnx_file.reading import DTYPES, Weight
 from partitioner.frontends.onnx_file.table import operator
 
@@ -173,9 +174,11 @@ def _expand(site: Site) -> Operand:
 
 @operator("Concat")
 def _concat(site: Site) -> Operand:
-    parts = [site.tensor(i) for i in range(len(site.node.inputs)) if site.shape(i) != (0,)]
-    if len(parts) < 2:
-        return parts[0]
+    every = range(len(site.node.inputs))
+    filled = [i for i in every if site.shape(i)[site.axis(0, i)] != 0]
+    if len(filled) < 2:
+        return site.operand((filled or every)[0])
+    parts = [site.tensor(i) for i in filled]
     return site.emit("concat", parts, dim=site.axis(0))
 
 

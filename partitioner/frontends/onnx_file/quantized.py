@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from ir.types import DType
 from partitioner.frontends.onnx_file.constants import UnfoldableError, normal_axis
-from partitioner.frontends.onnx_file.lowering import Operand, Site
+from partitioner.frontends.onnx_file.lowering import Site
+from partitioner.frontends.onnx_file.nodes import Operand
 from partitioner.frontends.onnx_file.spatial import convolved
 from partitioner.frontends.onnx_file.table import operator
 from partitioner.frontends.onnx_file.terms import Term, fixed, optional, term

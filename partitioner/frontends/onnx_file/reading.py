@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -93,6 +93,25 @@ class Weight:
             return np.asarray(onnx.numpy_helper.to_array(self.tensor))
         except (ValueError, TypeError) as error:
             raise UsageError(Diagnostic("W0202", f"the weight {self.name} is damaged: {error}")) from None
+
+
+class Stored(Protocol):
+    """A weight that is put together from several tensors of the file."""
+
+    @property
+    def name(self) -> str:
+        """The name of the tensor that makes most of it."""
+
+    @property
+    def dtype(self) -> DType:
+        """The element type that operators see."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape that operators see."""
+
+    def array(self) -> Array:
+        """The data."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from partitioner.frontends.onnx_file.constants import UnfoldableError
-from partitioner.frontends.onnx_file.lowering import Results, Site
+from partitioner.frontends.onnx_file.lowering import Site
+from partitioner.frontends.onnx_file.nodes import Results
 from partitioner.frontends.onnx_file.table import operator
 from partitioner.frontends.onnx_file.terms import Term, counting, fixed, full, join, optional, term
 

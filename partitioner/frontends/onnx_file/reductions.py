@@ -7,7 +7,8 @@ import math
 from ir.types import DType, Shape
 from partitioner.frontends.onnx_file.constants import UnfoldableError, normal_axis
 from partitioner.frontends.onnx_file.functions import call
-from partitioner.frontends.onnx_file.lowering import Operand, Results, Site
+from partitioner.frontends.onnx_file.lowering import Site
+from partitioner.frontends.onnx_file.nodes import Operand, Results
 from partitioner.frontends.onnx_file.table import operator
 from partitioner.frontends.onnx_file.terms import Term, counting, fixed, full, join, term
 

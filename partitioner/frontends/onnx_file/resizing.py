@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from ir.types import DType
 from partitioner.frontends.onnx_file.constants import UnfoldableError, check_size, normal_axis
 from partitioner.frontends.onnx_file.indexing import take
-from partitioner.frontends.onnx_file.lowering import Operand, Site
+from partitioner.frontends.onnx_file.lowering import Site
+from partitioner.frontends.onnx_file.nodes import Operand
 from partitioner.frontends.onnx_file.table import operator
 from partitioner.frontends.onnx_file.terms import Term, constant, fixed, term
 
@@ -43,7 +44,8 @@ def _resize(site: Site) -> Operand:
     if own is not None and x.dtype.is_float:
         sizes, scales = tuple(a.new for a in axes), tuple(a.scale for a in axes)
         return x.apply("resize", mode=own[0], size=sizes, scales=scales, align_corners=own[1]).name
-    coordinates = [_coordinates(a, _transformation(site)) for a in axes]
+    check_size((max((axis.new for axis in axes), default=0),))
+    coordinates = [_coordinates(axis, _transformation(site)) for axis in axes]
     dtype = x.dtype
     for axis, places in zip(axes, coordinates, strict=True):
         if mode == "nearest":

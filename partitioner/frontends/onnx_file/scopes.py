@@ -2,8 +2,8 @@
 
 Exporters tell it in two ways: the one built on ``torch.export`` as metadata of each node
 (``pkg.torch.onnx.name_scopes``: the paths of the modules around it and its own name), the older TorchScript one as a
-node's name, a path with slashes whose last part is the operator. Nodes that an optimiser added stand where the value
-that they read comes from.
+node's name, a path with slashes whose last part is the operator. Nodes that an optimiser added stand where what they
+compute is read first.
 """
 
 from __future__ import annotations
@@ -24,10 +24,17 @@ def module_paths(nodes: Sequence[Any]) -> dict[str, str]:
     if all(path is None for path in own):
         return {}
     home: dict[str, str] = {}
-    for node, path in zip(nodes, own, strict=True):
+    reader: dict[str, str] = {}
+    for node, path in reversed(list(zip(nodes, own, strict=True))):
         if path is None:
-            path = next((home[name] for name in node.input if home.get(name)), "")
-        home.update(dict.fromkeys(node.output, path))
+            path = next((reader[name] for name in node.output if reader.get(name)), None)
+        if path is not None:
+            home.update(dict.fromkeys(node.output, path))
+            # Read in reverse, the first of the readers is the last to say so.
+            reader.update(dict.fromkeys(node.input, path))
+    for node in nodes:
+        if node.output and node.output[0] not in home:
+            home.update(dict.fromkeys(node.output, next((home[name] for name in node.input if home.get(name)), "")))
     return home
 
 

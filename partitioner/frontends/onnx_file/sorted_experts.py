@@ -2,9 +2,9 @@
 
 Where an expert's share begins is data, so such a file has sizes that depend on the tokens. The products of all experts
 (torch's ``grouped_mm`` as its ONNX exporter writes it: Range, Gather and MatMul for each expert, joined) are one
-product ``grouped_linear`` of every row with its own expert's weights, whatever the order of the rows. The order stays open, as
-an input of the graph that stands for any permutation, until :mod:`partitioner.passes.unsort` has proven that it is
-undone at the end.
+product ``grouped_linear`` of every row with its own expert's weights, whatever the order of the rows. The order stays
+open, as an input of the graph that stands for any permutation, until :mod:`partitioner.passes.unsort` has proven that
+it is undone at the end.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import onnx.helper
 
 from ir.types import DType, TensorType, product
 from partitioner.frontends.onnx_file.constants import UnfoldableError
-from partitioner.frontends.onnx_file.lowering import Operand, Results, Site
+from partitioner.frontends.onnx_file.lowering import Site
+from partitioner.frontends.onnx_file.nodes import Operand, Results
 from partitioner.frontends.onnx_file.table import operator
 from partitioner.frontends.onnx_file.terms import Term, term
 

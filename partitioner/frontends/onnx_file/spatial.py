@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ir.types import DType, Size
-from partitioner.frontends.onnx_file.constants import UnfoldableError
+from partitioner.frontends.onnx_file.constants import UnfoldableError, check_size
 from partitioner.frontends.onnx_file.indexing import take
-from partitioner.frontends.onnx_file.lowering import Operand, Results, Site
+from partitioner.frontends.onnx_file.lowering import Site
+from partitioner.frontends.onnx_file.nodes import Operand, Results
 from partitioner.frontends.onnx_file.table import operator
 from partitioner.frontends.onnx_file.terms import Term, counting, fixed, full, optional, term, volume
 
@@ -139,6 +140,7 @@ def _windows(x: Term, window: Window, counts: tuple[int, ...], value: float) -> 
     x = padded(x, window.before, beyond, value)
     axes = len(counts)
     for axis in range(axes):
+        check_size((counts[axis], window.kernel[axis]))
         at = [
             place * window.stride[axis] + element * window.dilation[axis]
             for place in range(counts[axis])

@@ -13,14 +13,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import onnx
+import onnx.helper
 
 from ir.diagnostics import UsageError
 from ir.graph import Graph
-from ir.types import Dim, DType, Shape, Size
+from ir.types import Dim, DType, Shape, Size, evaluate
 from partitioner.frontends.onnx_file.inputs import Symbols, input_type
 from partitioner.frontends.onnx_file.lowering import Lowering
-from partitioner.frontends.onnx_file.reading import Weight
+from partitioner.frontends.onnx_file.reading import Array, Stored, Weight
 from partitioner.passes.step_function import PAST, TOKENS, USERS, step_function
 from partitioner.passes.tables import hold_tables, position_tables
 
@@ -114,12 +116,31 @@ def as_step(graph: Graph, step: Step, lowering: Lowering) -> Graph:
         UnsupportedModelError: W0310, something else than attention reads what is remembered.
     """
     names = {name: value for name, value in lowering.values.items() if isinstance(value, str)}
-    graph = step_function(graph, names[step.ids], frozenset(names[name] for name in step.pasts))
+    made = step_function(graph, names[step.ids], frozenset(names[name] for name in step.pasts))
+    graph, lowering.outputs = made.graph, made.outputs
     tables = {name: _items(lowering.parameters[name]) for name in position_tables(graph)}
     return hold_tables(graph, {name: items for name, items in tables.items() if items is not None})
 
 
-def _items(weight: Weight) -> tuple[float, ...] | None:
+def original_inputs(lowering: Lowering, step: Step | None, given: Mapping[str, Array]) -> dict[str, Array]:
+    """What the file's own graph reads for the inputs of the step function: ones for masks, nothing remembered."""
+    if step is None:
+        return dict(given)
+    names = {name: value for name, value in lowering.values.items() if isinstance(value, str)}
+    users, tokens = given[names[step.ids]].shape
+    sizes = {"users": users, "tokens": tokens, "past": 0}
+    feeds: dict[str, Array] = {}
+    for value in lowering.file.graph.input:
+        if value.name in lowering.file.weights:
+            continue
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+        shape = tuple(evaluate(size, sizes) for size in step.shapes.get(value.name, ()))
+        fill = np.ones if value.name in step.masks else np.zeros
+        feeds[value.name] = given.get(names[value.name], fill(shape, dtype))
+    return feeds
+
+
+def _items(weight: Weight | Stored) -> tuple[float, ...] | None:
     """The elements of a small weight; ``None`` where its file is not there, which planning does without."""
     try:
         return tuple(float(item) for item in weight.array().reshape(-1))

@@ -11,7 +11,8 @@ from ir.diagnostics import Diagnostic, Fact, UnsupportedModelError
 from partitioner.frontends.onnx_file.reading import nodes_everywhere
 
 if TYPE_CHECKING:
-    from partitioner.frontends.onnx_file.lowering import Results, Site
+    from partitioner.frontends.onnx_file.lowering import Site
+from partitioner.frontends.onnx_file.nodes import Results
 
 OLDEST_OPSET, NEWEST_OPSET = 7, 28
 """Opsets whose operators the table knows; later ones are accepted where the operator's form has not changed."""
