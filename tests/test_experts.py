@@ -109,8 +109,23 @@ def by_einsum(m: Mixture, x: Tensor) -> Tensor:
     return torch.einsum("bted,bte->btd", torch.einsum("bteh,ehd->bted", F.silu(gate) * up, m.down), table)
 
 
+def looked_up(m: Mixture, x: Tensor) -> Tensor:
+    """Each token's own weights, gathered."""
+    flat = x.view(-1, WIDTH)
+    weights, chosen = m.route(flat)
+    gate, up = torch.einsum("td,tkdh->tkh", flat, m.up[chosen]).chunk(2, -1)
+    return (torch.einsum("tkh,tkhd->tkd", F.silu(gate) * up, m.down[chosen]) * weights[..., None]).sum(1).view(x.shape)
+
+
+def looked_up_rows(m: Mixture, x: Tensor) -> Tensor:
+    weights, chosen = m.route(x)
+    gate, up = (x[..., None, None, :] @ m.up[chosen]).chunk(2, -1)
+    each = m.down[chosen].transpose(-1, -2) @ (F.silu(gate) * up).transpose(-1, -2)
+    return (each.squeeze(-1) * weights[..., None]).sum(-2)
+
+
 LOOPS = {f.__name__: f for f in (scattered, one_hot, compared, masked, weighed, residual)}
-STACKS = {f.__name__: f for f in (at_the_input, by_einsum)}
+STACKS = {f.__name__: f for f in (at_the_input, by_einsum, looked_up, looked_up_rows)}
 FORMS: dict[str, Any] = {**LOOPS, **STACKS}
 
 

@@ -74,8 +74,8 @@ def _path_of(module: nn.Module, error: BaseException) -> str:
     paths = {id(part): path for path, part in module.named_modules()}
     found = ""
     for frame, _ in traceback.walk_tb(error.__traceback__):
-        if frame.f_code.co_name == "forward" and id(frame.f_locals.get("self")) in paths:
-            found = paths[id(frame.f_locals["self"])]
+        if frame.f_code.co_name == "forward" and frame.f_code.co_varnames:
+            found = paths.get(id(frame.f_locals.get(frame.f_code.co_varnames[0])), found)
     return found
 
 

@@ -96,6 +96,10 @@ def _seed_moe(graph: Graph, layer: str, nodes: list[int]) -> dict[int, _Key]:
     products = [index for index in nodes if graph.nodes[index].op == "grouped_linear"]
     module = graph.nodes[products[0]].origin
     routed = {index for index in nodes if f"{graph.nodes[index].origin}.".startswith(f"{module}.")}
+    # What lies between two of the experts' products is theirs, wherever it is written.
+    routed |= {
+        index for index in _ancestors(graph, products, inside) if _ancestors(graph, [index], inside) & {*products}
+    }
     router = _ancestors(graph, routed, inside) - routed
     keys = {index: _Key(layer, "router", BlockKind.ROUTER) for index in router}
     rest = [index for index in nodes if index not in router | routed]

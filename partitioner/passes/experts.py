@@ -23,6 +23,7 @@ from partitioner.passes.axes import (
     kinds,
     of_kind,
 )
+from partitioner.passes.gathered import product_with_gathered
 from partitioner.passes.restrict import NotAGroupError, Restriction, Stacks
 from partitioner.passes.routing import Choice, Facts, constant_of, routing_facts
 from partitioner.passes.simplify import live_nodes
@@ -61,7 +62,10 @@ def group_experts(graph: Graph) -> Grouped:
     nodes: list[Node] = []
     for node in graph.nodes:
         found = sums.get(node.result.name)
-        nodes += _rewritten(graph, facts, stacks, found) if found else [node]
+        if found:
+            nodes += _rewritten(graph, facts, stacks, found)
+        else:
+            nodes += product_with_gathered(graph, facts, node) if node.op == "matmul" else [node]
     if not any(node.op == "grouped_linear" for node in nodes):
         return Grouped(graph)
     live = live_nodes(nodes, graph.outputs)
