@@ -193,7 +193,7 @@ def _with_slots(graph: Graph, node: Node) -> list[Node]:
     """A product of [tokens * k] rows with one expert each as one of [tokens] rows with k experts."""
     x, weight, indices, *bias = node.inputs
     chosen = _unflattened(graph, indices)
-    if chosen is None or graph.types[x].shape[1] != 1:
+    if chosen is None or graph.types[x].shape[1] != 1 or graph.types[indices].shape[1] != 1:
         return [node]
     shape: tuple[Size, ...] = graph.types[chosen].shape
     name, type_ = node.result.name, node.result.type

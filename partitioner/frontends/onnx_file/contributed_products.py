@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -156,9 +156,13 @@ def _mixture(site: Site, weights: Sequence[Term | None], biases: Sequence[Term |
     if site.attribute("normalize_routing_weights", 0):
         chosen = chosen / chosen.apply("sum", dims=(1,), keepdim=True)
 
+    # What follows is the experts', what was before the router's: they are blocks of their own.
+    site = replace(site, part="experts")
+    x, chosen, indices = (Term(site, value.name) for value in (x, chosen, indices))
+
     def by_expert(operand: Term, weight: Term, bias: Term | None) -> Term:
         extra = [] if bias is None else [bias]
-        return operand.apply("grouped_linear", weight, indices, *extra, transposed=False)
+        return Term(site, operand.name).apply("grouped_linear", weight, indices, *extra, transposed=False)
 
     tokens = x.reshape(rows, 1, width)
     inner = by_expert(tokens, first, biases[0])

@@ -197,16 +197,21 @@ class Lowering:
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """One node in its place: what the operator's function may ask for and how it adds to the graph."""
+    """One node in its place: what the operator's function may ask for and how it adds to the graph.
+
+    ``part`` names a part of a node that stands for a module with parts of its own.
+    """
 
     lowering: Lowering
     node: OnnxNode
+    part: str = ""
 
     @property
     def origin(self) -> str:
         """The path of the module that the node stands in; the node's name where the file does not tell."""
         told = self.lowering.origins
-        return told.get(self.node.outputs[0], self.lowering.home) if told else self.node.name
+        home = told.get(self.node.outputs[0], self.lowering.home) if told else self.node.name
+        return f"{home}.{self.part}" if self.part else home
 
     @property
     def opset(self) -> int:
