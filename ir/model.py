@@ -58,6 +58,7 @@ class Block:
         macs_per_token: multiply-adds for one token, attention's look at the cache left out.
         macs_per_cached_token: multiply-adds of attention for one token and one remembered token.
         live_bytes_per_token: the largest sum of values alive at once, for one token.
+        takes_tokens: whether it works on any number of them; else its values are as large for a whole step.
     """
 
     name: str
@@ -72,6 +73,11 @@ class Block:
     macs_per_token: int
     macs_per_cached_token: int
     live_bytes_per_token: int
+    takes_tokens: bool = True
+
+    def live_bytes(self, chunk: int) -> int:
+        """The largest sum of values alive at once, while it works on ``chunk`` tokens."""
+        return self.live_bytes_per_token * (chunk if self.takes_tokens else 1)
 
     @property
     def cache_bytes_per_token(self) -> int:

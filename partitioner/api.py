@@ -16,7 +16,7 @@ from ir.types import symbols_of
 from ir.workload import Workload
 from partitioner.compile import Compiled, Progress, build_model, compile_model
 from partitioner.folder import write_plan
-from partitioner.frontends.load import load
+from partitioner.frontends.load import TEXT_ALONE, load
 from partitioner.frontends.lowered import Lowered, Origin
 from partitioner.passes.fix import fix_sizes
 from partitioner.passes.step import STEP_SYMBOLS, takes_tokens
@@ -39,10 +39,12 @@ class LoadOptions:
     Attributes:
         fix: numbers for sizes of the model's inputs that are not fixed, such as ``{"tokens": 128}``.
         trust_code: open a ``.pt2`` file, which can run code.
+        parts: ``text``, or ``text`` and ``vision``: of a multimodal model of transformers, the vision tower too.
     """
 
     fix: Mapping[str, int] = field(default_factory=dict)
     trust_code: bool = False
+    parts: tuple[str, ...] = TEXT_ALONE
 
     def __post_init__(self) -> None:
         faults = [
@@ -50,6 +52,9 @@ class LoadOptions:
             for name, size in self.fix.items()
             if not 1 <= size <= _MOST
         ]
+        if self.parts not in (TEXT_ALONE, (*TEXT_ALONE, "vision")):
+            message = f"--parts is text or text,vision, not {','.join(self.parts)!r}"
+            faults.append(Diagnostic("W0104", message, "--parts"))
         if faults:
             raise UsageError(*faults)
 
@@ -61,7 +66,7 @@ def lower(model: str, options: LoadOptions) -> Lowered:
         UsageError: W0109, a size to fix that the model has not.
         WafercError: what :func:`partitioner.frontends.load.load` raises.
     """
-    lowered = load(model, trust_code=options.trust_code)
+    lowered = load(model, trust_code=options.trust_code, parts=options.parts)
     graph = fix_sizes(lowered.graph, options.fix)
     return replace(lowered, graph=graph, notes=(*lowered.notes, *_on_free_sizes(graph)))
 

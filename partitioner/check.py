@@ -149,7 +149,7 @@ def _wrong_figures(placed: PlacedBlock, block: Block, plan: Plan, model: Model) 
     derived = {
         "weight_bytes": weights,
         "cache_bytes": block.cache_bytes(workload.users, workload.context),
-        "activation_bytes": block.live_bytes_per_token * workload.chunk,
+        "activation_bytes": block.live_bytes(workload.chunk),
         "macs_per_token": block.macs_per_token,
         "active_experts": block.active_experts,
     }

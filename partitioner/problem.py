@@ -80,7 +80,7 @@ def footprint(block: Block, workload: Workload) -> Footprint:
     return Footprint(
         weight_bytes=block.weight_bytes,
         cache_bytes=block.cache_bytes(workload.users, workload.context),
-        activation_bytes=block.live_bytes_per_token * workload.chunk,
+        activation_bytes=block.live_bytes(workload.chunk),
     )
 
 

@@ -48,6 +48,7 @@ def compile_command(
     prefill_chunk: Count = 64,
     reserve_bytes: Count | None = None,
     fix: str = "",
+    parts: str = "text",
     trust_code: TrustCode = False,
     output: Annotated[Path | None, Parameter(["--output", "-o"])] = None,
     seed: Count = 0,
@@ -66,6 +67,7 @@ def compile_command(
         reserve_bytes: bytes of each tile kept for code, stack and buffers; the target's own if not given.
         fix: numbers for sizes that are not fixed, for example tokens=128 or batch=1,tokens=128; a model whose tokens
             meet outside of attention is placed for these sizes alone.
+        parts: text, or text,vision to place the vision tower of a multimodal transformers model too, for one picture.
         trust_code: open a .pt2 file, which is a pickle and can run code: only if you trust who made it.
         output: folder to write the plan to; nothing is written if not given.
         seed: seed of the solver.
@@ -85,23 +87,28 @@ def compile_command(
         seed=seed,
         time_limit=time_limit,
     )
-    run_compile(model, LoadOptions(fix=_parse_sizes(fix), trust_code=trust_code), request, output, Output(json=json))
+    options = LoadOptions(fix=_parse_sizes(fix), trust_code=trust_code, parts=_parse_parts(parts))
+    run_compile(model, options, request, output, Output(json=json))
 
 
 @app.command
-def inspect(model: str, /, *, fix: str = "", trust_code: TrustCode = False, json: Json = False) -> None:
+def inspect(
+    model: str, /, *, fix: str = "", parts: str = "text", trust_code: TrustCode = False, json: Json = False
+) -> None:
     """Show what a model is, without placing it: its weights, caches, work and blocks.
 
     Args:
         model: a name that `waferc models` lists, a transformers folder or config.json, an ONNX file, or a .pt2 program.
         fix: numbers for sizes that are not fixed, for example tokens=128 or batch=1,tokens=128.
+        parts: text, or text,vision to look at the vision tower of a multimodal transformers model too.
         trust_code: open a .pt2 file, which is a pickle and can run code: only if you trust who made it.
         json: print one JSON object.
     """
     from partitioner.api import LoadOptions
     from partitioner.cli.inspect import run_inspect
 
-    run_inspect(model, LoadOptions(fix=_parse_sizes(fix), trust_code=trust_code), Output(json=json))
+    options = LoadOptions(fix=_parse_sizes(fix), trust_code=trust_code, parts=_parse_parts(parts))
+    run_inspect(model, options, Output(json=json))
 
 
 @app.command
@@ -249,3 +256,7 @@ def _parse_sizes(text: str) -> dict[str, int]:
         help_ = ("for example --fix tokens=128,users=1",)
         fault = Diagnostic("W0104", f"sizes must be name=number separated by commas, not {text!r}", help=help_)
         raise UsageError(fault) from None
+
+
+def _parse_parts(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(","))

@@ -45,9 +45,13 @@ def run_plan(
     begin = time.perf_counter()
     emulator, original = _load(folder, seed, out, trust_code=trust_code)
     graph = emulator.model.graph
-    if {value.name for value in graph.inputs} - {"input_ids", "position_ids"} or not graph.inputs:
+    further = {value.name for value in graph.inputs} - {"input_ids", "position_ids"}
+    if further or not graph.inputs:
         help_ = ("give the model's inputs with --inputs FILE.npz",)
-        raise UsageError(Diagnostic("W0613", "the plan is of no language model", str(folder), help=help_))
+        needs = f": it takes {', '.join(sorted(further))}" if further else ""
+        raise UsageError(
+            Diagnostic("W0613", f"the plan is of no model of token ids alone{needs}", str(folder), help=help_)
+        )
     made = generate(emulator, prompt_ids, tokens)
     record: dict[str, Any] = {"tokens": list(made.tokens), "steps": len(made.tokens), **_totals(made.counters)}
     if compare:

@@ -207,7 +207,10 @@ class _Lowering:
         """The name of a weight; one that is tied to others goes by the first of its names."""
         return self._names.tied.get(target, target).removeprefix(self._names.prefix)
 
-    def _constant(self, name: str, tensor: torch.Tensor) -> str:
+    def _constant(self, name: str, tensor: torch.Tensor) -> str | Pair:
+        if tensor.is_complex():
+            real, imaginary = self._constant(f"{name}.real", tensor.real), self._constant(f"{name}.imag", tensor.imag)
+            return Pair(str(real), str(imaginary))
         dtype, shape = DTYPES[tensor.dtype], tuple(tensor.shape)
         if tensor.numel() > _MOST_CONSTANT_ELEMENTS:
             self._parameters.add(name)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from traceback import walk_tb
 from typing import Any
@@ -16,7 +17,7 @@ from ir.diagnostics import UnsupportedModelError
 from ir.encoding import plain
 from ir.graph import Graph, Parameter
 from ir.types import Dim, TensorType
-from partitioner.frontends import hooks
+from partitioner.frontends import hooks, vision
 from partitioner.frontends.checkpoint import as_stored
 from partitioner.frontends.configuration import (
     bad_config,
@@ -43,17 +44,21 @@ from partitioner.passes.simplify import simplify
 _WRAPPER = "model."
 
 
-def lower_config(config: Mapping[str, Any], name: str, checkpoint: str = "") -> Lowered:
+def lower_config(
+    config: Mapping[str, Any], name: str, checkpoint: str = "", parts: Sequence[str] = ("text",)
+) -> Lowered:
     """Lower the model that a transformers configuration describes.
 
     Args:
         config: the content of a ``config.json``.
         name: the graph's name.
         checkpoint: the folder whose weights a run may read, if there is one.
+        parts: with ``vision`` among them, the graph also computes the features of one picture, by the vision tower.
 
     Raises:
         UnsupportedModelError: W0204 (unknown model type), W0205 (the configuration contradicts itself), W0206 (the
-            model cannot be exported), W0207 (quantization), W0201 (an operator), W0225 to W0229 (the checkpoint).
+            model cannot be exported), W0207 (quantization), W0201 (an operator), W0225 to W0229 (the checkpoint), W0244
+            (a vision tower is asked for and there is none).
         UsageError: W0220 to W0229 (the checkpoint's files).
     """
     config, notes = without_foreign_code(config)
@@ -61,7 +66,7 @@ def lower_config(config: Mapping[str, Any], name: str, checkpoint: str = "") -> 
     parameters, stored = stored_parameters(config, model, checkpoint)
     notes += stored
     grouped = _lower_by_layers(model, name, parameters)
-    graph = grouped.graph
+    graph = _with_tower(model, name, grouped.graph) if "vision" in parts else grouped.graph
     read = {name for node in graph.nodes for name in node.inputs}
     left_out = [parameter for parameter in parameters if parameter.name not in read]
     if stated_dtype(config) is None:
@@ -69,7 +74,8 @@ def lower_config(config: Mapping[str, Any], name: str, checkpoint: str = "") -> 
     if left_out:
         modules = ", ".join(dict.fromkeys(".".join(parameter.name.split(".")[:2]) for parameter in left_out))
         millions = sum(parameter.elements for parameter in left_out) / 1e6
-        notes = (*notes, f"left out, as the text model never reads it: {modules} ({millions:,.1f} million parameters)")
+        reader = "model" if "vision" in parts else "text model"
+        notes = (*notes, f"left out, as the {reader} never reads it: {modules} ({millions:,.1f} million parameters)")
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return Lowered(graph, Origin("config", dict(config), checkpoint), context, notes, grouped.stacks)
 
@@ -194,21 +200,46 @@ def _export(model: Any, name: str) -> Grouped:
         for it in inputs
     )
     shapes = tuple({i: symbols[a] for i, a in enumerate(it.axes) if isinstance(a, str)} for it in inputs)
-    step = Step(model, inputs)
-    # Without gradients, parts that the model computes without them stand in the same graph as the rest.
-    try:
-        with quietly(), lean_trace():
-            program = torch.export.export(step, examples, dynamic_shapes=shapes, strict=False)
-        constants = _computed_buffers(model)
-    except Exception as error:
-        raise UnsupportedModelError(not_exported(error, _place_of(error, model) or name)) from None
     axes = {(it.name, i): axis for it in inputs for i, axis in enumerate(it.axes) if isinstance(axis, str)}
-    graph = _translate(program, name, Names(axes, tied_names(model, _WRAPPER), constants, _WRAPPER))
+    graph = _traced(model, Step(model, inputs), examples, shapes, axes, name)
     if any(node.op == "attention" and node.attributes["causal"] for node in graph.nodes) and not decoder:
         # Without a cache the library's models count a token's position within the step.
         graph = take_positions(graph, "input_ids", Dim.symbol(TOKENS), Dim.symbol("past"))
     grouped = group_experts(simplify(graph))
     return grouped if _products_by_expert(grouped.graph) > _products_by_expert(graph) else Grouped(graph)
+
+
+def _traced(
+    model: Any,
+    module: nn.Module,
+    examples: tuple[torch.Tensor, ...],
+    shapes: tuple[dict[int, Any], ...],
+    axes: Mapping[tuple[str, int], str],
+    name: str,
+) -> Graph:
+    """The graph of ``module``, which calls ``model``; ``shapes`` and ``axes`` say which axes of inputs are symbols.
+
+    Raises:
+        UnsupportedModelError: W0206, with the path of the module that cannot be traced; W0201.
+    """
+    # Without gradients, parts that the model computes without them stand in the same graph as the rest.
+    try:
+        with quietly(), lean_trace():
+            program = torch.export.export(module, examples, dynamic_shapes=shapes, strict=False)
+        constants = _computed_buffers(model)
+    except Exception as error:
+        raise UnsupportedModelError(not_exported(error, _place_of(error, model) or name)) from None
+    return _translate(program, name, Names(axes, tied_names(model, _WRAPPER), constants, _WRAPPER))
+
+
+def _with_tower(model: Any, name: str, text: Graph) -> Graph:
+    """``text`` and what the vision tower makes of one picture, in one graph."""
+    picture = vision.picture_of(model)
+    found = layer_list(model)
+    pixels = torch.zeros(picture.shape, dtype=model.dtype, device="meta")
+    with nullcontext() if found is None else only(model, found):
+        tower = _traced(model, vision.Features(model, picture), (pixels,), ({},), {}, name)
+    return vision.join(text, simplify(tower))
 
 
 def _products_by_expert(graph: Graph) -> int:
@@ -240,9 +271,17 @@ def _translate(program: ExportedProgram, name: str, names: Names) -> Graph:
 
 
 def _computed_buffers(model: Any) -> dict[str, torch.Tensor]:
-    """The values of buffers that are computed, by their full name."""
+    """The values of buffers that are computed, by their full name; each part of a model knows how to make its own."""
+    parts = {path: part for path, part in model.named_modules() if hasattr(part, "_init_weights")}
     return {
         f"{_WRAPPER}{path}.{name}" if path else f"{_WRAPPER}{name}": value
         for path, module in model.named_modules()
-        for name, value in computed_buffers(model, module).items()
+        for name, value in computed_buffers(_innermost(parts, path), module).items()
     }
+
+
+def _innermost(parts: Mapping[str, Any], path: str) -> Any:
+    """The part with the longest path that ``path`` lies in."""
+    while path and path not in parts:
+        path = path.rpartition(".")[0]
+    return parts[path]

@@ -55,7 +55,8 @@ def open_original(
 
 def _from_config(origin: Origin, parameters: tuple[Parameter, ...], seed: int) -> Original:
     from partitioner.frontends.huggingface import build_model
-    from partitioner.frontends.tasks import step_outputs
+    from partitioner.frontends.tasks import step_inputs, step_outputs
+    from partitioner.frontends.vision import PICTURE, features_of, picture_of
 
     _require_same_weights(build_model(origin.config, torch.device("meta")), parameters)
     torch.manual_seed(seed)
@@ -64,9 +65,14 @@ def _from_config(origin: Origin, parameters: tuple[Parameter, ...], seed: int) -
     tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers())
     note = f"weights from {origin.path}" if has_checkpoint else f"random weights from seed {seed}"
 
+    has_tower = not any(it.name == PICTURE for it in step_inputs(model))
+
     def forward(inputs: Outputs) -> list[torch.Tensor]:
         with torch.no_grad():
-            return list(step_outputs(model, inputs))
+            if PICTURE not in inputs or not has_tower:
+                return list(step_outputs(model, inputs))
+            text = {name: tensor for name, tensor in inputs.items() if name != PICTURE}
+            return [*step_outputs(model, text), *features_of(model, picture_of(model).sizes, inputs[PICTURE])]
 
     return Original({name: tensor.detach() for name, tensor in tensors.items()}, forward, note)
 

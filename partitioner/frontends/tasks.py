@@ -89,9 +89,9 @@ def step_inputs(model: Any) -> tuple[StepInput, ...]:
         inputs = [text, *([StepInput("position_ids", text.axes)] if "position_ids" in accepted else [])]
         pictures = accepted.get("pixel_values")
         if pictures is not None and "vision_config" in model.config and "text_config" in model.config:
-            inputs += [_pictures(model)] if "logit_scale_init_value" in model.config else []
+            inputs += [pictures(model)] if "logit_scale_init_value" in model.config else []
     elif model.main_input_name == "pixel_values":
-        inputs = [_pictures(model)]
+        inputs = [pictures(model)]
     elif model.main_input_name == "input_features":
         inputs = [_sounds(model)]
     else:
@@ -99,7 +99,12 @@ def step_inputs(model: Any) -> tuple[StepInput, ...]:
     return (*inputs, *([StepInput("decoder_input_ids", (USERS, TOKENS))] if decoder else []))
 
 
-def _pictures(model: Any) -> StepInput:
+def pictures(model: Any) -> StepInput:
+    """Pictures of the size that the configuration states.
+
+    Raises:
+        UnsupportedModelError: W0206, it states none.
+    """
     config = getattr(model.config, "vision_config", model.config)
     size, channels = getattr(config, "image_size", None), getattr(config, "num_channels", 3)
     height, width = size if isinstance(size, (list, tuple)) and len(size) == 2 else (size, size)

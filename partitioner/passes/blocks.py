@@ -16,7 +16,7 @@ import networkx as nx
 from ir.graph import Graph, Node
 from ir.model import Block, BlockKind, Cache, Edge, Model
 from ir.ops import OPS, Kind
-from ir.types import for_one_token
+from ir.types import for_one_token, symbols_of
 from partitioner.passes.cache import find_caches, token_dependent
 from partitioner.passes.origins import layer_of
 
@@ -249,7 +249,15 @@ def _block(
         macs_per_token=sum(fixed for fixed, _ in work),
         macs_per_cached_token=sum(seen for _, seen in work),
         live_bytes_per_token=_peak_live_bytes(graph, nodes, depends),
+        takes_tokens=any(
+            symbols_of(size) for node in members for name in _named(node) for size in graph.types[name].shape
+        ),
     )
+
+
+def _named(node: Node) -> tuple[str, ...]:
+    """All names that a node reads or yields."""
+    return (*node.inputs, *(value.name for value in node.results))
 
 
 def _work(graph: Graph, node: Node) -> tuple[int, int]:

@@ -85,6 +85,13 @@ def _grouped_linear(t: Translator, x: str, weight: str, bias: str | None, indice
     return t.add("grouped_linear", x, weight, indices, *([bias] if bias else []), transposed=transposed)
 
 
+@rule("waferc.constant")
+def _constant(t: Translator, values: list[float], *_: Any) -> str:
+    type_ = t.result
+    found = values if type_.dtype.is_float else map(int, values)
+    return t.add("constant", values=tuple(found), shape=type_.shape, dtype=type_.dtype)
+
+
 @rule("scaled_dot_product_attention")
 def _scaled_dot_product_attention(
     t: Translator,
