@@ -86,8 +86,7 @@ def step_inputs(model: Any) -> tuple[StepInput, ...]:
     if model.main_input_name == "input_ids":
         text = StepInput("input_ids", (USERS, SOURCE_TOKENS if decoder else TOKENS))
         inputs = [text, *([StepInput("position_ids", text.axes)] if "position_ids" in accepted else [])]
-        pictures = accepted.get("pixel_values")
-        if pictures is not None and "vision_config" in model.config and "text_config" in model.config:
+        if "pixel_values" in accepted and "vision_config" in model.config and "text_config" in model.config:
             inputs += [pictures(model)] if "logit_scale_init_value" in model.config else []
     elif model.main_input_name == "pixel_values":
         inputs = [pictures(model)]
