@@ -20,6 +20,7 @@ class Figures:
         layers: number of repeated layers, ``moe_layers`` of them with routed experts.
         experts_per_layer: routed experts of a layer (the most of any), ``active_experts`` of them for each token.
         macs_per_token: multiply-adds for one token, attention's look at the cache left out.
+        macs_per_picture: multiply-adds for one picture, in a model of text and pictures.
         macs_per_cached_token: multiply-adds for one token and each token that attention sees.
         blocks: number of blocks.
         unplaced: names of weights that no block reads.
@@ -35,6 +36,7 @@ class Figures:
     experts_per_layer: int
     active_experts: int
     macs_per_token: int
+    macs_per_picture: int
     macs_per_cached_token: int
     blocks: int
     unplaced: tuple[str, ...]
@@ -43,6 +45,9 @@ class Figures:
 def figures(model: Model) -> Figures:
     """The figures of ``model``."""
     groups = model.of_kind(BlockKind.EXPERTS)
+    work = sum(block.macs_per_token for block in model.blocks)
+    takes_tokens = any(block.takes_tokens for block in model.blocks)
+    beside = sum(block.macs_per_token for block in model.blocks if takes_tokens and not block.takes_tokens)
     kv_bytes, windows = [0] * model.layers, [0] * model.layers
     for block in model.blocks:
         if block.layer is not None:
@@ -58,7 +63,8 @@ def figures(model: Model) -> Figures:
         moe_layers=len({block.layer for block in groups}),
         experts_per_layer=max((block.experts for block in groups), default=0),
         active_experts=max((block.active_experts for block in groups), default=0),
-        macs_per_token=sum(block.macs_per_token for block in model.blocks),
+        macs_per_token=work - beside,
+        macs_per_picture=beside,
         macs_per_cached_token=sum(block.macs_per_cached_token for block in model.blocks),
         blocks=len(model.blocks),
         unplaced=tuple(parameter.name for parameter in model.unplaced),

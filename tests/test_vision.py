@@ -130,7 +130,7 @@ def reference(model: Any, pixels: torch.Tensor) -> torch.Tensor:
     found = model.get_image_features(pixels, **grid)
     features = found.pooler_output if found.pooler_output is not None else found.last_hidden_state
     features = torch.cat(list(features)) if isinstance(features, (list, tuple)) else features.flatten(0, -2)
-    return model.model.multi_modal_projector(features) if model.config.model_type == "llama4" else features
+    return model.multi_modal_projector(features) if model.config.model_type == "llama4" else features
 
 
 def test_features_are_those_of_the_library(family, lowered):

@@ -64,9 +64,10 @@ def _summary(found: Figures) -> str:
         else ""
     )
     left_out = f"; {len(found.unplaced)} weights are read by no block" if found.unplaced else ""
+    picture = f", {scaled(found.macs_per_picture)} for a picture" if found.macs_per_picture else ""
     return (
         f"{scaled(found.parameters)} parameters, {scaled(found.weight_bytes)}B; {found.layers} layers{experts}; "
-        f"{_spans(found)}; {scaled(found.macs_per_token)} multiply-adds for a token{left_out}"
+        f"{_spans(found)}; {scaled(found.macs_per_token)} multiply-adds for a token{picture}{left_out}"
     )
 
 

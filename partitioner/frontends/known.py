@@ -7,6 +7,7 @@ the graph with its values.
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,14 +21,25 @@ _FACTORIES = frozenset({torch.arange, torch.tensor, torch.zeros, torch.ones, tor
 
 
 @torch.library.custom_op("waferc::constant", mutates_args=())
-def constant(values: Sequence[float], shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The tensor of these ``values``; only ever traced."""
+def constant(values: str, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The tensor of these ``values``, written as :func:`written` writes them; only ever traced."""
     raise NotImplementedError
 
 
 @constant.register_fake
-def _(_values: Sequence[float], shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+def _(_values: str, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.empty(shape, dtype=dtype, device=device)
+
+
+def written(tensor: Tensor) -> str:
+    """The bytes of a tensor as text: the trace prints its arguments many times over, and lists of numbers are slow."""
+    return base64.b64encode(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()).decode()
+
+
+def read_back(values: str, dtype: torch.dtype) -> list[Any]:
+    """The numbers that :func:`written` wrote, in a row."""
+    data = bytearray(base64.b64decode(values))
+    return torch.frombuffer(data, dtype=dtype).tolist() if data else []
 
 
 class Known(Tensor):
@@ -80,5 +92,5 @@ def _traced(value: Any) -> Any:
         return value
     with _disable_current_modes():
         plain = value.as_subclass(Tensor)
-        values = plain.double().flatten().tolist()
+        values = written(plain)
     return torch.ops.waferc.constant(values, list(plain.shape), plain.dtype, torch.device("meta"))

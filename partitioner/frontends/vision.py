@@ -49,7 +49,7 @@ def picture_of(model: Any) -> Picture:
     accepted = inspect.signature(model.get_image_features).parameters
     if "image_grid_thw" in accepted:
         return Picture(_patches(model), {"image_grid_thw": torch.tensor([[1, PATCHES, PATCHES]])})
-    shape = (1, *(int(size) for size in pictures(model).axes[1:]))
+    shape = (1, *(size for size in pictures(model).axes if isinstance(size, int)))
     sizes = {"image_sizes": torch.tensor([shape[2:]])} if "image_sizes" in accepted else {}
     return Picture(shape, sizes)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from ir.types import product
 from partitioner.frontends.aten.registry import Translator, rank, reshape, rule
+from partitioner.frontends.known import read_back
 
 
 @rule("linear")
@@ -86,10 +87,9 @@ def _grouped_linear(t: Translator, x: str, weight: str, bias: str | None, indice
 
 
 @rule("waferc.constant")
-def _constant(t: Translator, values: list[float], *_: Any) -> str:
+def _constant(t: Translator, values: str, _shape: list[int], dtype: Any, _device: Any) -> str:
     type_ = t.result
-    found = values if type_.dtype.is_float else map(int, values)
-    return t.add("constant", values=tuple(found), shape=type_.shape, dtype=type_.dtype)
+    return t.add("constant", values=tuple(read_back(values, dtype)), shape=type_.shape, dtype=type_.dtype)
 
 
 @rule("scaled_dot_product_attention")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ir.types import Size
+from ir.types import Size, exact_quotient
 from partitioner.frontends.aten.registry import Translator, cast, rank, reshape, rule
 
 Numbers = int | Sequence[int]
@@ -20,6 +20,19 @@ def _each(numbers: Numbers, count: int) -> tuple[int, ...]:
 def _batched(t: Translator, x: str, axes: int) -> str:
     """With an axis for the batch, which operators of torch do without."""
     return x if rank(t, x) == axes + 2 else reshape(t, x, (1, *t.type(x).shape))
+
+
+@rule("im2col")
+def _im2col(
+    t: Translator, x: str, kernel: list[int], dilation: list[int], padding: list[int], stride: list[int]
+) -> str:
+    """Patches of a picture [batch, channels, height, width] side by side: [batch, channels * patch, patches]."""
+    batch, channels, height, width = t.type(x).shape
+    rows, columns = (exact_quotient(size, step) for size, step in zip((height, width), kernel, strict=True))
+    if stride != kernel or any(padding) or any(step != 1 for step in dilation) or rows is None or columns is None:
+        raise NotImplementedError("patches that overlap or leave a border")
+    parts = reshape(t, x, (batch, channels, rows, kernel[0], columns, kernel[1]))
+    return reshape(t, t.add("transpose", parts, permutation=(0, 1, 3, 5, 2, 4)), t.result.shape)
 
 
 # --- convolution ----------------------------------------------------------------------------------------------------
