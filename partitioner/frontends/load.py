@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import gc
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,9 @@ from partitioner.frontends.lowered import Lowered
 _MOST_CONFIG_BYTES = 16 << 20
 
 
-def load(model: str, *, trust_code: bool = False) -> Lowered:
-    """Lower the model that the user names; ``trust_code`` lets a file be opened that can run code.
+def load(model: str, *, trust_code: bool = False, fix: Mapping[str, int] | None = None) -> Lowered:
+    """Lower the model that the user names; ``trust_code`` lets a file be opened that can run code, ``fix`` has numbers
+    for sizes of a model that cannot be read without (see ``Lowered.fixed``).
 
     Raises:
         UsageError: W0101 (nothing of that name), W0102 (a configuration that is not JSON), W0202 (not ONNX), W0242
@@ -27,17 +28,17 @@ def load(model: str, *, trust_code: bool = False) -> Lowered:
     """
     config = configuration(model)
     if config is not None:
-        return _from_config(config, model)
+        return _from_config(config, model, fix=fix)
     path = Path(model)
     try:
         is_folder, is_file = path.is_dir(), path.is_file()
     except OSError:  # a name too long, or a folder that may not be looked into
         raise _unknown(model) from None
     if is_folder:
-        return _from_config(_read_config(path / "config.json"), path.resolve().name, str(path.resolve()))
+        return _from_config(_read_config(path / "config.json"), path.resolve().name, str(path.resolve()), fix)
     if path.suffix == ".json" and is_file:
         name = path.parent.resolve().name if path.name == "config.json" else path.stem
-        return _from_config(_read_config(path), name)
+        return _from_config(_read_config(path), name, fix=fix)
     if path.suffix == ".pt2" and is_file:
         from partitioner.frontends.program import load_program
 
@@ -49,11 +50,13 @@ def load(model: str, *, trust_code: bool = False) -> Lowered:
     raise _unknown(model)
 
 
-def _from_config(config: dict[str, Any], name: str, checkpoint: str = "") -> Lowered:
+def _from_config(
+    config: dict[str, Any], name: str, checkpoint: str = "", fix: Mapping[str, int] | None = None
+) -> Lowered:
     with _uncollected():
         from partitioner.frontends.huggingface import lower_config
 
-        return lower_config(config, name, checkpoint)
+        return lower_config(config, name, checkpoint, fix)
 
 
 @contextmanager
