@@ -66,8 +66,9 @@ def lower(model: str, options: LoadOptions) -> Lowered:
         UsageError: W0109, a size to fix that the model has not.
         WafercError: what :func:`partitioner.frontends.load.load` raises.
     """
-    lowered = load(model, trust_code=options.trust_code, parts=options.parts)
-    graph = fix_sizes(lowered.graph, options.fix)
+    lowered = load(model, trust_code=options.trust_code, parts=options.parts, fix=options.fix)
+    left = {name: size for name, size in options.fix.items() if name not in lowered.fixed}
+    graph = fix_sizes(lowered.graph, left)
     return replace(lowered, graph=graph, notes=(*lowered.notes, *_on_free_sizes(graph)))
 
 

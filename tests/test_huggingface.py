@@ -434,6 +434,18 @@ TIED = {"bert-large": 30522 * 1024 * 4, "gpt-3-175b": 50257 * 12288 * 2}
 """Bytes of embeddings that the head reads too."""
 
 
+def test_norms_of_one_and_a_weight_stand_in_their_layers() -> None:
+    """Gemma scales by ``1 + weight``: the sum reads nothing that a block computes."""
+    model = blocks_of(lower_config({"model_type": "gemma2", **SMALL}, "gemma2").graph)
+    for block in model.blocks:
+        own = (
+            f"model.layers.{block.layer}."
+            if block.layer is not None
+            else ("model.embed_tokens", "model.norm", "lm_head")
+        )
+        assert all(name.startswith(own) for name in block.parameters), block.name
+
+
 @pytest.mark.parametrize("name", sorted(KNOWN.keys() | catalog()))
 def test_bundled_models_have_their_published_size(name: str) -> None:
     known, model = KNOWN[name], blocks_of(load(name).graph)

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from ir.diagnostics import Diagnostic, UnsupportedModelError
+from ir.diagnostics import Diagnostic, UnsupportedModelError, UsageError
+from ir.interpret import interpret
+from partitioner.api import LoadOptions, lower
+from partitioner.compile import build_model as blocks_of
 from partitioner.frontends.huggingface import lower_config
+from partitioner.frontends.original import open_original
 
 SMALL = {
     "dtype": "float32",
@@ -57,6 +64,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "bloom": ({}, "transformer.h.0.self_attention", "exported at add: the model's attention computes with a mask"),
     "mpt": ({"d_model": 64, "n_heads": 4, "n_layers": 2}, "transformer", "with a mask itself"),
     "codegen": ({"n_embd": 64, "n_layer": 2, "n_head": 4, "rotary_dim": 8}, "transformer.h.0.attn", "exported at add"),
+    "gptj": ({"rotary_dim": 8, "head_dim": None}, "transformer.h.0", "attention does not go through"),
     "deepseek_v32": ({**MIXTURE, **LATENT, **INDEXER}, "model.layers.0.self_attn", "with a mask itself"),
     "longcat_flash": ({**MIXTURE, **LATENT, **ZEROS}, "model.layers.0.mlp.experts", "exported at unbind"),
 }
@@ -78,3 +86,42 @@ def test_the_operator_and_the_module_are_named(model_type: str) -> None:
     assert fault.where.startswith(where)
     assert words in fault.message
     assert time.process_time() - before < 20
+
+
+# --- fixed sizes ----------------------------------------------------------------------------------------------------
+
+FIXED = ("mamba", "mamba2", "jamba", "minimax")
+
+
+@pytest.mark.parametrize("model_type", FIXED)
+def test_at_fixed_sizes_the_graph_computes_what_the_model_does(model_type: str) -> None:
+    options, *_ = REFUSED[model_type]
+    config = {"model_type": model_type, **SMALL, **options}
+    lowered = lower_config(config, model_type, fix={"users": 2, "tokens": 5})
+    assert lowered.fixed == {"users": 2, "tokens": 5}
+    original = open_original(lowered.origin, lowered.graph.parameters, seed=0)
+    inputs = {
+        "input_ids": torch.randint(1, 97, (2, 5), generator=torch.Generator().manual_seed(2)),
+        "position_ids": torch.arange(5).expand(2, 5),
+    }
+    (wanted,) = original.forward(inputs)
+    assert wanted.std() > 0.01
+    graph = blocks_of(lowered.graph).graph
+    (output,) = graph.outputs
+    got = interpret(graph, {**original.weights, **inputs})[output]
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_a_user_fixes_sizes_and_only_those_that_there_are(tmp_path: Path) -> None:
+    config = {"model_type": "mamba", **SMALL, "state_size": 8}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    lowered = lower(str(tmp_path), LoadOptions(fix={"tokens": 4}))
+    assert [str(size) for size in lowered.graph.inputs[0].type.shape] == ["users", "4"]
+    with pytest.raises(UsageError, match=r"W0109.*pixels"):
+        lower(str(tmp_path), LoadOptions(fix={"tokens": 4, "pixels": 3}))
+
+
+def test_a_model_of_any_number_of_tokens_is_not_exported_at_fixed_ones() -> None:
+    lowered = lower_config({"model_type": "llama", **SMALL}, "llama", fix={"tokens": 4})
+    assert lowered.fixed == {}
+    assert [str(size) for size in lowered.graph.inputs[0].type.shape] == ["users", "tokens"]

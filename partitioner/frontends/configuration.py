@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from ir.diagnostics import Diagnostic, UnsupportedModelError, UsageError
-from partitioner.frontends import hooks
 from partitioner.frontends.exported import DTYPES
 
 _ALIASES = {"kimi_k2": "deepseek_v3", "gpt3": "gpt2"}
@@ -139,8 +138,5 @@ def bad_config(error: Exception) -> UnsupportedModelError:
     """What a failure to build the model says of its configuration."""
     if isinstance(error, UnsupportedModelError):
         return error
-    if isinstance(error, KeyError) and error.args == (hooks.NAME,):
-        fault = "the model cannot be exported: its attention does not go through the library's interface for it"
-        return UnsupportedModelError(Diagnostic("W0206", fault))
     reason = str(error).strip().splitlines() or [type(error).__name__]
     return UnsupportedModelError(Diagnostic("W0205", f"the configuration is refused: {' '.join(reason)[:300]}"))

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode, resolve_name
 
-from ir.diagnostics import Diagnostic
+from ir.diagnostics import Diagnostic, UnsupportedModelError
 
 _SIZES = (2, 3, 5, 64, 1000, 1 << 31)
 """Numbers at which what a model asked of its sizes is tried. One that fails is proof that the export would."""
@@ -22,6 +22,10 @@ _SIZES = (2, 3, 5, 64, 1000, 1 << 31)
 
 class HeldSizesError(NotImplementedError):
     """The model holds for some sizes alone; the message names the operator and what it took for granted."""
+
+
+class NotGeneralError(UnsupportedModelError):
+    """The same as a diagnostic: at fixed sizes the model may be exported."""
 
 
 class Watched(TorchFunctionMode):
@@ -88,12 +92,13 @@ def _name_of(function: Callable[..., Any]) -> str:
     return name.removesuffix(".__get__").rpartition(".")[2]
 
 
-def not_exported(error: Exception, where: str) -> Diagnostic:
-    """What to say of a model that an export inside of :class:`Watched` did not get through."""
+def not_exported(error: Exception, where: str) -> UnsupportedModelError:
+    """W0206: what to say of a model that an export inside of :class:`Watched` did not get through."""
     if isinstance(error, HeldSizesError):
         help_ = ("it can be compiled for one number of them: --fix users=1,tokens=64, for example",)
-        return Diagnostic("W0206", f"the model cannot be run token by token: {error}", where, help=help_)
+        fault = f"the model cannot be run token by token: {error}"
+        return NotGeneralError(Diagnostic("W0206", fault, where, help=help_))
     reason = " ".join(str(error).split())[:300] or type(error).__name__
     reason = reason if isinstance(error, NotImplementedError) else f"{type(error).__name__}: {reason}"
     at = f" at {operator}" if (operator := next(iter(getattr(error, "__notes__", ())), "")) else ""
-    return Diagnostic("W0206", f"the model cannot be exported{at}: {reason}", where)
+    return UnsupportedModelError(Diagnostic("W0206", f"the model cannot be exported{at}: {reason}", where))

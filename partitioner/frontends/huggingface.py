@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from ir.diagnostics import UnsupportedModelError
+from ir.diagnostics import Diagnostic, UnsupportedModelError
 from ir.encoding import plain
 from ir.graph import Graph, Parameter
 from ir.types import Dim, TensorType
@@ -30,7 +30,7 @@ from partitioner.frontends.configuration import (
     without_foreign_code,
 )
 from partitioner.frontends.exported import DTYPES, Names, lower_exported, tied_names
-from partitioner.frontends.generality import not_exported
+from partitioner.frontends.generality import NotGeneralError, not_exported
 from partitioner.frontends.in_place import is_write
 from partitioner.frontends.layers import computed_buffers, layer_list, only
 from partitioner.frontends.lowered import Lowered, Origin
@@ -45,7 +45,12 @@ _WRAPPER = "model."
 
 
 def lower_config(
-    config: Mapping[str, Any], name: str, checkpoint: str = "", parts: Sequence[str] = ("text",)
+    config: Mapping[str, Any],
+    name: str,
+    checkpoint: str = "",
+    *,
+    parts: Sequence[str] = ("text",),
+    fix: Mapping[str, int] | None = None,
 ) -> Lowered:
     """Lower the model that a transformers configuration describes.
 
@@ -54,6 +59,7 @@ def lower_config(
         name: the graph's name.
         checkpoint: the folder whose weights a run may read, if there is one.
         parts: with ``vision`` among them, the graph also computes the features of one picture, by the vision tower.
+        fix: numbers for symbolic sizes, for a model that can only be exported with them; any other keeps its symbols.
 
     Raises:
         UnsupportedModelError: W0204 (unknown model type), W0205 (the configuration contradicts itself), W0206 (the
@@ -65,7 +71,7 @@ def lower_config(
     model = build_model(config, torch.device("meta"), traced=True)
     parameters, stored = stored_parameters(config, model, checkpoint)
     notes += stored
-    grouped = _lower_by_layers(model, name, parameters)
+    grouped, fixed = _lower_at_any_size(model, name, parameters, fix or {})
     graph = _with_tower(model, name, grouped.graph) if "vision" in parts else grouped.graph
     read = {name for node in graph.nodes for name in node.inputs}
     left_out = [parameter for parameter in parameters if parameter.name not in read]
@@ -77,7 +83,7 @@ def lower_config(
         reader = "model" if "vision" in parts else "text model"
         notes = (*notes, f"left out, as the {reader} never reads it: {modules} ({millions:,.1f} million parameters)")
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return Lowered(graph, Origin("config", dict(config), checkpoint), context, notes, grouped.stacks)
+    return Lowered(graph, Origin("config", dict(config), checkpoint), context, notes, grouped.stacks, fixed)
 
 
 def build_model(config: Mapping[str, Any], device: torch.device, *, traced: bool = False) -> Any:
@@ -104,9 +110,22 @@ def build_model(config: Mapping[str, Any], device: torch.device, *, traced: bool
         with quietly(), device:
             model = auto_class(parsed).from_config(parsed, dtype=dtype, **(own or plain_attention)).eval()
     except Exception as error:
+        if traced and isinstance(error, KeyError) and error.args == (hooks.NAME,):
+            raise _bypasses(error, build_model(config, torch.device("meta"))) from None
         raise bad_config(error) from None
     _keep_in_f32(model, dtype)
     return model
+
+
+def _bypasses(error: KeyError, model: nn.Module) -> UnsupportedModelError:
+    """W0206: a module looked for its attention by name, and not where the library's interface keeps it. ``error`` says
+    in the making of which module, ``model`` is the same one with attention of its own.
+    """
+    makers = [frame.f_locals.get("self") for frame, _ in walk_tb(error.__traceback__)]
+    classes = {type(maker) for maker in makers[-1:]}
+    where = next((path for path, module in model.named_modules() if type(module) in classes), "")
+    fault = "the model cannot be exported: attention does not go through the library's interface for it"
+    return UnsupportedModelError(Diagnostic("W0206", fault, where))
 
 
 def _keep_in_f32(model: Any, dtype: torch.dtype) -> None:
@@ -163,18 +182,32 @@ def _is_expert_stack(module: nn.Module, tensor: torch.Tensor) -> bool:
 # --- export ---------------------------------------------------------------------------------------------------------
 
 
-def _lower_by_layers(model: Any, name: str, parameters: tuple[Parameter, ...]) -> Grouped:
+def _lower_at_any_size(
+    model: Any, name: str, parameters: tuple[Parameter, ...], fix: Mapping[str, int]
+) -> tuple[Grouped, Mapping[str, int]]:
+    """The model with symbolic sizes, or with those of ``fix`` where it can only be exported so; and what was fixed."""
+    axes = {axis for it in step_inputs(model) for axis in it.axes}
+    fixed = {axis: size for axis, size in fix.items() if axis in axes}
+    try:
+        return _lower_by_layers(model, name, parameters, {}), {}
+    except NotGeneralError:
+        if not fixed:
+            raise
+    return _lower_by_layers(model, name, parameters, fixed), fixed
+
+
+def _lower_by_layers(model: Any, name: str, parameters: tuple[Parameter, ...], fixed: Mapping[str, int]) -> Grouped:
     """Export one layer of each kind and stamp the rest; the whole model where its layers are not alike."""
     found = layer_list(model)
     if found is not None and found.repeats:
         with only(model, found):
-            body = _export(model, name)
+            body = _export(model, name, fixed)
         try:
             if not body.stacks:
                 return Grouped(stamp(body.graph, Layers(found.path, found.kind_of), parameters))
         except NotRepeatableError:
             pass
-    whole = _export(model, name)
+    whole = _export(model, name, fixed)
     return replace(whole, graph=_with_parameters(whole, parameters))
 
 
@@ -189,8 +222,8 @@ def _with_parameters(grouped: Grouped, parameters: tuple[Parameter, ...]) -> Gra
     return replace(graph, parameters=(*own, *stacked))
 
 
-def _export(model: Any, name: str) -> Grouped:
-    inputs = step_inputs(model)
+def _export(model: Any, name: str, fixed: Mapping[str, int]) -> Grouped:
+    inputs = tuple(replace(it, axes=tuple(fixed.get(str(a), a) for a in it.axes)) for it in step_inputs(model))
     decoder = any(it.name == "decoder_input_ids" for it in inputs)
     symbols = {axis: torch.export.Dim(axis) for it in inputs for axis in it.axes if isinstance(axis, str)}
     # Sizes of at least 2, and different: torch specialises a size of 1, and unites equal ones.
@@ -202,7 +235,8 @@ def _export(model: Any, name: str) -> Grouped:
     shapes = tuple({i: symbols[a] for i, a in enumerate(it.axes) if isinstance(a, str)} for it in inputs)
     axes = {(it.name, i): axis for it in inputs for i, axis in enumerate(it.axes) if isinstance(axis, str)}
     graph = _traced(model, Step(model, inputs), examples, shapes, axes, name)
-    if any(node.op == "attention" and node.attributes["causal"] for node in graph.nodes) and not decoder:
+    counts = TOKENS not in fixed and not decoder
+    if counts and any(node.op == "attention" and node.attributes["causal"] for node in graph.nodes):
         # Without a cache the library's models count a token's position within the step.
         graph = take_positions(graph, "input_ids", Dim.symbol(TOKENS), Dim.symbol("past"))
     grouped = group_experts(simplify(graph))
@@ -228,7 +262,7 @@ def _traced(
             program = torch.export.export(module, examples, dynamic_shapes=shapes, strict=False)
         constants = _computed_buffers(model)
     except Exception as error:
-        raise UnsupportedModelError(not_exported(error, _place_of(error, model) or name)) from None
+        raise not_exported(error, _place_of(error, model) or name) from None
     return _translate(program, name, Names(axes, tied_names(model, _WRAPPER), constants, _WRAPPER))
 
 

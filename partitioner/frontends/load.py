@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import gc
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,16 @@ _MOST_CONFIG_BYTES = 16 << 20
 TEXT_ALONE = ("text",)
 
 
-def load(model: str, *, trust_code: bool = False, parts: Sequence[str] = TEXT_ALONE) -> Lowered:
-    """Lower the model that the user names; ``trust_code`` lets a file be opened that can run code, and ``parts`` says
-    whether the vision tower of a transformers model is placed too.
+def load(
+    model: str,
+    *,
+    trust_code: bool = False,
+    parts: Sequence[str] = TEXT_ALONE,
+    fix: Mapping[str, int] | None = None,
+) -> Lowered:
+    """Lower the model that the user names; ``trust_code`` lets a file be opened that can run code, ``parts`` says
+    whether the vision tower of a transformers model is placed too, and ``fix`` has numbers for sizes of a model that
+    cannot be read without (see ``Lowered.fixed``).
 
     Raises:
         UsageError: W0101 (nothing of that name), W0102 (a configuration that is not JSON), W0112 (a file has no parts
@@ -32,17 +39,18 @@ def load(model: str, *, trust_code: bool = False, parts: Sequence[str] = TEXT_AL
     """
     config = configuration(model)
     if config is not None:
-        return _from_config(config, model, parts)
+        return _from_config(config, model, parts=parts, fix=fix)
     path = Path(model)
     try:
         is_folder, is_file = path.is_dir(), path.is_file()
     except OSError:  # a name too long, or a folder that may not be looked into
         raise _unknown(model) from None
     if is_folder:
-        return _from_config(_read_config(path / "config.json"), path.resolve().name, parts, str(path.resolve()))
+        config = _read_config(path / "config.json")
+        return _from_config(config, path.resolve().name, str(path.resolve()), parts=parts, fix=fix)
     if path.suffix == ".json" and is_file:
         name = path.parent.resolve().name if path.name == "config.json" else path.stem
-        return _from_config(_read_config(path), name, parts)
+        return _from_config(_read_config(path), name, parts=parts, fix=fix)
     if is_file and tuple(parts) != TEXT_ALONE:
         fault = Diagnostic(
             "W0112", "parts can be chosen of transformers models alone; a file is placed whole", "--parts"
@@ -59,11 +67,18 @@ def load(model: str, *, trust_code: bool = False, parts: Sequence[str] = TEXT_AL
     raise _unknown(model)
 
 
-def _from_config(config: dict[str, Any], name: str, parts: Sequence[str], checkpoint: str = "") -> Lowered:
+def _from_config(
+    config: dict[str, Any],
+    name: str,
+    checkpoint: str = "",
+    *,
+    parts: Sequence[str],
+    fix: Mapping[str, int] | None,
+) -> Lowered:
     with _uncollected():
         from partitioner.frontends.huggingface import lower_config
 
-        return lower_config(config, name, checkpoint, parts)
+        return lower_config(config, name, checkpoint, parts=parts, fix=fix)
 
 
 @contextmanager

@@ -32,7 +32,8 @@ class Origin:
 @dataclass(frozen=True, slots=True)
 class Lowered:
     """A model in the graph's terms. ``notes`` tell the user what was left out or ignored; ``stacks`` names, for each
-    weight of the graph that stacks weights which the model keeps apart (see ``passes.experts``), those weights.
+    weight of the graph that stacks weights which the model keeps apart (see ``passes.experts``), those weights;
+    ``fixed`` holds the sizes that were fixed on the way, as the model cannot be read without.
     """
 
     graph: Graph
@@ -40,6 +41,7 @@ class Lowered:
     max_context: int | None = None
     notes: tuple[str, ...] = ()
     stacks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    fixed: Mapping[str, int] = field(default_factory=dict)
 
 
 def stacked(weights: Mapping[str, torch.Tensor], stacks: Mapping[str, tuple[str, ...]]) -> dict[str, torch.Tensor]:

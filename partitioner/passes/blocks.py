@@ -160,9 +160,15 @@ def _join_rest(graph: Graph, seeds: dict[int, _Key]) -> list[_Key]:
     fallback = next(outside, _Key("", graph.name, BlockKind.OTHER))
     last_seed = {key: index for index, key in sorted(seeds.items())}
     for index, node in enumerate(graph.nodes):
+        made = [graph.producer[name] for name in node.inputs if name in graph.producer]
+        read = [keys[other] for other in made if other in keys]
+        if index not in keys and read:
+            keys[index] = max(read, key=lambda key: last_seed.get(key, -1))
+    # What is computed from weights alone stands with its first reader.
+    for index in reversed(range(len(graph.nodes))):
         if index not in keys:
-            read = [keys[graph.producer[name]] for name in node.inputs if name in graph.producer]
-            keys[index] = max(read, key=lambda key: last_seed.get(key, -1)) if read else fallback
+            readers = [r for value in graph.nodes[index].results for r in graph.consumers.get(value.name, ())]
+            keys[index] = keys[min(readers)] if readers else fallback
     return [keys[index] for index in range(len(graph.nodes))]
 
 
