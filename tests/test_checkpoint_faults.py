@@ -216,6 +216,22 @@ def test_folders_that_are_refused(what: str, tmp_path) -> None:
     assert codes(caught.value) == [code]
 
 
+def test_a_snapshot_of_the_hubs_cache_is_read_where_it_lies(tmp_path) -> None:
+    """And no link from there may lead elsewhere."""
+    snapshot, blobs = tmp_path / "models--a--b" / "snapshots" / "0123", tmp_path / "models--a--b" / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    file_with(blobs / "ffff", {"x": entry(0, 4)}, 4)
+    (snapshot / "model.safetensors").symlink_to("../../blobs/ffff")
+    assert open_checkpoint(snapshot) is not None
+    file_with(tmp_path / "models--a--b" / "secret", {"x": entry(0, 4)}, 4)
+    (snapshot / "model.safetensors").unlink()
+    (snapshot / "model.safetensors").symlink_to("../../secret")
+    with pytest.raises(UsageError) as caught:
+        open_checkpoint(snapshot)
+    assert codes(caught.value) == ["W0223"]
+
+
 def test_links_inside_of_the_folder_are_followed(tmp_path) -> None:
     file_with(tmp_path / "blob", {"x": entry(0, 4)}, 4)
     (tmp_path / "model.safetensors").symlink_to("blob")

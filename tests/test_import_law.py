@@ -17,6 +17,7 @@ ONLY_IN = {
     "torch": (
         *("partitioner/frontends/", "targets/emulator/", "ir/interpret.py", "partitioner/cli/run.py"),
         "partitioner/passes/probe.py",
+        "partitioner/passes/rows.py",
         "partitioner/passes/routing.py",  # which runs pieces of a graph
         "partitioner/api.py",  # for its types alone: test_light_commands_load_nothing_heavy
     ),

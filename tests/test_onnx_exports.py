@@ -27,7 +27,7 @@ from partitioner.compile import build_model as blocks_of
 from partitioner.frontends.huggingface import lower_config
 from partitioner.frontends.module import lower_module
 from partitioner.frontends.onnx_file import load_onnx, read_weights
-from partitioner.frontends.original import _tensor
+from partitioner.frontends.onnx_file.arrays import to_torch
 from partitioner.passes.attention import recognise_attention
 from partitioner.passes.uniform import fold_uniform
 from partitioner.passes.unsort import undo_orders
@@ -93,7 +93,7 @@ def test_an_export_is_the_model(model_type: str, form: str, tmp_path: Path) -> N
     assert {v.name for v in ours.graph.inputs} == {"input_ids", "position_ids"}
     assert any("all ones" in note for note in lowered.notes) or form != "whole"
     ids = torch.randint(1, 90, (2, 9), generator=torch.Generator().manual_seed(2))
-    weights = {name: _tensor(array) for name, array in read_weights(path).items()}
+    weights = {name: to_torch(torch, array) for name, array in read_weights(path).items()}
     feeds = {"input_ids": ids, "position_ids": torch.arange(9).expand(2, 9), **weights}
     (logits,) = (interpret(ours.graph, feeds)[name] for name in ours.graph.outputs)
     with torch.no_grad():
@@ -153,7 +153,7 @@ EXPECTED: dict[str, tuple[bool, int, float] | None] = {
 def test_a_mask_is_what_it_hides(form: str) -> None:
     x = torch.randn(2, TOKENS, 8)
     module = Written(form)
-    graph = lower_module(module, [x]).graph
+    graph = lower_module(module, [x]).lowered.graph
     found = recognise_attention(fold_uniform(graph))
     attention = [node for node in found.nodes if node.op == "attention"]
     expected = EXPECTED[form]

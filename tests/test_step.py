@@ -21,19 +21,19 @@ from partitioner.passes.simplify import simplify
 from partitioner.passes.step import find_breaches, require_step, takes_tokens
 
 
-def graph_of(forward, *examples: torch.Tensor) -> Graph:
-    """What ``forward(x, linear)`` computes of [users, tokens, ...] inputs."""
+def graph_of(forward, x: torch.Tensor) -> Graph:
+    """What ``forward(linear, x)`` computes of x [users, tokens, 8]."""
 
     class Model(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.linear = nn.Linear(8, 8)
 
-        def forward(self, *inputs):
-            return forward(self.linear, *inputs)
+        def forward(self, x):
+            return forward(self.linear, x)
 
     axes = {0: torch.export.Dim("users"), 1: torch.export.Dim("tokens")}
-    return simplify(lower_module(Model(), examples, dynamic_shapes=(tuple(axes for _ in examples),)).lowered.graph)
+    return simplify(lower_module(Model(), (x,), dynamic_shapes=(axes,)).lowered.graph)
 
 
 X = torch.randn(2, 3, 8)

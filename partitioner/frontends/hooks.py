@@ -30,6 +30,13 @@ _SAYS_NOTHING = frozenset({"position_ids", "cache_position", "position_embedding
 _HANDS_ON = "the model's attention computes with a mask itself, which the library's interface does not show"
 
 
+class HandsOnError(AttributeError, NotImplementedError):
+    """A model computes with what it should hand on."""
+
+    def __init__(self, use: str) -> None:
+        super().__init__(f"{_HANDS_ON} ({use})")
+
+
 @dataclass(frozen=True, slots=True)
 class Mask:
     """What a mask says, in a mask's place: attention to earlier tokens alone, to the last ``window`` (0: all), and to
@@ -43,10 +50,10 @@ class Mask:
     chunk: int = 0
 
     def __getattr__(self, name: str) -> Any:
-        raise AttributeError(_HANDS_ON)
+        raise HandsOnError(f"it asks for {name}")
 
     def __getitem__(self, index: Any) -> Any:
-        raise TypeError(_HANDS_ON)
+        raise HandsOnError("it takes parts of it")
 
     @classmethod
     def __torch_function__(cls, *_: Any) -> Any:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from ir.diagnostics import Diagnostic, UnsupportedModelError
+from ir.diagnostics import UnsupportedModelError
 from ir.encoding import plain
 from ir.graph import Graph, Parameter
 from ir.types import Dim, TensorType
@@ -30,6 +30,7 @@ from partitioner.frontends.configuration import (
     without_foreign_code,
 )
 from partitioner.frontends.exported import DTYPES, Names, lower_exported, tied_names
+from partitioner.frontends.generality import not_exported
 from partitioner.frontends.in_place import is_write
 from partitioner.frontends.layers import computed_buffers, layer_list, only
 from partitioner.frontends.lowered import Lowered, Origin
@@ -200,7 +201,7 @@ def _export(model: Any, name: str) -> Grouped:
     )
     shapes = tuple({i: symbols[a] for i, a in enumerate(it.axes) if isinstance(a, str)} for it in inputs)
     axes = {(it.name, i): axis for it in inputs for i, axis in enumerate(it.axes) if isinstance(axis, str)}
-    graph = _traced(model, Step(model, [it.name for it in inputs]), examples, shapes, axes, name)
+    graph = _traced(model, Step(model, inputs), examples, shapes, axes, name)
     if any(node.op == "attention" and node.attributes["causal"] for node in graph.nodes) and not decoder:
         # Without a cache the library's models count a token's position within the step.
         graph = take_positions(graph, "input_ids", Dim.symbol(TOKENS), Dim.symbol("past"))
@@ -227,9 +228,7 @@ def _traced(
             program = torch.export.export(module, examples, dynamic_shapes=shapes, strict=False)
         constants = _computed_buffers(model)
     except Exception as error:
-        reason = " ".join(str(error).split())[:300]
-        fault = f"the model cannot be exported: {type(error).__name__}: {reason}"
-        raise UnsupportedModelError(Diagnostic("W0206", fault, _place_of(error, model) or name)) from None
+        raise UnsupportedModelError(not_exported(error, _place_of(error, model) or name)) from None
     return _translate(program, name, Names(axes, tied_names(model, _WRAPPER), constants, _WRAPPER))
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ir.diagnostics import Diagnostic, UnsupportedModelError
+from partitioner.frontends.generality import Watched
 
 USERS, TOKENS, SOURCE_TOKENS = "users", "tokens", "source_tokens"
 _AUTO_CLASSES = (
@@ -140,13 +141,14 @@ def step_outputs(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> tuple[
 class Step(nn.Module):
     """One step of a model as a function of its inputs in order, whose names stand in its signature."""
 
-    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
+    def __init__(self, model: nn.Module, step: Sequence[StepInput]) -> None:
         super().__init__()
         self.model = model
 
         def forward(*inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            return step_outputs(model, dict(zip(names, inputs, strict=True)))
+            with Watched(inputs, [it.axes for it in step]):
+                return step_outputs(model, {it.name: tensor for it, tensor in zip(step, inputs, strict=True)})
 
-        named = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
+        named = [inspect.Parameter(it.name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for it in step]
         forward.__signature__ = inspect.Signature(named)  # type: ignore[attr-defined]
         self.forward = forward

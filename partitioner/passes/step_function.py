@@ -15,9 +15,11 @@ from ir.diagnostics import Diagnostic, UnsupportedModelError
 from ir.graph import Graph, Node
 from ir.types import Dim, Size, symbols_of
 from partitioner.frontends.builder import GraphBuilder
+from partitioner.passes import positions
 from partitioner.passes.attention import recognise_attention
 from partitioner.passes.chosen import group_chosen
 from partitioner.passes.positions import take_positions
+from partitioner.passes.rows import fold_rows
 from partitioner.passes.simplify import simplify
 from partitioner.passes.uniform import fold_uniform
 from partitioner.passes.unsort import undo_orders
@@ -46,6 +48,8 @@ def step_function(graph: Graph, ids: str, pasts: frozenset[str]) -> StepFunction
     graph = simplify(graph)
     graph = simplify(take_positions(graph, ids, TOKENS, PAST))
     graph = simplify(fold_uniform(_without_past(graph, pasts)))
+    if any(value.name == positions.NAME for value in graph.inputs):
+        graph = simplify(fold_uniform(fold_rows(graph, positions.NAME)))
     read = {name for node in graph.nodes for name in node.inputs} | {ids}
     return StepFunction(replace(graph, inputs=tuple(v for v in graph.inputs if v.name in read)), kept)
 

@@ -98,7 +98,7 @@ def _read_index(index: Path) -> Mapping[str, str]:
 
 
 def _inside(folder: Path, name: str) -> Path:
-    """The file ``name`` of ``folder``, which lies there in truth and not behind a link.
+    """The file ``name`` of ``folder``, which lies there in truth, or where the hub's cache keeps what it links to.
 
     Raises:
         UsageError: W0223 or W0224.
@@ -111,9 +111,18 @@ def _inside(folder: Path, name: str) -> Path:
         message = f"the file {name} is missing"
         help_ = ("download the file again; without all of its files a checkpoint cannot be planned",)
         raise UsageError(Diagnostic("W0224", message, str(folder), help=help_)) from None
-    if true.parent != folder.resolve():
+    if true.parent not in _homes(folder.resolve()):
         raise _outside(folder, name)
     return folder / name
+
+
+def _homes(folder: Path) -> tuple[Path, ...]:
+    """Where a folder's files may lie. The hub's cache has ``models--NAME/snapshots/REVISION``, a folder of links to
+    ``models--NAME/blobs`` (huggingface_hub, "Understand caching").
+    """
+    model = folder.parent.parent
+    is_snapshot = folder.parent.name == "snapshots" and model.name.startswith("models--")
+    return (folder, model / "blobs") if is_snapshot else (folder,)
 
 
 def _all_tensors(files: tuple[Path, ...], folder: Path) -> Iterator[StoredTensor]:
@@ -141,7 +150,7 @@ def _require_located(located: Mapping[str, str], tensors: tuple[StoredTensor, ..
 
 def _outside(folder: Path, name: str) -> UsageError:
     message = f"{name[:200]!r} leads outside of the checkpoint's folder, where nothing is read"
-    help_ = ("copy the files themselves into one folder; of a hub's cache, which is made of links: cp -rL",)
+    help_ = ("copy the files themselves into one folder (cp -rL follows links)",)
     return UsageError(Diagnostic("W0223", message, str(folder), help=help_))
 
 
