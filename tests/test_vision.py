@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -159,6 +160,13 @@ def test_a_plan_with_a_tower_is_sound(waferc, tmp_path):
     done = waferc("compile", "small-kimi", *options, "-o", folder, "--json")
     assert done.code == 0, done.out
     assert waferc("check", folder).code == 0
+    inputs = {"input_ids": [[1, 5, 9]], "position_ids": [[0, 1, 2]], "pixel_values": torch.rand(1024, 3, 14, 14)}
+    np.savez(
+        tmp_path / "inputs.npz", **{k: np.asarray(v, dtype="f4" if "pix" in k else "i8") for k, v in inputs.items()}
+    )
+    compared = waferc("run", folder, "--inputs", tmp_path / "inputs.npz", "--compare", "--json")
+    assert compared.record["ok"], compared.out
+    assert len(compared.record["outputs"]) == 2
     refused = waferc("run", folder, "--prompt-ids", "1,2", "--json")
     assert refused.codes == ["W0613"]
     assert "pixel_values" in refused.record["diagnostics"][0]["message"]
