@@ -357,7 +357,8 @@ class _Lowering:
             return Dim.symbol(self._symbols[str(expression)])
         parts = [self._polynomial(part) for part in expression.args] if expression.is_Add or expression.is_Mul else []
         if not parts:
-            raise UnsupportedModelError(Diagnostic("W0306", f"a size is {expression}", self._origin()))
+            fault = f"at {self._rule_name(self._node.target)}, a size is {expression}"
+            raise UnsupportedModelError(Diagnostic("W0306", fault, self._origin()))
         total = parts[0]
         for part in parts[1:]:
             total = total + part if expression.is_Add else total * part
