@@ -277,9 +277,9 @@ def test_stamped_layers_are_the_exported_ones(model_type: str, monkeypatch: pyte
     exported: list[int] = []
     export = huggingface._export
 
-    def counted(model: Any, name: str) -> Any:
+    def counted(model: Any, *rest: Any) -> Any:
         exported.append(model.config.get_text_config().num_hidden_layers)
-        return export(model, name)
+        return export(model, *rest)
 
     monkeypatch.setattr(huggingface, "_export", counted)
     stamped = lower_config(config, model_type).graph

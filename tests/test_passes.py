@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
+from ir.builder import GraphBuilder
 from ir.encoding import plain
 from ir.graph import Attribute, Graph
 from ir.interpret import bind_attributes, interpret
@@ -21,7 +22,6 @@ from ir.ops import OPS
 from ir.types import Dim, DType, Size, TensorType, for_one_token
 from ir.verify import verify
 from partitioner.compile import build_model
-from partitioner.frontends.builder import GraphBuilder
 from partitioner.frontends.huggingface import lower_config
 from partitioner.frontends.lowered import Lowered
 from partitioner.frontends.original import Original, open_original

@@ -16,12 +16,12 @@ from torch import fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
+from ir.builder import GraphBuilder
 from ir.diagnostics import Diagnostic, UnsupportedModelError
 from ir.encoding import plain
 from ir.graph import Attribute, Graph, Node
 from ir.types import Dim, DType, Size, TensorType
 from partitioner.frontends.aten import RULES, Rule
-from partitioner.frontends.builder import GraphBuilder
 from partitioner.frontends.in_place import Memory, functional_name, is_write, written_back
 from partitioner.frontends.pairs import Pair, pair_rule
 
@@ -360,7 +360,8 @@ class _Lowering:
             return Dim.symbol(self._symbols[str(expression)])
         parts = [self._polynomial(part) for part in expression.args] if expression.is_Add or expression.is_Mul else []
         if not parts:
-            raise UnsupportedModelError(Diagnostic("W0306", f"a size is {expression}", self._origin()))
+            fault = f"at {self._rule_name(self._node.target)}, a size is {expression}"
+            raise UnsupportedModelError(Diagnostic("W0306", fault, self._origin()))
         total = parts[0]
         for part in parts[1:]:
             total = total + part if expression.is_Add else total * part

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
+from ir.builder import GraphBuilder
 from ir.diagnostics import UnsupportedModelError
 from ir.graph import Graph, Node
 from ir.ops import ELEMENT_BY_ELEMENT
 from ir.types import Dim, DType, Shape, Size, TensorType, product
-from partitioner.frontends.builder import GraphBuilder
 
 NAME = "position_ids"
 _LOOK_UP = frozenset({"embedding", "gather", "scatter"})

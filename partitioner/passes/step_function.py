@@ -11,10 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ir.builder import GraphBuilder
 from ir.diagnostics import Diagnostic, UnsupportedModelError
 from ir.graph import Graph, Node
 from ir.types import Dim, Size, symbols_of
-from partitioner.frontends.builder import GraphBuilder
 from partitioner.passes import positions
 from partitioner.passes.attention import recognise_attention
 from partitioner.passes.chosen import group_chosen

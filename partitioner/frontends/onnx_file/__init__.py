@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ir.builder import GraphBuilder
 from ir.diagnostics import Diagnostic, UsageError
 from ir.graph import Graph
 from ir.verify import verify
-from partitioner.frontends.builder import GraphBuilder
 from partitioner.frontends.lowered import Lowered, Origin
 from partitioner.frontends.onnx_file import (
     attention,

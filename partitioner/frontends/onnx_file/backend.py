@@ -16,12 +16,12 @@ import numpy as np
 import onnx
 import onnx.backend.base
 
+from ir.builder import GraphBuilder
 from ir.diagnostics import Diagnostic, UnsupportedModelError
 from ir.graph import Graph
 from ir.interpret import interpret
 from ir.types import TensorType
 from ir.verify import verify
-from partitioner.frontends.builder import GraphBuilder
 from partitioner.frontends.onnx_file import functions, lower_file
 from partitioner.frontends.onnx_file.arrays import Array, element_type, to_numpy, to_torch
 from partitioner.frontends.onnx_file.constants import LARGEST_ELEMENTS, Known

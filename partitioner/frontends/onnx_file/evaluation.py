@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
+from ir.builder import GraphBuilder
 from ir.graph import Node
 from ir.ops import OPS, evaluate
 from ir.types import Dim, TensorType
-from partitioner.frontends.builder import GraphBuilder
 from partitioner.frontends.onnx_file.arrays import to_numpy, to_torch
 from partitioner.frontends.onnx_file.constants import LARGEST_ELEMENTS, Known, UnfoldableError
 from partitioner.frontends.onnx_file.reading import Stored, Weight

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+from ir.builder import GraphBuilder
 from ir.diagnostics import Diagnostic, Fact, UnsupportedModelError
 from ir.encoding import Encoding, plain
 from ir.graph import Attribute, Graph
 from ir.ops import OPS
 from ir.types import Dim, DType, Shape, Size, TensorType
-from partitioner.frontends.builder import GraphBuilder
 from partitioner.frontends.onnx_file.constants import FOLDS, Known, UnfoldableError, fold, normal_axis
 from partitioner.frontends.onnx_file.evaluation import evaluated
 from partitioner.frontends.onnx_file.inputs import Symbols, input_type
