@@ -206,6 +206,8 @@ def compile(  # noqa: A001 - the name that users expect: waferc.compile
     example_kwargs: Mapping[str, Any] | None = None,
     dynamic_shapes: Any = None,
     trust_code: bool = False,
+    fix: Mapping[str, int] | None = None,
+    parts: Sequence[str] = ("text",),
     **options: Any,
 ) -> CompiledModel:
     """Place a model on a cluster of wafers.
@@ -218,6 +220,8 @@ def compile(  # noqa: A001 - the name that users expect: waferc.compile
         dynamic_shapes: for modules: as for ``torch.export.export``; dimensions named ``users`` and ``tokens`` make the
             model one of steps.
         trust_code: open a ``.pt2`` file, which is a pickle and can run code.
+        fix: numbers for sizes that are not fixed, such as ``{"tokens": 128}``.
+        parts: of transformers models, ``("text", "vision")`` to place the vision tower too.
         options: fields of :class:`Request`.
 
     Raises:
@@ -225,7 +229,7 @@ def compile(  # noqa: A001 - the name that users expect: waferc.compile
     """
     request = _request(options)
     if isinstance(model, (str, Path)):
-        lowered = lower(str(model), LoadOptions(trust_code=trust_code))
+        lowered = lower(str(model), LoadOptions(fix=fix or {}, trust_code=trust_code, parts=tuple(parts)))
         return replace(compile_lowered(lowered, request), trust_code=trust_code)
     import torch
 
@@ -242,7 +246,8 @@ def compile(  # noqa: A001 - the name that users expect: waferc.compile
     else:
         inputs = () if example_inputs is None else example_inputs
         found = lower_module(model, inputs, example_kwargs, dynamic_shapes)
-    return replace(compile_lowered(found.lowered, request), weights=found.weights)
+    lowered = replace(found.lowered, graph=fix_sizes(found.lowered.graph, LoadOptions(fix=fix or {}).fix))
+    return replace(compile_lowered(lowered, request), weights=found.weights)
 
 
 def _request(options: Mapping[str, Any]) -> Request:

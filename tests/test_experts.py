@@ -206,6 +206,37 @@ def test_blocks_of_groups(form: str) -> None:
     assert_same(module, grouped, torch.randn(2, 3, WIDTH))
 
 
+class Beside(nn.Module):
+    """Mixtures in attributes of their own, not in a list of layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.first, self.second = nn.LayerNorm(WIDTH), Mixture("scattered"), Mixture("one_hot")
+        self.head = nn.Linear(WIDTH, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.first(self.norm(x))
+        return self.head(x + self.second(self.norm(x)))
+
+
+def test_mixtures_outside_of_layers_are_groups_too() -> None:
+    model = build_model(exported(Beside(), torch.randn(2, 3, WIDTH), symbolic=True).graph)
+    groups = model.of_kind(BlockKind.EXPERTS)
+    assert [block.name for block in groups] == ["first.experts", "second.experts"]
+    assert [(block.experts, block.active_experts) for block in groups] == [(EXPERTS, ACTIVE)] * 2
+    assert [[model.blocks[i].name for i in group] for group in model.together] == [
+        ["first.router", "first.experts"],
+        ["second.router", "second.experts"],
+    ]
+
+
+@pytest.mark.parametrize("form", ["scattered", "stacked"] if "stacked" in FORMS else sorted(FORMS)[:2])
+def test_a_mixture_alone_is_a_group(form: str) -> None:
+    model = build_model(exported(Mixture(form), torch.randn(2, 3, WIDTH), symbolic=True).graph)
+    assert [(b.kind, b.experts) for b in model.blocks] == [(BlockKind.ROUTER, 0), (BlockKind.EXPERTS, EXPERTS)]
+    assert model.together == ((0, 1),)
+
+
 # --- what is no group -----------------------------------------------------------------------------------------------
 
 

@@ -93,10 +93,18 @@ def parse_config(config: Mapping[str, Any]) -> Any:
         raise bad_config(error) from None
 
 
+_WIDTHS = ("dim", "size", "heads", "rank", "experts")
+_MOST_WIDTH = 10_000_000
+
+
 def _refuse_towers_of_layers(part: Any) -> None:
-    """Every layer takes memory and time while the model is built, so a number in a file must not decide on both."""
+    """Every layer takes memory and time while the model is built, and so do tables as wide as a head; a number in a
+    file must not decide on both.
+    """
     for key, value in part.items() if isinstance(part, Mapping) else ():
         _refuse_towers_of_layers(value)
+        if str(key).endswith(_WIDTHS) and isinstance(value, int) and value > _MOST_WIDTH:
+            raise UnsupportedModelError(Diagnostic("W0205", f"{key} is {value:,}; it must be at most {_MOST_WIDTH:,}"))
         least = 1 if key in ("num_hidden_layers", "n_layer") else -_MOST_LAYERS
         if ("layers" in key or key == "n_layer") and isinstance(value, int) and not least <= value <= _MOST_LAYERS:
             raise UnsupportedModelError(

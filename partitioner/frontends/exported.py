@@ -144,6 +144,8 @@ class _Lowering:
                 self._memory.is_fresh(node)
         if self._unsupported:
             raise UnsupportedModelError(*(self._report(key, count) for key, count in self._unsupported.items()))
+        if any(isinstance(output, Pair) for output in outputs):
+            raise UnsupportedModelError(Diagnostic("W0201", "a complex output has no type here", "outputs"))
         return self._builder.finish(outputs)
 
     # --- what rules use ---------------------------------------------------------------------------------------------

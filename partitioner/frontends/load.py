@@ -97,6 +97,8 @@ def _uncollected() -> Iterator[None]:
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
+        if path.exists() and not path.is_file():
+            raise UsageError(Diagnostic("W0102", "the configuration is no regular file", str(path)))
         if path.stat().st_size > _MOST_CONFIG_BYTES:
             raise UsageError(Diagnostic("W0102", "the configuration is larger than 16 MiB", str(path)))
         config = json.loads(path.read_text("utf-8"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import traceback
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +13,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from ir.diagnostics import Diagnostic, UnsupportedModelError, UsageError
+from partitioner.frontends.configuration import quietly
 from partitioner.frontends.lowered import Origin
 from partitioner.frontends.program import LoweredProgram, data_dependent, lower_program, not_exported
 
@@ -46,8 +46,7 @@ def lower_module(
         raise UsageError(Diagnostic("W0108", message, name))
     args, kwargs = tuple(example_inputs), dict(example_kwargs or {})
     try:
-        with warnings.catch_warnings(), _in_evaluation(module), torch.no_grad():
-            warnings.simplefilter("ignore")
+        with quietly(), _in_evaluation(module), torch.no_grad():
             program = torch.export.export(module, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
     except Exception as error:
         if "data-dependent" in str(error):

@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from ir.diagnostics import Diagnostic, UnsupportedModelError, UsageError
 from partitioner.frontends.aten import RULES
+from partitioner.frontends.configuration import quietly
 from partitioner.frontends.exported import Names, lower_exported
 from partitioner.frontends.lowered import Lowered, Origin, stacked
 from partitioner.passes.experts import group_experts
@@ -77,8 +78,7 @@ def open_program(path: Path, *, trust_code: bool) -> ExportedProgram:
         message = "a .pt2 file is a pickle, which can run any code when it is opened"
         raise UsageError(Diagnostic("W0242", message, str(path), help=help_))
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quietly():
             return torch.export.load(path)
     except Exception as error:
         reason = " ".join(str(error).split())[:300]

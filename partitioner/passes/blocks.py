@@ -67,7 +67,38 @@ def _seeds(graph: Graph) -> dict[int, _Key]:
             seeds[index] = _Key("", node.origin, kind)
     for (layer, part), nodes in parts.items():
         seeds |= _seed_part(graph, layer, part, nodes)
+    outside = [index for index, node in enumerate(graph.nodes) if not layer_of(node.origin)[0]]
+    return seeds | _seed_mixtures(graph, outside)
+
+
+def _seed_mixtures(graph: Graph, outside: list[int]) -> dict[int, _Key]:
+    """Mixtures of experts outside of numbered layers: each is a layer of its own, named after its module. Of one that
+    is the whole model, or stands beside all else, the router is told by data flow.
+    """
+    seeds: dict[int, _Key] = {}
+    products = [index for index in outside if graph.nodes[index].op == "grouped_linear"]
+    for container in dict.fromkeys(graph.nodes[index].origin for index in products):
+        module = container.rpartition(".")[0]
+        within = f"{module or container}."
+        nodes = {index for index in outside if f"{graph.nodes[index].origin}.".startswith(within)}
+        if not module:
+            own = [index for index in products if graph.nodes[index].origin == container]
+            nodes |= _routing(graph, own, {*outside})
+        seeds |= _seed_moe(graph, module or container or graph.name, sorted(nodes))
     return seeds
+
+
+def _routing(graph: Graph, products: list[int], inside: set[int]) -> set[int]:
+    """What the experts' indices are computed by, back to the nearest product."""
+    found: set[int] = set()
+    pending = [graph.producer[name] for i in products for name in graph.nodes[i].inputs[2:3] if name in graph.producer]
+    while pending:
+        index = pending.pop()
+        if index in inside and index not in found:
+            found.add(index)
+            if OPS[graph.nodes[index].op].kind is not Kind.MATRIX:
+                pending += [graph.producer[name] for name in graph.nodes[index].inputs if name in graph.producer]
+    return found
 
 
 def _seed_part(graph: Graph, layer: str, part: str, nodes: list[int]) -> dict[int, _Key]:
@@ -152,7 +183,7 @@ def _join_rest(graph: Graph, seeds: dict[int, _Key]) -> list[_Key]:
         layer, part = layer_of(node.origin)
         if index not in keys and (part or not layer):
             readers = [r for value in node.results for r in graph.consumers.get(value.name, ())]
-            beside = [r for r in readers if r in keys and keys[r].layer == layer]
+            beside = [r for r in readers if r in keys and layer_of(graph.nodes[r].origin)[0] == layer]
             # Between layers, what a layer reads (a residual sum) belongs to the one before it.
             if beside and (layer or len(beside) == len(readers)):
                 keys[index] = keys[min(beside)]

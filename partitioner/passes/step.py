@@ -48,11 +48,14 @@ def require_step(graph: Graph) -> Graph:
     tokens see later ones, is never run token by token.
 
     Raises:
-        UnsupportedModelError: W0308, for each node that breaks it.
+        UnsupportedModelError: W0308, once for each kind of node that breaks it, at the first.
     """
     breaches = find_breaches(graph) if takes_tokens(graph) and not _takes_whole_texts(graph) else ()
-    if breaches:
-        raise UnsupportedModelError(*map(_report, breaches))
+    alike: dict[tuple[str, str], list[Breach]] = {}
+    for breach in breaches:
+        alike.setdefault((breach.node.op, breach.reason), []).append(breach)
+    if alike:
+        raise UnsupportedModelError(*map(_report, alike.values()))
     return graph
 
 
@@ -202,8 +205,9 @@ def _take(rest: list[Factor], size: Size) -> tuple[Factor, ...]:
     return tuple(taken) or (1,)
 
 
-def _report(breach: Breach) -> Diagnostic:
-    facts: dict[str, Fact] = {"operator": breach.node.op, "value": breach.node.result.name}
+def _report(alike: Sequence[Breach]) -> Diagnostic:
+    breach = alike[0]
+    facts: dict[str, Fact] = {"operator": breach.node.op, "value": breach.node.result.name, "occurrences": len(alike)}
     help_ = ("at fixed sizes the model can still be compiled: --fix tokens=128, for example",)
     fault = f"the model cannot be run token by token: at {breach.node.op}, {breach.reason}"
     return Diagnostic("W0308", fault, breach.node.origin, facts, help_)
