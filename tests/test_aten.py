@@ -20,7 +20,10 @@ from ir.interpret import interpret
 from ir.text import parse_graph, print_graph
 from ir.types import Dim
 from ir.verify import verify
-from partitioner.frontends import hooks  # noqa: F401 - defines the operators of HOOKED
+from partitioner.frontends import (
+    hooks,  # noqa: F401 - defines the operators of HOOKED
+    known,
+)
 from partitioner.frontends.aten import RULES
 from partitioner.frontends.exported import Names, lower_exported, tied_names
 from partitioner.frontends.in_place import is_write
@@ -473,6 +476,7 @@ MORE: dict[str, list[Case]] = {
     ],
     "one_hot": [case(lambda i: F.one_hot(i, 9), numbers(9, USERS, 2))],
     "pixel_shuffle": [case(lambda x: F.pixel_shuffle(x, 2), IMAGE)],
+    "im2col": [case(lambda x: F.unfold(x, (3, 7), stride=(3, 7)), IMAGE)],
     "pixel_unshuffle": [case(lambda x: F.pixel_unshuffle(x, 2), floats(USERS, 2, 4, 6))],
     "index_select": [case(lambda x, i: x.index_select(1, i), CUBE, weights=(torch.tensor([3, 0, 2]),))],
     "sort": [case(lambda x: x.sort(descending=True), X), case(lambda x: x.sort(1), CUBE)],
@@ -576,6 +580,7 @@ DECOMPOSITIONS: dict[str, Callable[[], dict[str, Any] | None]] = {
 }
 CAUSAL = True
 
+HALVES = known.written(torch.tensor([0.5, -2.0]))
 HOOKED: dict[str, Case] = {
     "waferc.attention": case(
         lambda q, sinks: torch.ops.waferc.attention(q, q, q, sinks, 0.5, CAUSAL, 3, 0, 30.0),
@@ -587,6 +592,10 @@ HOOKED: dict[str, Case] = {
         floats(USERS, 8),
         numbers(4, USERS, 2),
         weights=(EXPERTS, EXPERT_BIAS),
+    ),
+    "waferc.constant": case(
+        lambda x: x + torch.ops.waferc.constant(HALVES, [2], torch.float32, torch.device("cpu")),
+        floats(2),
     ),
 }
 """Our own operators, which only ever stand in an export: see ``ir.ops.matrix`` for what they mean."""
@@ -627,7 +636,9 @@ def test_graphs_compute_what_modules_do(name: str) -> None:
 
 
 def test_our_own_operators_take_their_place() -> None:
-    attention, grouped = (lower(Cases([given]).export()).nodes[-1] for given in HOOKED.values())
+    attention, grouped, total = (lower(Cases([given]).export()).nodes for given in HOOKED.values())
+    constant, attention, grouped = total[0], attention[-1], grouped[-1]
+    assert (constant.op, constant.attributes["values"]) == ("constant", (0.5, -2.0))
     assert attention.op == "attention"
     assert attention.attributes == {"scale": 0.5, "causal": True, "window": 3, "softcap": 30.0}
     assert attention.inputs == ("inputs_0", "inputs_0", "inputs_0", "cases.0.weights.0")
