@@ -207,7 +207,7 @@ def compile(  # noqa: A001 - the name that users expect: waferc.compile
     dynamic_shapes: Any = None,
     trust_code: bool = False,
     fix: Mapping[str, int] | None = None,
-    parts: Sequence[str] = ("text",),
+    parts: Sequence[str] = TEXT_ALONE,
     **options: Any,
 ) -> CompiledModel:
     """Place a model on a cluster of wafers.

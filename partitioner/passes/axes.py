@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ir.graph import Node
 from ir.types import Shape, Size, exact_quotient, product
 
 Atom = tuple[str, Size]
@@ -86,3 +87,16 @@ def are_all_tokens(atoms: Sequence[Atom], tokens: Size) -> bool:
     """Whether atoms of tokens are all of them, in their order."""
     labels = [label for label, _ in atoms]
     return labels == sorted(labels) and size_of(atoms) == tokens
+
+
+def through_views(given: Axes, views: Sequence[Node]) -> Axes | None:
+    """The axes after ``views`` (the last one first), each a transpose or a reshape; ``None`` where one cuts an atom."""
+    axes: Axes | None = given
+    for view in reversed(views):
+        if axes is None:
+            return None
+        if view.op == "transpose":
+            axes = tuple(axes[i] for i in view.attributes["permutation"])
+        else:
+            axes = regroup(axes, view.result.type.shape)
+    return axes

@@ -17,7 +17,7 @@ from partitioner.passes.axes import (
     kind,
     of_kind,
     present,
-    regroup,
+    through_views,
 )
 from partitioner.passes.routing import Choice, Facts
 
@@ -64,16 +64,10 @@ def _looked_up(graph: Graph, facts: Facts, node: Node, views: list[Node]) -> _Ga
         return None
     if graph.types[node.inputs[0]].shape[0] != weight.shape[0]:
         return None
-    axes: Axes | None = (*index.axes, (*axis("p", weight.shape[1]), *axis("q", weight.shape[2])))
-    for view in reversed(views):
-        assert axes is not None
-        if view.op == "transpose":
-            axes = tuple(axes[i] for i in view.attributes["permutation"])
-        else:
-            axes = regroup(axes, view.result.type.shape)
-        if axes is None:
-            return None
-    assert axes is not None
+    rows = (*index.axes, (*axis("p", weight.shape[1]), *axis("q", weight.shape[2])))
+    axes = through_views(rows, views)
+    if axes is None:
+        return None
     return _Gathered(weight.name, index.choice, axes)
 
 

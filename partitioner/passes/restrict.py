@@ -32,6 +32,7 @@ from partitioner.passes.axes import (
     present,
     regroup,
     size_of,
+    through_views,
 )
 from partitioner.passes.routing import Choice, Facts
 
@@ -434,16 +435,10 @@ class Restriction:
         if parameter is None or len(parameter.shape) != 3 or parameter.shape[0] != self._choice.experts:
             raise NotAGroupError
         labels = (EXPERT, "p", "q")
-        axes: Axes | None = tuple(axis(label, size) for label, size in zip(labels, parameter.shape, strict=True))
-        for view in reversed(views):
-            assert axes is not None
-            if view.op == "transpose":
-                axes = tuple(axes[i] for i in view.attributes["permutation"])
-            else:
-                axes = regroup(axes, view.result.type.shape)
-            if axes is None:
-                raise NotAGroupError
-        assert axes is not None
+        own = tuple(axis(label, size) for label, size in zip(labels, parameter.shape, strict=True))
+        axes = through_views(own, views)
+        if axes is None:
+            raise NotAGroupError
         return name, axes
 
     # --- origins ----------------------------------------------------------------------------------------------------
