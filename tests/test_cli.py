@@ -123,7 +123,7 @@ def test_help_and_lists_are_printed(waferc):
         assert (done.code, done.err) == (0, "")
         assert done.out
     assert "small-kimi" in waferc("models", "--json").record["models"]
-    assert set(waferc("targets", "--json").record["targets"]) == {"cs3", "mini"}
+    assert set(waferc("targets", "--json").record["targets"]) >= {"cs2", "cs3", "mini"}
 
 
 # --- machines -------------------------------------------------------------------------------------------------------
@@ -140,7 +140,7 @@ def test_help_and_lists_are_printed(waferc):
         MACHINE.replace("[mesh]", "mesh = 3\n[other]"),
         MACHINE.replace("columns = 48", ""),
         MACHINE.replace("columns = 48", 'columns = "48"'),
-        MACHINE.replace("columns = 48", "columns = 48.0"),
+        MACHINE.replace("columns = 48", "columns = 48.5"),
         MACHINE.replace("columns = 48", "columns = true"),
         MACHINE.replace("columns = 48", "columns = 0"),
         MACHINE.replace("columns = 48", "columns = -48"),

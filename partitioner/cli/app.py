@@ -199,13 +199,9 @@ def targets(*, json: Json = False) -> None:
     Args:
         json: print one JSON object.
     """
-    from targets.machines import catalog, load_machine
+    from targets.machines import catalog, load_target, summary
 
-    found = {name: load_machine(name) for name in catalog()}
-    lines = {
-        name: f"{m.description}: {m.columns} x {m.rows} tiles of {m.tile_sram_bytes:,} B" for name, m in found.items()
-    }
-    Output(json=json).listing("targets", lines)
+    Output(json=json).listing("targets", {name: summary(load_target(name)) for name in catalog()})
 
 
 @app.command
