@@ -6,7 +6,7 @@ out so that a token passes soonest. Rectangles are not laid out: that is the flo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ir.diagnostics import Diagnostic, InfeasibleError
 from ir.machine import Machine
@@ -16,6 +16,8 @@ from ir.workload import Workload
 from partitioner.problem import Flow, Item, Problem, footprint
 from partitioner.solver.chain import smallest_bottleneck
 from targets.cost.wafer import Room, Stage, allocate
+
+_MANY = 1 << 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,23 @@ def fewest_systems(problem: Problem) -> int | None:
             wafers, tiles = wafers + 1, 0
         tiles += item.tiles
     return max(1, wafers)
+
+
+def most_users(profile: Profile, machine: Machine, workload: Workload, systems: int) -> int:
+    """Users whose caches of ``workload.context`` tokens fit on ``systems`` wafers; without caches, 2^40."""
+
+    def fit(users: int) -> bool:
+        fewest = fewest_systems(_problem(profile, machine, replace(workload, users=users)))
+        return fewest is not None and fewest <= systems
+
+    most = 1
+    while fit(most * 2) and most < _MANY:
+        most *= 2
+    low, high = most, most * 2
+    while high - low > 1 and low < _MANY:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fit(middle) else (low, middle)
+    return low
 
 
 def _problem(profile: Profile, machine: Machine, workload: Workload) -> Problem:
