@@ -45,7 +45,14 @@ class Cycles:
         return self.arithmetic + self.memory + self.attention + self.unpacking + self.communication + self.launch
 
     def __add__(self, other: Cycles) -> Cycles:
-        return Cycles(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
+        return Cycles(
+            self.arithmetic + other.arithmetic,
+            self.memory + other.memory,
+            self.attention + other.attention,
+            self.unpacking + other.unpacking,
+            self.communication + other.communication,
+            self.launch + other.launch,
+        )
 
     def scaled(self, factor: float) -> Cycles:
         """Each cause times ``factor``."""

@@ -47,7 +47,6 @@ class Stage:
         return self.rows * self.columns
 
 
-@lru_cache(maxsize=1 << 16)
 def block_cycles(block: BlockProfile, stage: Stage, tokens: int, context: int, speed: WaferSpeed) -> Cycles:
     """Cycles of ``block`` on its region for ``tokens`` tokens of one user, the last with ``context`` before it."""
     if stage.expert_rows:
