@@ -14,7 +14,7 @@ from targets.cost.wafer import Stage
 from targets.queue import Job, Pass, Request, prompt_chunks
 from targets.speculation import Speculation
 
-_PROMPT_POINTS = 5
+_PROMPT_POINTS = 3
 """Contexts at which a chunk of a prompt is costed; between them, time grows in proportion."""
 
 
