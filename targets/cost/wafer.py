@@ -24,7 +24,7 @@ from targets.cost.cycles import (
 
 _GROWTH = 1.12
 """Ratio between the sizes of regions that are tried."""
-_FILLED = 0.95
+_FILLED = 0.97
 """Share of a wafer's tiles that regions larger than they need may take: rectangles leave gaps."""
 
 
