@@ -2,6 +2,7 @@
 
 import heapq
 
+import numpy as np
 import pytest
 import simpy
 from hypothesis import given, settings
@@ -97,6 +98,7 @@ class Stations:
                 self.done.succeed()
 
 
+@settings(deadline=None)
 @given(st.integers(1, 6).flatmap(lambda n: st.lists(st.tuples(st.floats(0, 0.05), passes(n)), min_size=1, max_size=8)))
 def test_the_line_is_the_longest_path(entries):
     line = Line(len(entries[0][1].busy_s))
@@ -105,6 +107,7 @@ def test_the_line_is_the_longest_path(entries):
     assert ours == pytest.approx(backs_by_recursion(entries), rel=1e-12)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 6).flatmap(passes), st.integers(1, 9))
 def test_equal_chunks_follow_each_other_by_the_longest_station(chunk, count):
     assert send((chunk,) * count, chunk).back_s == pytest.approx(
@@ -112,6 +115,7 @@ def test_equal_chunks_follow_each_other_by_the_longest_station(chunk, count):
     )
 
 
+@settings(deadline=None)
 @given(st.integers(1, 6).flatmap(lambda n: st.tuples(passes(n), passes(n))))
 def test_one_user_never_waits_for_the_own_pass(pair):
     first, second = pair
@@ -158,10 +162,18 @@ def test_users_at_full_speed():
     assert serve(job, 3).bottleneck == 1
 
 
-@settings(deadline=None, max_examples=25)
-@given(jobs().filter(lambda job: job.prefill), st.integers(1, 4))
-def test_the_simulation_is_that_of_every_station(job, users):
-    job = Job(job.request, job.prefill, job.decode)
+@pytest.mark.parametrize("seed", range(25))
+def test_the_simulation_is_that_of_every_station(seed):
+    random = np.random.default_rng(
+        seed
+    )  # not hypothesis, which likes equal times: who is first then is anybody's guess
+    stations, chunks, users = random.integers(1, 6), random.integers(1, 5), int(random.integers(1, 6))
+
+    def one():
+        busy = random.uniform(1e-4, 1e-2, stations)
+        return Pass(float(random.uniform(busy.max(), 1.5 * busy.sum() + 1e-3)), tuple(busy.tolist()))
+
+    job = Job(Request(100, int(random.integers(2, 9))), tuple(one() for _ in range(chunks)), one())
     ours = simulate(job, users, requests=2, vary=0)
     theirs = Stations(job, users, 4 * users, serve(job, 1).request_s / users).ended[2 * users :]
     assert [each.ended_s for each in ours.requests] == pytest.approx([ended for *_, ended in theirs], rel=1e-9)
@@ -169,6 +181,7 @@ def test_the_simulation_is_that_of_every_station(job, users):
     assert [each.arrived_s for each in ours.requests] == pytest.approx([begun for begun, *_ in theirs], rel=1e-9)
 
 
+@settings(deadline=None)
 @given(jobs(), st.integers(1, 40))
 def test_more_users_never_speed_up_one_and_never_slow_down_all(job, users):
     fewer, more = serve(job, users), serve(job, users + 1)
@@ -178,6 +191,7 @@ def test_more_users_never_speed_up_one_and_never_slow_down_all(job, users):
     assert more.request_s >= fewer.request_s * (1 - 1e-12)
 
 
+@settings(deadline=None)
 @given(jobs())
 def test_one_user_sees_full_speed(job):
     alone = serve(job, 1)
