@@ -1,0 +1,1 @@
+"""What a pass through a placed model costs, in seconds by cause."""
