@@ -56,8 +56,9 @@ class WaferSpeed:
     """What decides the speed of wafers. Cycles are those of ``clock_hz``; machine files say where each comes from.
 
     Attributes:
-        macs_per_cycle: 16-bit multiply-adds of one tile, sustained; ``peak_macs_per_cycle`` at most.
-        read_bytes_per_cycle: from a tile's own memory.
+        peak_macs_per_cycle: 16-bit multiply-adds of one tile; its memory ports allow fewer.
+        read_bytes_per_cycle, write_bytes_per_cycle: of a tile's own memory.
+        issue_cycles: to start one vector instruction.
         unpack_cycles: to widen one stored weight of 8 bits or less to 16 bits.
         launch_cycles: to start one kernel on a region: tasks, routes, and what they wait for.
         hop_cycles: from one router to the next; ``link_bytes_per_cycle`` for each direction.
@@ -70,9 +71,10 @@ class WaferSpeed:
 
     layers: LayerRegions
     clock_hz: float
-    macs_per_cycle: float
     peak_macs_per_cycle: float
     read_bytes_per_cycle: float
+    write_bytes_per_cycle: float
+    issue_cycles: float
     unpack_cycles: float
     launch_cycles: float
     hop_cycles: float

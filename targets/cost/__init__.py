@@ -1,1 +1,1 @@
-"""What a pass through a placed model costs, in seconds by cause."""
+"""What a block costs on a machine, from first principles: cycles on a mesh of tiles, seconds on devices."""
