@@ -205,7 +205,9 @@ def ranged(
             below[key] += min(0.0, *moved) ** 2
             above[key] += max(0.0, *moved) ** 2
         speeds = [end["tokens_per_s_per_user"] for end in ends]
-        found.append(Sensitivity(name, figure.low, figure.high, speeds[0], speeds[1], figure.trust.value, figure.source))
+        found.append(
+            Sensitivity(name, figure.low, figure.high, speeds[0], speeds[1], figure.trust.value, figure.source)
+        )
     ranges = {
         key: Range(middle, max(0.0, middle - math.sqrt(below[key])), middle + math.sqrt(above[key]))
         for key, middle in value.items()

@@ -11,7 +11,7 @@ from ir.profile import Profile
 from ir.target import DeviceCluster
 from ir.workload import Workload
 from targets.cost.device_memory import Room, balance, fewest_stages, item_rooms, nodes_needed
-from targets.cost.devices import Batch, DevicePass, Stage, device_pass, make_stages
+from targets.cost.devices import Batch, DevicePass, Outline, Stage, device_pass, make_stages, outline
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ def choose_parallel(profile: Profile, cluster: DeviceCluster, workload: Workload
     Ties go to the layout with fewer devices.
 
     Raises:
-        InfeasibleError: W0702, the model with its users fits in no layout; with the nodes that it would take.
+        InfeasibleError: W0701, the model with its users fits in no layout; with the nodes that it would take.
     """
     found = tuple(candidates(profile, cluster, workload))
     if not found:
@@ -112,25 +112,26 @@ def decode_step(placement: Placement, users: int, context: int, tokens: int = 1)
 
 def placements(profile: Profile, cluster: DeviceCluster, workload: Workload) -> Iterator[Placement]:
     """Every layout of ``profile`` on ``cluster`` that holds the workload's users."""
+    plan = outline(profile)
     for tensor, expert in _stage_shapes(profile, cluster):
-        rooms = item_rooms(profile, tensor, expert, workload)
+        rooms = item_rooms(plan, tensor, expert, workload)
         for pipeline in _pipelines(rooms, Degrees(tensor, expert, 1), cluster, workload.users):
-            placement = place_with(profile, cluster, workload, Degrees(tensor, expert, pipeline), rooms)
+            placement = _place(plan, cluster, workload, Degrees(tensor, expert, pipeline), rooms)
             if placement:
                 yield placement
 
 
-def place_with(
-    profile: Profile,
-    cluster: DeviceCluster,
-    workload: Workload,
-    degrees: Degrees,
-    rooms: Sequence[Room] | None = None,
-) -> Placement | None:
+def place_with(profile: Profile, cluster: DeviceCluster, workload: Workload, degrees: Degrees) -> Placement | None:
     """``profile`` laid out with the ``degrees`` asked for, in as many replicas as there are devices and users for;
     ``None`` if it does not fit. The number of stages may turn out smaller.
     """
-    items = item_rooms(profile, degrees.tensor, degrees.expert, workload) if rooms is None else rooms
+    plan = outline(profile)
+    return _place(plan, cluster, workload, degrees, item_rooms(plan, degrees.tensor, degrees.expert, workload))
+
+
+def _place(
+    plan: Outline, cluster: DeviceCluster, workload: Workload, degrees: Degrees, items: Sequence[Room]
+) -> Placement | None:
     replicas = max(1, min(_replicas(degrees, cluster), workload.users))
     group_users = -(-workload.users // (replicas * degrees.expert))
     bounds = balance(items, group_users, degrees.pipeline)
@@ -142,10 +143,10 @@ def place_with(
     if too_many or nodes_needed(degrees, cluster.devices) > cluster.nodes:
         return None
     members = tuple(
-        tuple(block for item in profile.items[first : last + 1] for block in item) for first, last in bounds
+        tuple(block for item in plan.profile.items[first : last + 1] for block in item) for first, last in bounds
     )
     most_users = None if group_most is None else group_most * degrees.expert * replicas
-    return Placement(cluster, degrees, members, make_stages(profile, members), stage_rooms, most_users)
+    return Placement(cluster, degrees, members, make_stages(plan, members), stage_rooms, most_users)
 
 
 def most_users(profile: Profile, cluster: DeviceCluster, workload: Workload) -> int | None:
@@ -155,7 +156,7 @@ def most_users(profile: Profile, cluster: DeviceCluster, workload: Workload) -> 
     most = 0
     one = replace(workload, users=1)
     for tensor, expert in _stage_shapes(profile, cluster):
-        rooms = item_rooms(profile, tensor, expert, one)
+        rooms = item_rooms(outline(profile), tensor, expert, one)
         for pipeline in _pipelines(rooms, Degrees(tensor, expert, 1), cluster, 1):
             bounds = balance(rooms, 1, pipeline)
             degrees = Degrees(tensor, expert, len(bounds))
@@ -171,7 +172,7 @@ def fewest_nodes(profile: Profile, cluster: DeviceCluster, workload: Workload) -
     """The fewest such nodes that hold the workload's users in one replica; ``None``: no number does."""
     needed = []
     for tensor, expert in _stage_shapes(profile, replace(cluster, nodes=_MOST_NODES)):
-        rooms = item_rooms(profile, tensor, expert, workload)
+        rooms = item_rooms(outline(profile), tensor, expert, workload)
         stages = fewest_stages(rooms, -(-workload.users // expert), cluster.device_bytes)
         if stages is not None:
             needed.append(Degrees(tensor, expert, stages).nodes(cluster.devices))
@@ -243,4 +244,4 @@ def _too_little(profile: Profile, cluster: DeviceCluster, workload: Workload) ->
     if users:
         help_ = (*help_, f"so would these with {users:,} users")
     message = f"{profile.name} does not fit on {cluster.name}"
-    return Diagnostic("W0702", message, cluster.name, facts, help_)
+    return Diagnostic("W0701", message, cluster.name, facts, help_)

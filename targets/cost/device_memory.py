@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from ir.device_plan import Degrees
-from ir.profile import BlockProfile, Profile
+from ir.profile import BlockProfile
 from ir.workload import Workload
 from targets.cost.device_split import split_block
+from targets.cost.devices import Outline
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,49 +68,52 @@ def block_room(block: BlockProfile, tensor: int, expert: int, context: int, chun
     )
 
 
-def item_rooms(profile: Profile, tensor: int, expert: int, workload: Workload) -> tuple[Room, ...]:
+def item_rooms(plan: Outline, tensor: int, expert: int, workload: Workload) -> tuple[Room, ...]:
     """The bytes of each item on its fullest rank."""
-    known: dict[tuple[object, ...], Room] = {}
-
-    def room_of(block: BlockProfile) -> Room:
-        key = (block.kind, block.weight_bytes, block.experts, block.caches, block.live_bytes_per_token, block.kernels)
-        if key not in known:
-            known[key] = block_room(block, tensor, expert, workload.context, workload.chunk)
-        return known[key]
-
-    return tuple(sum((room_of(profile.blocks[i]) for i in item), Room()) for item in profile.items)
+    of_shape = [block_room(block, tensor, expert, workload.context, workload.chunk) for block, _ in plan.shapes]
+    return tuple(sum((of_shape[plan.shape_of[i]] for i in item), Room()) for item in plan.profile.items)
 
 
 def fewest_stages(rooms: Sequence[Room], users: int, device_bytes: int) -> int | None:
-    """The fewest pipeline stages whose items, in order, fit; ``None`` if one item alone does not."""
-    bounds = _fill(rooms, users, device_bytes)
+    """The fewest pipeline stages whose items, in order, fit; ``None`` if one item alone does not.
+
+    Every stage is given room for the largest activations of any.
+    """
+    bounds = _fill(_kept(rooms, users), device_bytes - _activation_bytes(rooms, users))
     return None if bounds is None else len(bounds)
 
 
 def balance(rooms: Sequence[Room], users: int, stages: int) -> tuple[tuple[int, int], ...]:
     """At most ``stages`` runs of items (first and last index) with the least bytes on the fullest."""
-    low, high = max(room.bytes(users) for room in rooms), sum((r for r in rooms), Room()).bytes(users)
+    kept = _kept(rooms, users)
+    low, high = max(kept[i + 1] - kept[i] for i in range(len(rooms))), kept[-1]
     while low < high:
         middle = (low + high) // 2
-        bounds = _fill(rooms, users, middle)
+        bounds = _fill(kept, middle)
         low, high = (low, middle) if bounds is not None and len(bounds) <= stages else (middle + 1, high)
-    found = _fill(rooms, users, high)
-    return found or ((0, len(rooms) - 1),)
+    return _fill(kept, high) or ((0, len(rooms) - 1),)
 
 
-def _fill(rooms: Sequence[Room], users: int, device_bytes: int) -> tuple[tuple[int, int], ...] | None:
-    """Items in order, each stage as full as ``device_bytes`` allow: the fewest stages."""
+def _kept(rooms: Sequence[Room], users: int) -> list[int]:
+    """Bytes of weights and caches of the items before each, and of all."""
+    return [0, *accumulate(room.weight_bytes + users * room.cache_bytes for room in rooms)]
+
+
+def _activation_bytes(rooms: Sequence[Room], users: int) -> int:
+    return max(room.activation_bytes(users) for room in rooms)
+
+
+def _fill(kept: Sequence[int], stage_bytes: int) -> tuple[tuple[int, int], ...] | None:
+    """Items in order, each stage as full as ``stage_bytes`` allow: the fewest stages."""
     bounds: list[tuple[int, int]] = []
-    first, filled = 0, Room()
-    for index, room in enumerate(rooms):
-        if room.bytes(users) > device_bytes:
+    first = 0
+    while first < len(kept) - 1:
+        after = bisect_right(kept, kept[first] + stage_bytes) - 1
+        if after <= first:
             return None
-        joined = filled + room
-        if index > first and joined.bytes(users) > device_bytes:
-            bounds.append((first, index - 1))
-            first, joined = index, room
-        filled = joined
-    return (*bounds, (first, len(rooms) - 1))
+        bounds.append((first, after - 1))
+        first = after
+    return tuple(bounds)
 
 
 def nodes_needed(degrees: Degrees, devices_in_node: int) -> int:

@@ -48,7 +48,7 @@ class Seconds:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One pipeline stage. ``blocks`` counts equal ones together, each with the bytes that it hands on for a token;
+    """One pipeline stage. ``blocks`` are shapes, with the bytes that each hands on for a token and how many there are;
     ``sent_bytes`` go to the next stage for each token.
     """
 
@@ -87,17 +87,41 @@ class DevicePass:
         return sum(self.stages, Seconds())
 
 
-def make_stages(profile: Profile, members: Sequence[Sequence[int]]) -> tuple[Stage, ...]:
-    """The pipeline stages that hold the blocks ``members`` (indices), in order."""
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """A profile in which equal blocks are one: ``shapes``, each with the bytes that it hands on for a token, and for
+    every block the index of its own in ``shape_of``.
+    """
+
+    profile: Profile
+    shapes: tuple[tuple[BlockProfile, int], ...]
+    shape_of: tuple[int, ...]
+
+
+def outline(profile: Profile) -> Outline:
+    """The outline of ``profile``."""
     handed_on = {flow.source: flow.bytes_per_token for flow in profile.flows}
+    known: dict[tuple[BlockProfile, int], int] = {}
+    shape_of = tuple(
+        known.setdefault((replace(block, name="", layer=None), handed_on.get(index, 0)), len(known))
+        for index, block in enumerate(profile.blocks)
+    )
+    return Outline(profile, tuple(known), shape_of)
+
+
+def make_stages(plan: Outline, members: Sequence[Sequence[int]]) -> tuple[Stage, ...]:
+    """The pipeline stages that hold the blocks ``members`` (indices), in order."""
     stage_of = {block: stage for stage, own in enumerate(members) for block in own}
-    crossing = [(stage_of[f.source], stage_of[f.target], f.bytes_per_token) for f in profile.flows]
-    shapes = [replace(block, name="", layer=None) for block in profile.blocks]
+    crossing = [
+        (stage_of[flow.source], stage_of[flow.target], flow.bytes_per_token)
+        for flow in plan.profile.flows
+        if stage_of[flow.source] != stage_of[flow.target]
+    ]
     stages = []
     for number, own in enumerate(members):
-        alike = Counter((shapes[i], handed_on.get(i, 0)) for i in own)
+        alike = Counter(plan.shape_of[block] for block in own)
         sent_bytes = sum(size for source, target, size in crossing if source <= number < target)
-        stages.append(Stage(tuple((shape, count, handed) for (shape, handed), count in alike.items()), sent_bytes))
+        stages.append(Stage(tuple((*plan.shapes[shape], count) for shape, count in alike.items()), sent_bytes))
     return tuple(stages)
 
 
@@ -116,7 +140,7 @@ def stage_seconds(
 ) -> Seconds:
     """The cost of one pass of ``batch`` on one stage; the next one is on another node where it ``is_far``."""
     seconds = Seconds()
-    for block, count, handed_on in stage.blocks:
+    for block, handed_on, count in stage.blocks:
         seconds += block_seconds(block, cluster, degrees, batch, handed_on) * count
     if stage.sent_bytes:
         group_tokens = -(-batch.users // degrees.expert) * batch.tokens
