@@ -265,10 +265,9 @@ def _step_s(step: Step, speed: WaferSpeed) -> dict[str, float]:
         for cause in ("arithmetic", "memory", "attention", "unpacking", "communication", "launch")
     }
     causes |= {"hand_over": model.hand_over_s, "host": model.host_s}
-    draft_s = step.latency_s - model.latency_s
     rest = model.latency_s - sum(causes.values())  # between regions of one wafer
     causes["communication"] += rest
-    return causes | ({"draft": draft_s} if step.draft else {})
+    return causes | ({"verify": step.verify_s, "draft": step.draft_s} if step.draft else {})
 
 
 def _limit(profile: Profile, cost: StageCost, on_path: bool, speed: WaferSpeed) -> Limit:

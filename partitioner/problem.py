@@ -95,7 +95,7 @@ def least_tiles(block: Block, workload: Workload, machine: Machine) -> int:
 
 def measure(model: Model, machine: Machine, workload: Workload) -> Problem:
     """The placement problem of ``model`` on ``machine`` under ``workload``."""
-    groups = _groups(model)
+    groups = shared_groups(model)
     item_of = {block: number for number, group in enumerate(groups) for block in group}
     numbers: dict[object, int] = {}
     items = tuple(
@@ -125,7 +125,7 @@ def _needs(model: Model, group: tuple[int, ...], workload: Workload) -> object:
     )
 
 
-def _groups(model: Model) -> list[tuple[int, ...]]:
+def shared_groups(model: Model) -> list[tuple[int, ...]]:
     """Blocks that stay together, in an order in which values only flow forward.
 
     Blocks on a path between two that stay together stay with them: the pipeline never returns to a wafer.

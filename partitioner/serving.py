@@ -14,7 +14,7 @@ from targets.cost.wafer import Stage
 from targets.queue import Job, Pass, Request, prompt_chunks
 from targets.speculation import Speculation
 
-_PROMPT_POINTS = 5
+_PROMPT_POINTS = 3
 """Contexts at which a chunk of a prompt is costed; between them, time grows in proportion."""
 
 
@@ -30,24 +30,39 @@ class Pipeline:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One decode step: the model's pass, and the draft's passes before it."""
+    """One decode step: the model's passes of as many tokens each, one behind the other, and the draft's before them.
+
+    Attributes:
+        model: one of ``passes`` passes; the next enters a station when it has left it.
+        draft: one of ``drafted`` passes, each of which waits for the one before.
+    """
 
     model: PipelineCost
-    draft: PipelineCost | None
-    drafted: int
+    passes: int = 1
+    draft: PipelineCost | None = None
+    drafted: int = 0
+
+    @property
+    def verify_s(self) -> float:
+        """What passes behind the first one add."""
+        return (self.passes - 1) * max(self.model.stations.values())
+
+    @property
+    def draft_s(self) -> float:
+        """What drafting takes; drafted tokens never leave the wafers."""
+        return self.drafted * (self.draft.latency_s - self.draft.host_s) if self.draft else 0.0
 
     @property
     def latency_s(self) -> float:
         """From one step of a user to the next."""
-        return self.model.latency_s + (self.drafted * (self.draft.latency_s - self.draft.host_s) if self.draft else 0)
+        return self.model.latency_s + self.verify_s + self.draft_s
 
     @property
     def stations(self) -> dict[str, float]:
         """How long each station is held."""
-        held = dict(self.model.stations)
-        if self.draft:
-            for name, seconds in self.draft.stations.items():
-                held[name] = held.get(name, 0.0) + self.drafted * seconds
+        held = {name: self.passes * seconds for name, seconds in self.model.stations.items()}
+        for name, seconds in self.draft.stations.items() if self.draft else ():
+            held[name] = held.get(name, 0.0) + self.drafted * seconds
         return held
 
 
@@ -67,13 +82,22 @@ def joined(profile: Profile, draft: Profile) -> Profile:
 
 
 def decode_step(pipeline: Pipeline, speculation: Speculation | None, context: int, speed: WaferSpeed) -> Step:
-    """One step of one user with ``context`` tokens before it."""
-    tokens = speculation.verified_tokens if speculation else 1
-    model = pipeline_cost(pipeline.profile, pipeline.stages, tokens, context, speed)
+    """One step of one user with ``context`` tokens before it.
+
+    Tokens to verify go through the stages one behind the other, as a prompt's chunks do, or all at once, whichever is
+    sooner done.
+    """
+    profile, stages = pipeline.profile, pipeline.stages
+    one = Step(pipeline_cost(profile, stages, 1, context, speed))
     if speculation is None or pipeline.draft is None:
-        return Step(model, None, 0)
+        return one
+    tokens = speculation.verified_tokens
     draft = pipeline_cost(pipeline.draft, pipeline.draft_stages, 1, context, speed)
-    return Step(model, draft, speculation.draft_tokens)
+    options = (
+        Step(one.model, tokens, draft, speculation.draft_tokens),
+        Step(pipeline_cost(profile, stages, tokens, context, speed), 1, draft, speculation.draft_tokens),
+    )
+    return min(options, key=lambda step: step.latency_s)
 
 
 def job(

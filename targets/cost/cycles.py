@@ -45,7 +45,14 @@ class Cycles:
         return self.arithmetic + self.memory + self.attention + self.unpacking + self.communication + self.launch
 
     def __add__(self, other: Cycles) -> Cycles:
-        return Cycles(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
+        return Cycles(
+            self.arithmetic + other.arithmetic,
+            self.memory + other.memory,
+            self.attention + other.attention,
+            self.unpacking + other.unpacking,
+            self.communication + other.communication,
+            self.launch + other.launch,
+        )
 
     def scaled(self, factor: float) -> Cycles:
         """Each cause times ``factor``."""
@@ -108,7 +115,9 @@ def stationary_cycles(kernel: Kernel, region: Region, tokens: int, context: int,
 
 
 def _product_cycles(product: Product, region: Region, tokens: int, speed: WaferSpeed) -> Cycles:
-    inputs, outputs = local_inputs(product, region.over_inputs), _share(product.outputs, region.over_outputs)
+    inputs: float = local_inputs(product, region.over_inputs)
+    outputs = _share(product.outputs, region.over_outputs)
+    passes = tokens * product.vectors
     if product.parts > 1:
         # Matrices side by side, as the heads': each has tiles of its own where there are enough.
         inputs = max(1.0, product.parts * product.inputs * product.outputs / (region.rows * region.columns * outputs))
@@ -116,10 +125,10 @@ def _product_cycles(product: Product, region: Region, tokens: int, speed: WaferS
     sent = wavelets(outputs * max(1, product.active), speed)
     # Tokens follow each other through the region: what takes longest for each sets their distance.
     passed = all_reduce_cycles(region.over_inputs, sent, fabric(speed))
-    queued = (tokens - 1) * max(0.0, sent - arithmetic - memory)
+    queued = (passes - 1) * max(0.0, sent - arithmetic - memory)
     return Cycles(
-        arithmetic=arithmetic * tokens,
-        memory=memory * tokens,
+        arithmetic=arithmetic * passes,
+        memory=memory * passes,
         unpacking=inputs * outputs * speed.unpack_cycles if product.weight_bits <= 8 else 0.0,
         communication=passed + queued,
         launch=speed.launch_cycles,
@@ -150,7 +159,7 @@ def _attention_cycles(kernel: Attention, region: Region, tokens: int, context: i
         + all_reduce_cycles(region.over_outputs, wavelets(math.ceil(values), speed), mesh)
     )
     return Cycles(
-        attention=(scores + weighted) * tokens,
+        attention=(scores + weighted) * tokens * kernel.queries,
         communication=passed,
         launch=4 * speed.launch_cycles,
     )
@@ -176,14 +185,15 @@ def shifted_cycles(kernel: Kernel, region: Region, tokens: int, context: int, sp
     if isinstance(kernel, Attention):
         seen = max(1, min(kernel.tokens(context), context))
         width = kernel.heads * kernel.key_width, kernel.heads * kernel.value_width
-        looks = _gemm(tokens, width[0], seen, region, speed) + _gemm(tokens, seen, width[1], region, speed)
+        looking = tokens * kernel.queries
+        looks = _gemm(looking, width[0], seen, region, speed) + _gemm(looking, seen, width[1], region, speed)
         softmax = all_reduce_cycles(region.columns, wavelets(_share(tokens, region.rows), speed), fabric(speed))
         return Cycles(
             attention=looks.arithmetic + looks.memory,
             communication=looks.communication + 2 * softmax,
             launch=looks.launch + 2 * speed.launch_cycles,
         )
-    done = _gemm(tokens, product_inputs(kernel), kernel.outputs, region, speed)
+    done = _gemm(tokens * kernel.vectors, product_inputs(kernel), kernel.outputs, region, speed)
     packed = kernel.weight_bits <= 8
     unpacked = kernel.weights / (region.rows * region.columns) * speed.unpack_cycles if packed else 0.0
     return done + Cycles(unpacking=unpacked)

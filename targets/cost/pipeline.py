@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ir.profile import Profile
 from ir.target import LayerRegions, WaferSpeed
@@ -49,10 +49,7 @@ def pipeline_cost(
 
     ``stages`` has one for each of the profile's blocks, in order.
     """
-    cycles = [block_cycles(profile.blocks[stage.block], stage, tokens, context, speed) for stage in stages]
-    costs = tuple(
-        StageCost(stage, each, each.total / speed.clock_hz) for stage, each in zip(stages, cycles, strict=True)
-    )
+    costs = _stage_costs(profile, stages, tokens, context, speed)
     ends, came_from, handed = _longest_paths(profile, costs, tokens, speed)
     last = max(range(len(ends)), key=ends.__getitem__)
     path = []
@@ -70,6 +67,19 @@ def pipeline_cost(
         critical=tuple(index in on_path for index in range(len(costs))),
         stations=_stations(profile, costs, tokens, speed),
     )
+
+
+def _stage_costs(
+    profile: Profile, stages: Sequence[Stage], tokens: int, context: int, speed: WaferSpeed
+) -> tuple[StageCost, ...]:
+    known: dict[Stage, Cycles] = {}
+    costs = []
+    for stage in stages:
+        alike = replace(stage, block=profile.alike[stage.block], system=0)
+        if alike not in known:
+            known[alike] = block_cycles(profile.blocks[stage.block], stage, tokens, context, speed)
+        costs.append(StageCost(stage, known[alike], known[alike].total / speed.clock_hz))
+    return tuple(costs)
 
 
 def _longest_paths(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -23,7 +24,7 @@ from targets.cost.cycles import (
 
 _GROWTH = 1.12
 """Ratio between the sizes of regions that are tried."""
-_FILLED = 0.95
+_FILLED = 0.97
 """Share of a wafer's tiles that regions larger than they need may take: rectangles leave gaps."""
 
 
@@ -47,7 +48,6 @@ class Stage:
         return self.rows * self.columns
 
 
-@lru_cache(maxsize=1 << 16)
 def block_cycles(block: BlockProfile, stage: Stage, tokens: int, context: int, speed: WaferSpeed) -> Cycles:
     """Cycles of ``block`` on its region for ``tokens`` tokens of one user, the last with ``context`` before it."""
     if stage.expert_rows:
@@ -131,19 +131,21 @@ def allocate(
     options = [
         _options(blocks[room.block], room, machine.rows, machine.columns, context, speed, experts) for room in rooms
     ]
-    most = max(int(machine.tiles * _FILLED), sum(min(size for size, _, _ in own) for own in options))
-    low, high = 0.0, max(seconds for own in options for _, seconds, _ in own)
-    chosen = _choose(options, low)
-    if _tiles(chosen) > most:
-        for _ in range(60):
-            middle = (low + high) / 2
-            if _tiles(_choose(options, middle)) > most:
-                low = middle
-            else:
-                high = middle
-        chosen = _choose(options, high)
+    most = max(int(machine.tiles * _FILLED), sum(own[0][0] for own in options))
+    alike = Counter(map(id, options))  # repeated layers share one list of options
+    distinct = {id(own): own for own in options}
+
+    def tiles(chosen: Mapping[int, _Option]) -> int:
+        return sum(count * chosen[key][0] for key, count in alike.items())
+
+    low, high = 0.0, max(seconds for own in distinct.values() for _, seconds, _ in own)
+    chosen = _choose(distinct, low)
+    for _ in range(50 if tiles(chosen) > most else 0):
+        middle = (low + high) / 2
+        low, high = (middle, high) if tiles(_choose(distinct, middle)) > most else (low, middle)
+        chosen = _choose(distinct, high)
     return tuple(
-        replace(stage, block=room.block, system=system) for room, (_, _, stage) in zip(rooms, chosen, strict=True)
+        replace(chosen[id(own)][2], block=room.block, system=system) for room, own in zip(rooms, options, strict=True)
     )
 
 
@@ -151,12 +153,10 @@ _Option = tuple[int, float, Stage]
 """Tiles, cycles of one token, and the region."""
 
 
-def _choose(options: Sequence[tuple[_Option, ...]], price: float) -> list[_Option]:
-    return [min(own, key=lambda option: (option[1] + price * option[0], option[0])) for own in options]
-
-
-def _tiles(chosen: Sequence[_Option]) -> int:
-    return sum(tiles for tiles, _, _ in chosen)
+def _choose(options: Mapping[int, tuple[_Option, ...]], price: float) -> dict[int, _Option]:
+    return {
+        key: min(own, key=lambda option: (option[1] + price * option[0], option[0])) for key, own in options.items()
+    }
 
 
 def _options(
@@ -179,7 +179,7 @@ def _sized_options(
         if not block.kernels:
             break
         tiles = max(tiles * _GROWTH, tiles + 1)
-    return tuple(found) or ((room.tiles, 0.0, Stage(0, 0, rows, columns)),)
+    return tuple(sorted(found, key=lambda option: option[0])) or ((room.tiles, 0.0, Stage(0, 0, rows, columns)),)
 
 
 def _shapes(block: BlockProfile, room: Room, tiles: int, rows: int, columns: int, experts: str) -> list[Stage]:
