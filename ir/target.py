@@ -131,6 +131,24 @@ class DeviceCluster:
         """Bytes of one device that a plan may fill."""
         return self.memory_bytes - self.reserve_bytes
 
+    @property
+    def all_devices(self) -> int:
+        """Devices of all nodes."""
+        return self.devices * self.nodes
+
+    @property
+    def read_bytes_per_s(self) -> float:
+        """Of one device's memory, as reached."""
+        return self.memory_bytes_per_s * self.memory_efficiency
+
+    def flops(self, weight_bits: int) -> float:
+        """Operations per second of one device, as reached, on weights of ``weight_bits``: of the narrowest arithmetic
+        that holds them; wider weights are narrowed to 16 bits.
+        """
+        fitting = ((4, self.flops_4), (8, self.flops_8))
+        stated = next((flops for bits, flops in fitting if weight_bits <= bits and flops), self.flops_16)
+        return stated * self.compute_efficiency
+
 
 @dataclass(frozen=True, slots=True)
 class Wafers:
