@@ -8,6 +8,7 @@ outputs side by side.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeAlias
 
 from ir.model import BlockKind
@@ -146,7 +147,7 @@ class FlowProfile:
     bytes_per_token: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Profile:
     """A model's blocks in topological order and what flows between them.
 
@@ -160,6 +161,23 @@ class Profile:
     blocks: tuple[BlockProfile, ...]
     flows: tuple[FlowProfile, ...]
     items: tuple[tuple[int, ...], ...]
+
+    @cached_property
+    def alike(self) -> tuple[int, ...]:
+        """For each block the first one that does the same work, as repeated layers do."""
+        first: dict[object, int] = {}
+        return tuple(
+            first.setdefault((block.kind, block.kernels, block.elementwise, block.experts, block.active_experts), index)
+            for index, block in enumerate(self.blocks)
+        )
+
+    @cached_property
+    def incoming(self) -> tuple[tuple[FlowProfile, ...], ...]:
+        """For each block what it reads of others."""
+        found: list[list[FlowProfile]] = [[] for _ in self.blocks]
+        for flow in self.flows:
+            found[flow.target].append(flow)
+        return tuple(tuple(flows) for flows in found)
 
     @property
     def weight_bytes(self) -> int:

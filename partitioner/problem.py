@@ -10,6 +10,7 @@ import networkx as nx
 
 from ir.machine import Machine
 from ir.model import Block, Model
+from ir.profile import BlockProfile
 from ir.workload import Workload
 
 
@@ -75,7 +76,7 @@ class Problem:
         return all((index, index + 1) in fed for index in range(len(self.items) - 1))
 
 
-def footprint(block: Block, workload: Workload) -> Footprint:
+def footprint(block: Block | BlockProfile, workload: Workload) -> Footprint:
     """What ``block`` keeps in memory under ``workload``."""
     return Footprint(
         weight_bytes=block.weight_bytes,
