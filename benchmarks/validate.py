@@ -10,7 +10,7 @@ import argparse
 import json
 import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -161,3 +161,147 @@ def fit(rows: list[Row], profiles: Mapping[str, Profile]) -> dict[str, float]:
 
     found = least_squares(errors, start, diff_step=0.02, x_scale=start, xtol=1e-4)
     return dict(zip(FITTED, map(float, found.x), strict=True))
+
+
+# --- telling ----------------------------------------------------------------------------------------------------------
+
+_SIGNS = {"fit": "C", "compare": "", "speculative": "S", "told": "-"}
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """Every published row: compared, or with the reason why not; and the kernels by themselves, in microseconds."""
+
+    compared: tuple[Compared, ...]
+    told: tuple[Row, ...]
+    kernels: tuple[tuple[str, str, float, float], ...]
+
+    @property
+    def fit_error(self) -> float:
+        """Mean relative error of what the constants were fitted to."""
+        errors = [abs(each.error) for each in self.compared if each.row.use == "fit"]
+        errors += [abs(us / measured - 1) for _, use, measured, us in self.kernels if use == "fit"]
+        return sum(errors) / len(errors)
+
+    @property
+    def worst_error(self) -> float:
+        """The largest relative error of rows that are neither speculative nor fitted."""
+        errors = [abs(each.error) for each in self.compared if each.row.use == "compare"]
+        errors += [abs(us / measured - 1) for _, use, measured, us in self.kernels if use == "compare"]
+        return max(errors)
+
+
+def validate() -> Validation:
+    """All rows, none left out."""
+    rows = list(published())
+    profiles = load_profiles(rows)
+    return Validation(
+        compared=tuple(compare(row, profiles) for row in rows if row.use != "told"),
+        told=tuple(row for row in rows if row.use == "told"),
+        kernels=tuple((k["name"], k["use"], k["us"], kernel_us(k)) for k in kernels()),
+    )
+
+
+def table(found: Validation) -> str:
+    """A Markdown table of all rows."""
+    lines = [
+        "| | published speed | systems | tok/s | forecast | range | error | tokens per step for it |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for each in found.compared:
+        speculative = each.row.use == "speculative"
+        steps = ", ".join(f"{needed:.2f} on {systems}" for systems, needed in each.steps)
+        error = "" if speculative else f"{each.error:+.1%}"
+        lines.append(
+            f"| {_SIGNS[each.row.use]} | {each.row.name} | {each.systems} | {each.row.tokens_per_s:,.1f} |"
+            f" {each.forecast:,.1f} | {each.low:,.0f} to {each.high:,.0f} | {error} | {steps} |"
+        )
+    for name, use, measured, us in found.kernels:
+        lines.append(f"| {_SIGNS[use]} | {name} | 1 | {measured} us | {us:.2f} us | | {us / measured - 1:+.1%} | |")
+    lines += [f"| - | {row.name} | | {row.tokens_per_s:,.1f} | none | | | |" for row in found.told]
+    return "\n".join(lines)
+
+
+def sources(found: Validation) -> str:
+    """Where each row comes from."""
+    rows = [each.row for each in found.compared] + list(found.told)
+    return "\n".join(dict.fromkeys(f"- {row.name.partition(', ' + str(row.mesh))[0]}: {row.source}" for row in rows))
+
+
+def plot(found: Validation, path: Path) -> None:
+    """Published speeds against forecasts, with the forecast's range, both on logarithmic scales."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    mpl.rcParams["svg.hashsalt"] = "waferc"
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6.4, 5.6), layout="constrained")
+    ends = [200, 40_000]
+    axes.plot(ends, ends, color="0.6", linewidth=1)
+    axes.fill_between(ends, [0.8 * end for end in ends], [1.2 * end for end in ends], color="0.92", label="20 %")
+    looks = {
+        "fit": ("o", "fitted to"),
+        "compare": ("s", "not fitted to"),
+        "speculative": ("^", "speculative: forecast without"),
+    }
+    for use, (marker, label) in looks.items():
+        chosen = [each for each in found.compared if each.row.use == use]
+        x, y = [each.row.tokens_per_s for each in chosen], [each.forecast for each in chosen]
+        bars = [[each.forecast - each.low for each in chosen], [each.high - each.forecast for each in chosen]]
+        axes.errorbar(x, y, yerr=bars, fmt=marker, markersize=5, linewidth=0.8, capsize=2, label=label)
+    axes.set(
+        xscale="log", yscale="log", xlabel="published, tokens/s of one user", ylabel="forecast, tokens/s of one user"
+    )
+    axes.legend(frameon=False)
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
+
+
+def document(found: Validation) -> str:
+    """docs/validation.md."""
+    constants = {name: load_target("cs3").figures[name].value for name in FITTED}
+    told = ", ".join(f"{name} {value:g}" for name, value in constants.items())
+    return f"""# Forecasts beside published speeds
+
+Made by `make validate`. Rows marked C are those that the constants were fitted to ({told}; mean error
+{found.fit_error:.1%}); those without a mark were not used (largest error {found.worst_error:.1%}). Rows marked S are
+speculative or may be: the forecast is without speculation, and the last column says how many tokens each step must
+yield to reach the published speed, with {DRAFT_TOKENS} tokens drafted for each step by an EAGLE-3 head on the same
+systems, the same for all rows. Where the number of systems was not published, it is told for the fewest that hold model
+and draft, and for twice as many. For rows marked - there is nothing that a forecast from hardware could say.
+
+{table(found)}
+
+![Published speeds against forecasts](validation.svg)
+
+## Where the published speeds come from
+
+{sources(found)}
+"""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Print the table; see the module's text for the options."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--fit", action="store_true", help="fit the constants first, and print them")
+    parser.add_argument("--docs", action="store_true", help="write docs/validation.md and its plot")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    options = parser.parse_args(arguments)
+    if options.fit:
+        rows = list(published())
+        fitted = fit(rows, load_profiles(rows))
+        print(json.dumps(fitted, indent=2))
+    found = validate()
+    if options.json:
+        print(json.dumps(asdict(found), indent=2))
+    else:
+        print(table(found))
+        print(f"mean error of C rows {found.fit_error:.1%}; largest of the others {found.worst_error:.1%}")
+    if options.docs:
+        (DOCS / "validation.md").write_text(document(found), "utf-8")
+        plot(found, DOCS / "validation.svg")
+
+
+if __name__ == "__main__":
+    main()
