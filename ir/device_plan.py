@@ -46,8 +46,8 @@ class Degrees:
 class Holding:
     """What a rank holds of equal blocks, in layers ``first`` to ``last`` (``None``: outside of layers).
 
-    ``blocks`` is their number; bytes are of all of them together. ``copied_bytes`` of ``weight_bytes`` are held whole by
-    every rank of the group, and of the rest this is shard ``shard`` of ``shards``. Of routed experts it holds
+    ``blocks`` is their number; bytes are of all of them together. ``copied_bytes`` of ``weight_bytes`` are held whole
+    by every rank of the group, and of the rest this is shard ``shard`` of ``shards``. Of routed experts it holds
     ``experts`` from ``first_expert`` on.
     """
 

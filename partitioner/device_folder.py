@@ -16,7 +16,7 @@ from typing import Any, Literal
 import msgspec
 
 from ir.device_plan import Degrees, DevicePlan
-from ir.diagnostics import CheckError, Diagnostic
+from ir.diagnostics import CheckError, Diagnostic, UsageError
 from ir.graph import Graph
 from ir.model import Model
 from ir.text import parse_graph
@@ -128,7 +128,7 @@ def read_device_plan(folder: Path) -> DeviceFolder:
     faults = changed_files(manifest.files, contents)
     try:
         graph = parse_graph(contents[GRAPH].decode())
-    except CheckError as error:
+    except UsageError as error:
         raise CheckError(*faults, *error.diagnostics) from None
     except UnicodeDecodeError as error:
         raise CheckError(*faults, unreadable(GRAPH, str(error))) from None
