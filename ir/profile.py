@@ -171,6 +171,14 @@ class Profile:
             for index, block in enumerate(self.blocks)
         )
 
+    @cached_property
+    def incoming(self) -> tuple[tuple[FlowProfile, ...], ...]:
+        """For each block what it reads of others."""
+        found: list[list[FlowProfile]] = [[] for _ in self.blocks]
+        for flow in self.flows:
+            found[flow.target].append(flow)
+        return tuple(tuple(flows) for flows in found)
+
     @property
     def weight_bytes(self) -> int:
         """Bytes of all blocks' weights, as stored; a weight that two blocks read counts for each."""

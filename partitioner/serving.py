@@ -11,7 +11,7 @@ from ir.profile import FlowProfile, Profile
 from ir.target import LayerRegions, WaferSpeed
 from targets.cost.pipeline import PipelineCost, pipeline_cost
 from targets.cost.wafer import Stage
-from targets.queue import Job, Pass, Request, prompt_chunks
+from targets.queue import Job, Pass, Request
 from targets.speculation import Speculation
 
 _PROMPT_POINTS = 3
@@ -119,19 +119,15 @@ def _prefill(
     if speed.layers is LayerRegions.WHOLE_MESH:
         chunk = max(1, tokens)
 
-    def costed(start: int, length: int) -> np.ndarray:
-        cost = pipeline_cost(pipeline.profile, pipeline.stages, length, history + start + length, speed)
-        return np.array([cost.latency_s, *(cost.stations.get(name, 0.0) for name in stations)])
+    def costed(start: int, length: int) -> list[float]:
+        cost = pipeline_cost(pipeline.profile, pipeline.stages, length, history + start + length, speed, is_prompt=True)
+        return [cost.latency_s, *(cost.stations.get(name, 0.0) for name in stations)]
 
     whole = tokens // chunk
     points = sorted({round(i * max(0, whole - 1) / (_PROMPT_POINTS - 1)) for i in range(_PROMPT_POINTS)})
-    known = np.array([costed(point * chunk, chunk) for point in points]) if whole else np.zeros((0, 0))
-
-    def pass_of(start: int, length: int) -> Pass:
-        if length < chunk:
-            times = costed(start, length)
-        else:
-            times = np.array([np.interp(start // chunk, points, column) for column in known.T])
-        return Pass(float(times[0]), tuple(times[1:].tolist()))
-
-    return prompt_chunks(tokens, chunk, pass_of)
+    shares = [np.interp(range(whole), points, row) for row in np.eye(len(points))]
+    known = np.array([costed(point * chunk, chunk) for point in points[:whole]])
+    times = (np.array(shares).T @ known).tolist() if whole else []
+    if tokens % chunk:
+        times.append(costed(whole * chunk, tokens % chunk))
+    return tuple(Pass(latency_s, tuple(busy_s)) for latency_s, *busy_s in times)

@@ -45,10 +45,14 @@ def sketch(
         raise _does_not_fit(profile, problem, machine, systems)
     bottleneck, assignment = found
     stages: list[Stage] = []
+    known: dict[tuple[object, ...], tuple[Stage, ...]] = {}
     for system in sorted(set(assignment)):
         blocks = [b for item, s in zip(problem.items, assignment, strict=True) if s == system for b in item.blocks]
         rooms = [_room(profile.blocks[b], b, workload, machine) for b in blocks]
-        stages += allocate(profile.blocks, rooms, system, wafers, workload.context, experts)
+        alike = tuple((profile.alike[room.block], room.tiles, room.expert_tiles) for room in rooms)
+        if alike not in known:  # wafers with the same layers are laid out alike
+            known[alike] = allocate(profile.blocks, rooms, wafers, workload.context, experts)
+        stages += [replace(stage, block=b, system=system) for stage, b in zip(known[alike], blocks, strict=True)]
     return Sketch(tuple(sorted(stages, key=lambda stage: stage.block)), count, bottleneck)
 
 

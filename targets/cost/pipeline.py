@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
+from ir.model import BlockKind
 from ir.profile import Profile
 from ir.target import LayerRegions, WaferSpeed
 from targets.cost.cycles import Cycles
@@ -43,13 +44,14 @@ class PipelineCost:
 
 
 def pipeline_cost(
-    profile: Profile, stages: Sequence[Stage], tokens: int, context: int, speed: WaferSpeed
+    profile: Profile, stages: Sequence[Stage], tokens: int, context: int, speed: WaferSpeed, *, is_prompt: bool = False
 ) -> PipelineCost:
     """What a pass of ``tokens`` tokens of one user costs, the last of them with ``context`` tokens before it.
 
+    Of a prompt, the head sees the last token alone.
     ``stages`` has one for each of the profile's blocks, in order.
     """
-    costs = _stage_costs(profile, stages, tokens, context, speed)
+    costs = _stage_costs(profile, stages, (tokens, 1 if is_prompt else tokens), context, speed)
     ends, came_from, handed = _longest_paths(profile, costs, tokens, speed)
     last = max(range(len(ends)), key=ends.__getitem__)
     path = []
@@ -70,15 +72,18 @@ def pipeline_cost(
 
 
 def _stage_costs(
-    profile: Profile, stages: Sequence[Stage], tokens: int, context: int, speed: WaferSpeed
+    profile: Profile, stages: Sequence[Stage], tokens: tuple[int, int], context: int, speed: WaferSpeed
 ) -> tuple[StageCost, ...]:
-    known: dict[Stage, Cycles] = {}
+    """What each stage costs; ``tokens`` are those of the body, and of the head."""
+    known: dict[tuple[int, ...], tuple[Cycles, float]] = {}
     costs = []
     for stage in stages:
-        alike = replace(stage, block=profile.alike[stage.block], system=0)
+        alike = (profile.alike[stage.block], stage.rows, stage.columns, stage.expert_rows, stage.expert_columns)
         if alike not in known:
-            known[alike] = block_cycles(profile.blocks[stage.block], stage, tokens, context, speed)
-        costs.append(StageCost(stage, known[alike], known[alike].total / speed.clock_hz))
+            block = profile.blocks[stage.block]
+            cycles = block_cycles(block, stage, tokens[block.kind is BlockKind.HEAD], context, speed)
+            known[alike] = (cycles, cycles.total / speed.clock_hz)
+        costs.append(StageCost(stage, *known[alike]))
     return tuple(costs)
 
 
@@ -86,17 +91,14 @@ def _longest_paths(
     profile: Profile, costs: Sequence[StageCost], tokens: int, speed: WaferSpeed
 ) -> tuple[list[float], list[int | None], list[float]]:
     """For each block: when it is done, the block it waited for last, and the way from there, in seconds."""
-    incoming: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)
-    for flow in profile.flows:
-        incoming[flow.target].append((flow.source, flow.bytes_per_token))
     ends: list[float] = []
     came_from: list[int | None] = []
     handed: list[float] = []
     for block, cost in enumerate(costs):
         waits: list[tuple[float, int | None, float]] = [(0.0, None, 0.0)]
-        for source, size in incoming[block]:
-            way = _way_s(costs[source].stage, cost.stage, size * tokens, speed)
-            waits.append((ends[source] + way[0] + way[1], source, way[0]))
+        for flow in profile.incoming[block]:
+            way = _way_s(costs[flow.source].stage, cost.stage, flow.bytes_per_token * tokens, speed)
+            waits.append((ends[flow.source] + way[0] + way[1], flow.source, way[0]))
         ready, source_block, between = max(waits, key=lambda wait: wait[0])
         ends.append(ready + cost.seconds)
         came_from.append(source_block)

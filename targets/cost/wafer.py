@@ -114,12 +114,11 @@ class Room:
 def allocate(
     blocks: Sequence[BlockProfile],
     rooms: Sequence[Room],
-    system: int,
     wafers: Wafers,
     context: int,
     experts: str = "auto",
 ) -> tuple[Stage, ...]:
-    """Regions on one wafer for the blocks that ``rooms`` name, so that one token passes them soonest.
+    """Regions on one wafer (number 0) for the blocks that ``rooms`` name, so that one token passes them soonest.
 
     Tiles have one price for all blocks; each takes as many as save it more time than they cost, and the price is found
     by bisection (Lagrange; Everett 1963). ``experts``: ``apart``, ``sliced``, or ``auto`` for the faster.
@@ -127,7 +126,7 @@ def allocate(
     """
     machine, speed = wafers.machine, wafers.speed
     if speed is None or speed.layers is LayerRegions.WHOLE_MESH:
-        return tuple(Stage(room.block, system, machine.rows, machine.columns) for room in rooms)
+        return tuple(Stage(room.block, 0, machine.rows, machine.columns) for room in rooms)
     options = [
         _options(blocks[room.block], room, machine.rows, machine.columns, context, speed, experts) for room in rooms
     ]
@@ -144,9 +143,7 @@ def allocate(
         middle = (low + high) / 2
         low, high = (middle, high) if tiles(_choose(distinct, middle)) > most else (low, middle)
         chosen = _choose(distinct, high)
-    return tuple(
-        replace(chosen[id(own)][2], block=room.block, system=system) for room, own in zip(rooms, options, strict=True)
-    )
+    return tuple(replace(chosen[id(own)][2], block=room.block) for room, own in zip(rooms, options, strict=True))
 
 
 _Option = tuple[int, float, Stage]

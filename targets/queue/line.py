@@ -11,6 +11,7 @@ distance from the first turns the recursion along the line into a running maximu
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,16 +32,23 @@ class Route:
 
 
 def route(step: Pass) -> Route:
-    """Spread a pass's latency over its stations in proportion to their busy times.
+    """See :func:`routes`."""
+    return routes((step,))[0]
+
+
+def routes(steps: Sequence[Pass]) -> tuple[Route, ...]:
+    """Spread each pass's latency over its stations in proportion to their busy times.
 
     Where stations work side by side the latency is shorter than their sum; then a station is entered early enough to
     be done when the result is back, so a user never waits for the own pass before.
     """
-    busy = np.array(step.busy_s)
-    total = busy.sum()
-    before = (np.cumsum(busy) - busy) * (step.latency_s / total) if total else np.zeros_like(busy)
-    latest = np.minimum(before, step.latency_s - busy)
-    return Route(step.latency_s, np.minimum.accumulate(latest[::-1])[::-1], busy)
+    latency_s = np.array([[step.latency_s] for step in steps])
+    busy_s = np.array([step.busy_s for step in steps])
+    done_s = np.cumsum(busy_s, axis=1)
+    scale = latency_s / np.where(done_s[:, -1:] > 0, done_s[:, -1:], 1.0)
+    latest_s = np.minimum((done_s - busy_s) * scale, latency_s - busy_s)
+    offset_s = np.minimum.accumulate(latest_s[:, ::-1], axis=1)[:, ::-1]
+    return tuple(Route(step.latency_s, *rows) for step, *rows in zip(steps, offset_s, busy_s, strict=True))
 
 
 class Line:
@@ -73,16 +81,31 @@ class Line:
         return float(slack[0]), back_s
 
 
-def send(passes: tuple[Pass, ...]) -> tuple[float, Line]:
-    """Passes through an empty line, each entering as soon as the one before has left the first station.
+@dataclass(frozen=True, slots=True, eq=False)
+class Convoy:
+    """Passes that went through an empty line, each entering as soon as the one before had left the first station.
 
-    Returns:
-        When the last one's result is back, and the line. For ``m`` equal passes the time is the latency and ``m - 1``
-        times the largest busy time.
+    Attributes:
+        back_s: when the last one's result is back. For ``m`` equal passes this is the latency and ``m - 1`` times the
+            largest busy time.
+        left_s: when each has left the first station, that is, when the next one enters.
+        open_s: for each, when a pass like the follower may enter behind it, so as not to catch up with it anywhere.
+        work_s: how long each station served.
     """
-    routes = {step: route(step) for step in set(passes)}
-    line = Line(len(passes[0].busy_s))
-    back_s = 0.0
-    for step in passes:
-        back_s = line.enter(0.0, routes[step])[1]
-    return back_s, line
+
+    back_s: float
+    left_s: tuple[float, ...]
+    open_s: tuple[float, ...]
+    work_s: Times
+
+
+def send(passes: tuple[Pass, ...], follower: Pass) -> Convoy:
+    """Send passes through an empty line."""
+    *ahead, behind = routes((*passes, follower))
+    line = Line(len(follower.busy_s))
+    left, opens, back_s = [], [], 0.0
+    for each in ahead:
+        left_s, back_s = line.enter(0.0, each)
+        left.append(left_s)
+        opens.append(float((line.free_s - behind.offset_s).max()))
+    return Convoy(back_s, tuple(left), tuple(opens), line.work_s)
