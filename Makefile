@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: help demo demo-run test check format clean
+.PHONY: help demo demo-run test check format profiles clean
 .DEFAULT_GOAL := help
 
 help: ## list what can be made
@@ -38,6 +38,9 @@ check: $(READY) ## style, types and the import law
 format: $(READY) ## put the code into form
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+profiles: $(READY) ## lower the bundled models again and write down their profiles
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/profiles.py
 
 clean: ## remove what was set up and made
 	rm -rf .venv out .mypy_cache .ruff_cache .pytest_cache

@@ -8,6 +8,7 @@ outputs side by side.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeAlias
 
 from ir.model import BlockKind
@@ -20,10 +21,12 @@ class Product:
     Attributes:
         inputs: elements of the vector that meet in each output.
         outputs: elements of the result.
-        weight_bits: stored bits of a weight, without scales.
+        weight_bits: stored bits of a weight, without scales; 0 where the matrix is computed, not stored.
         group: weights along the inputs that share a scale and cannot be parted; 1 for plain weights.
         parts: matrices of ``inputs`` x ``outputs`` side by side, each with a vector of its own (one for each head).
         experts: number of such matrices to choose from, 0 where there is no choice; ``active`` of them serve a token.
+        vectors: that meet the same weights for each token: 1 in a language model, the patches of a picture in its
+            vision tower, the windows of a convolution.
     """
 
     inputs: int
@@ -33,16 +36,17 @@ class Product:
     parts: int = 1
     experts: int = 0
     active: int = 0
+    vectors: int = 1
 
     @property
     def macs(self) -> int:
         """Multiply-adds for one token."""
-        return self.inputs * self.outputs * self.parts * max(1, self.active)
+        return self.inputs * self.outputs * self.parts * max(1, self.active) * self.vectors
 
     @property
     def weights(self) -> int:
         """Stored weights."""
-        return self.inputs * self.outputs * self.parts * max(1, self.experts)
+        return self.inputs * self.outputs * self.parts * max(1, self.experts) if self.weight_bits else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +57,9 @@ class Attention:
         heads: query heads; ``cached_heads`` of keys and values, as the cache holds them (1 for a latent cache).
         key_width, value_width: elements of one head's key and value, as the cache holds them.
         bytes_per_token: of the cache, for one remembered token.
-        window: tokens that can still be seen, 0 for all; where ``chunked``, those of the newest chunk of that many.
+        window: tokens that can still be seen, 0 for all; where ``chunked``, those of the newest chunk of that many. For
+            attention over a fixed number of vectors, such as the patches of a picture, their number.
+        queries: vectors that look, for each token: 1 in a language model, the patches of a picture in its vision tower.
     """
 
     heads: int
@@ -63,6 +69,7 @@ class Attention:
     bytes_per_token: int
     window: int = 0
     chunked: bool = False
+    queries: int = 1
 
     def tokens(self, context: int) -> int:
         """Remembered tokens that are read for a token with ``context`` before it."""
@@ -71,13 +78,13 @@ class Attention:
     @property
     def macs_per_cached_token(self) -> int:
         """Multiply-adds for one token and one remembered token."""
-        return self.heads * (self.key_width + self.value_width)
+        return self.heads * (self.key_width + self.value_width) * self.queries
 
 
 @dataclass(frozen=True, slots=True)
 class Reduction:
     """Sums, maxima or choices over all ``elements`` of a vector, spread over the region: ``results`` values, for each
-    token (norms: 1; the choice of 8 experts: 8).
+    token (norms: 1, and 1 for each head where heads are normalised alone; the choice of 8 experts: 8).
     """
 
     elements: int
@@ -140,7 +147,7 @@ class FlowProfile:
     bytes_per_token: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Profile:
     """A model's blocks in topological order and what flows between them.
 
@@ -154,6 +161,23 @@ class Profile:
     blocks: tuple[BlockProfile, ...]
     flows: tuple[FlowProfile, ...]
     items: tuple[tuple[int, ...], ...]
+
+    @cached_property
+    def alike(self) -> tuple[int, ...]:
+        """For each block the first one that does the same work, as repeated layers do."""
+        first: dict[object, int] = {}
+        return tuple(
+            first.setdefault((block.kind, block.kernels, block.elementwise, block.experts, block.active_experts), index)
+            for index, block in enumerate(self.blocks)
+        )
+
+    @cached_property
+    def incoming(self) -> tuple[tuple[FlowProfile, ...], ...]:
+        """For each block what it reads of others."""
+        found: list[list[FlowProfile]] = [[] for _ in self.blocks]
+        for flow in self.flows:
+            found[flow.target].append(flow)
+        return tuple(tuple(flows) for flows in found)
 
     @property
     def weight_bytes(self) -> int:

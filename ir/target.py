@@ -56,8 +56,9 @@ class WaferSpeed:
     """What decides the speed of wafers. Cycles are those of ``clock_hz``; machine files say where each comes from.
 
     Attributes:
-        macs_per_cycle: 16-bit multiply-adds of one tile, sustained; ``peak_macs_per_cycle`` at most.
-        read_bytes_per_cycle: from a tile's own memory.
+        peak_macs_per_cycle: 16-bit multiply-adds of one tile; its memory ports allow fewer.
+        read_bytes_per_cycle, write_bytes_per_cycle: of a tile's own memory.
+        issue_cycles: to start one vector instruction.
         unpack_cycles: to widen one stored weight of 8 bits or less to 16 bits.
         launch_cycles: to start one kernel on a region: tasks, routes, and what they wait for.
         hop_cycles: from one router to the next; ``link_bytes_per_cycle`` for each direction.
@@ -70,9 +71,10 @@ class WaferSpeed:
 
     layers: LayerRegions
     clock_hz: float
-    macs_per_cycle: float
     peak_macs_per_cycle: float
     read_bytes_per_cycle: float
+    write_bytes_per_cycle: float
+    issue_cycles: float
     unpack_cycles: float
     launch_cycles: float
     hop_cycles: float
@@ -128,6 +130,24 @@ class DeviceCluster:
     def device_bytes(self) -> int:
         """Bytes of one device that a plan may fill."""
         return self.memory_bytes - self.reserve_bytes
+
+    @property
+    def all_devices(self) -> int:
+        """Devices of all nodes."""
+        return self.devices * self.nodes
+
+    @property
+    def read_bytes_per_s(self) -> float:
+        """Of one device's memory, as reached."""
+        return self.memory_bytes_per_s * self.memory_efficiency
+
+    def flops(self, weight_bits: int) -> float:
+        """Operations per second of one device, as reached, on weights of ``weight_bits``: of the narrowest arithmetic
+        that holds them; wider weights are narrowed to 16 bits.
+        """
+        fitting = ((4, self.flops_4), (8, self.flops_8))
+        stated = next((flops for bits, flops in fitting if weight_bits <= bits and flops), self.flops_16)
+        return stated * self.compute_efficiency
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,8 @@ from partitioner.compile import Compiled, Progress, build_model, compile_model
 from partitioner.folder import write_plan
 from partitioner.frontends.load import TEXT_ALONE, load
 from partitioner.frontends.lowered import Lowered, Origin
+from partitioner.options import MOST
+from partitioner.options import LoadOptions as LoadOptions
 from partitioner.passes.fix import fix_sizes
 from partitioner.passes.step import STEP_SYMBOLS, takes_tokens
 from partitioner.solver.cpsat import Limits
@@ -30,33 +32,6 @@ if TYPE_CHECKING:
     from targets.emulator import Emulator
 
 _DEFAULT_CONTEXT = 4096
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoadOptions:
-    """How to read a model.
-
-    Attributes:
-        fix: numbers for sizes of the model's inputs that are not fixed, such as ``{"tokens": 128}``.
-        trust_code: open a ``.pt2`` file, which can run code.
-        parts: ``text``, or ``text`` and ``vision``: of a multimodal model of transformers, the vision tower too.
-    """
-
-    fix: Mapping[str, int] = field(default_factory=dict)
-    trust_code: bool = False
-    parts: tuple[str, ...] = TEXT_ALONE
-
-    def __post_init__(self) -> None:
-        faults = [
-            Diagnostic("W0103", f"--fix {name} must be from 1 to {_MOST:,}, not {size:,}", "--fix")
-            for name, size in self.fix.items()
-            if not 1 <= size <= _MOST
-        ]
-        if self.parts not in (TEXT_ALONE, (*TEXT_ALONE, "vision")):
-            message = f"--parts is text or text,vision, not {','.join(self.parts)!r}"
-            faults.append(Diagnostic("W0104", message, "--parts"))
-        if faults:
-            raise UsageError(*faults)
 
 
 def lower(model: str, options: LoadOptions) -> Lowered:
@@ -109,9 +84,9 @@ class Request:
         counts = ("systems", "users", "context", "prefill_chunk")
         given = {f"--{name.replace('_', '-')}": getattr(self, name) for name in counts}
         faults = [
-            Diagnostic("W0103", f"{name} must be from 1 to {_MOST:,}, not {value:,}", name)
+            Diagnostic("W0103", f"{name} must be from 1 to {MOST:,}, not {value:,}", name)
             for name, value in given.items()
-            if value is not None and not 1 <= value <= _MOST
+            if value is not None and not 1 <= value <= MOST
         ]
         if not self.time_limit > 0:
             faults.append(Diagnostic("W0103", f"--time-limit must be positive, not {self.time_limit}", "--time-limit"))
@@ -119,9 +94,6 @@ class Request:
             faults.append(Diagnostic("W0103", f"--seed must be from 0 to 2^31 - 1, not {self.seed}", "--seed"))
         if faults:
             raise UsageError(*faults)
-
-
-_MOST = 1 << 40
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import networkx as nx
 
 from ir.machine import Machine
 from ir.model import Block, Model
+from ir.profile import BlockProfile
 from ir.workload import Workload
 
 
@@ -88,7 +89,7 @@ class Problem:
         return all((index, index + 1) in fed for index in range(len(self.items) - 1))
 
 
-def footprint(block: Block, workload: Workload) -> Footprint:
+def footprint(block: Block | BlockProfile, workload: Workload) -> Footprint:
     """What ``block`` keeps in memory under ``workload``."""
     return Footprint(
         weight_bytes=block.weight_bytes,
@@ -107,7 +108,7 @@ def least_tiles(block: Block, workload: Workload, machine: Machine, experts: Exp
 
 def measure(model: Model, machine: Machine, workload: Workload, experts: ExpertLayout = ExpertLayout.AUTO) -> Problem:
     """The placement problem of ``model`` on ``machine`` under ``workload``."""
-    groups = _groups(model)
+    groups = shared_groups(model)
     item_of = {block: number for number, group in enumerate(groups) for block in group}
     numbers: dict[object, int] = {}
     items = tuple(
@@ -137,7 +138,7 @@ def _needs(model: Model, group: tuple[int, ...], workload: Workload) -> object:
     )
 
 
-def _groups(model: Model) -> list[tuple[int, ...]]:
+def shared_groups(model: Model) -> list[tuple[int, ...]]:
     """Blocks that stay together, in an order in which values only flow forward.
 
     Blocks on a path between two that stay together stay with them: the pipeline never returns to a wafer.

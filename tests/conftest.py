@@ -13,6 +13,9 @@ from typing import Any
 
 import pytest
 
+os.environ["WAFERC_CACHE"] = ""
+"""Tests neither read nor write what the user's own forecasts left."""
+
 
 @dataclass(frozen=True)
 class Done:

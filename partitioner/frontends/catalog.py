@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from importlib import resources
+from importlib.resources.abc import Traversable
 from typing import Any
 
 
@@ -17,10 +18,24 @@ def configuration(name: str) -> dict[str, Any] | None:
     return dict(_read(name)["config"]) if name in _names() else None
 
 
+def source(name: str) -> bytes | None:
+    """The file that describes the bundled model ``name``, or ``None`` if there is none of that name."""
+    return _folder().joinpath(f"{name}.toml").read_bytes() if name in _names() else None
+
+
+def bundled_profile(name: str) -> bytes | None:
+    """The bundled file of the profile of ``name`` (see :mod:`partitioner.profiles`), or ``None`` if there is none."""
+    file = _folder().joinpath("profiles", f"{name}.json")
+    return file.read_bytes() if name in _names() and file.is_file() else None
+
+
+def _folder() -> Traversable:
+    return resources.files("partitioner.frontends").joinpath("models")
+
+
 def _names() -> list[str]:
-    files = resources.files("partitioner.frontends").joinpath("models").iterdir()
-    return sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml"))
+    return sorted(file.name.removesuffix(".toml") for file in _folder().iterdir() if file.name.endswith(".toml"))
 
 
 def _read(name: str) -> dict[str, Any]:
-    return tomllib.loads(resources.files("partitioner.frontends").joinpath("models", f"{name}.toml").read_text("utf-8"))
+    return tomllib.loads(_folder().joinpath(f"{name}.toml").read_text("utf-8"))

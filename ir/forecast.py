@@ -1,0 +1,88 @@
+"""A forecast: how fast a model is served on a machine, between which bounds, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """A forecast figure, and between which bounds it lies as far as the machine's figures are known."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """What one stage takes for a step, and what most of it goes into.
+
+    ``causes_s`` adds up to ``seconds``; ``critical`` stages lie on the longest path of a step.
+    """
+
+    stage: str
+    system: int
+    tiles: int
+    seconds: float
+    limited_by: str
+    critical: bool
+    causes_s: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Sensitivity:
+    """How far one uncertain figure of the machine moves the speed of one user: at its lower and its upper bound."""
+
+    figure: str
+    low: float
+    high: float
+    tokens_per_s_at_low: float
+    tokens_per_s_at_high: float
+    trust: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What users get from a model on a machine.
+
+    Attributes:
+        systems: wafers, or nodes of devices; ``layout`` says in words how the model lies on them.
+        users: who are served at the same time, each with ``context`` tokens at most, and requests of ``input_tokens``
+            and ``output_tokens``.
+        tokens_per_step: that one pass of the model yields; more than 1 under speculation.
+        tokens_per_s_per_user: after the first token; ``total_tokens_per_s`` of all users, their prompts included.
+        time_to_first_token_s, request_s: of a request; ``prefill_tokens_per_s`` of one alone.
+        max_users: whose caches fit; ``users_at_full_speed`` can decode without waiting for each other.
+        step_s: of one pass by cause, along the longest path; its sum is one user's time between passes.
+        limits: of every stage.
+        sensitivities: of the machine's uncertain figures, those that matter most first.
+        power_w: of all systems; ``joules_per_token`` of all users' output tokens.
+        notes: what the reader should know, such as a forecast outside of what was validated.
+    """
+
+    model: str
+    target: str
+    layout: str
+    systems: int
+    users: int
+    context: int
+    input_tokens: int
+    output_tokens: int
+    tokens_per_step: float
+    tokens_per_s_per_user: Range
+    total_tokens_per_s: Range
+    time_to_first_token_s: Range
+    request_s: Range
+    prefill_tokens_per_s: Range
+    max_users: int
+    users_at_full_speed: int
+    step_s: Mapping[str, float]
+    limits: tuple[Limit, ...]
+    sensitivities: tuple[Sensitivity, ...]
+    power_w: float
+    joules_per_token: float
+    usd_per_million_tokens: float | None
+    notes: tuple[str, ...]

@@ -1,0 +1,280 @@
+"""The forecast of a model on wafers: a service at the machine's figures, and at the bounds of each uncertain one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from ir.diagnostics import Diagnostic, UnsupportedModelError, UsageError
+from ir.forecast import Forecast, Limit, Range, Sensitivity
+from ir.profile import Profile
+from ir.target import LayerRegions, Target, Wafers, WaferSpeed
+from ir.workload import Workload
+from partitioner.serving import Pipeline, Step, decode_step, job, joined
+from partitioner.sketch import Sketch, most_users, sketch
+from partitioner.validated import outside
+from targets.cost.pipeline import StageCost
+from targets.machines import at
+from targets.queue import Request, Service, serve
+from targets.speculation import Speculation, draft_profile
+
+_DEFAULT_CHUNK = 64
+_MOST = 1 << 40
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What a forecast is asked for.
+
+    Attributes:
+        users: served at the same time, each starting the next request when the last one ends.
+        context: tokens that a user's cache holds at the end of a request, earlier turns included; the request alone if
+            ``None``.
+        input_tokens, output_tokens: of a request.
+        systems: wafers or nodes; the fewest that hold the model if ``None``.
+        prefill_chunk: tokens of a prompt that pass the stages at once.
+        experts: ``apart`` (each routed expert on tiles of its own), ``sliced`` (each over all tiles of its group), or
+            ``auto`` for the faster.
+        speculation: how tokens are drafted, if they are.
+
+    Raises:
+        UsageError: W0103, a figure is not positive or absurd; W0107, the context is shorter than the request.
+    """
+
+    users: int = 1
+    context: int | None = None
+    input_tokens: int = 1000
+    output_tokens: int = 500
+    systems: int | None = None
+    prefill_chunk: int = _DEFAULT_CHUNK
+    experts: str = "auto"
+    speculation: Speculation | None = None
+
+    def __post_init__(self) -> None:
+        least = {"users": 1, "context": 1, "input_tokens": 0, "output_tokens": 1, "systems": 1, "prefill_chunk": 1}
+        faults = []
+        for name, low in least.items():
+            value, flag = getattr(self, name), f"--{name.replace('_', '-')}"
+            if value is not None and not low <= value <= _MOST:
+                faults.append(Diagnostic("W0103", f"{flag} must be from {low} to {_MOST:,}, not {value:,}", flag))
+        if self.experts not in ("auto", "apart", "sliced"):
+            faults.append(Diagnostic("W0104", f"--experts is auto, apart or sliced, not {self.experts!r}", "--experts"))
+        if not faults and self.context is not None and self.context < self.input_tokens + self.output_tokens:
+            facts = {"context": self.context, "input_tokens": self.input_tokens, "output_tokens": self.output_tokens}
+            faults.append(Diagnostic("W0107", "the context is shorter than the request", "--context", facts))
+        if faults:
+            raise UsageError(*faults)
+
+    @property
+    def request(self) -> Request:
+        """The request as the queue sees it."""
+        return Request(self.input_tokens, self.output_tokens)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in a user's cache at the end of a request."""
+        return self.context or self.input_tokens + self.output_tokens
+
+    @property
+    def history(self) -> int:
+        """Tokens of earlier turns in a user's cache."""
+        return self.tokens - self.input_tokens - self.output_tokens
+
+    @property
+    def workload(self) -> Workload:
+        """What must be kept in memory."""
+        return Workload(self.users, self.tokens, self.prefill_chunk)
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A model on wafers, and on how many; ``max_users`` have room for their caches."""
+
+    pipeline: Pipeline
+    systems: int
+    max_users: int
+
+
+def place_sketch(profile: Profile, wafers: Wafers, question: Question) -> Placed:
+    """Where the model would lie without solving, its draft beside it.
+
+    Raises:
+        InfeasibleError: W0701, it does not fit.
+    """
+    draft = draft_profile(profile, question.speculation) if question.speculation else None
+    whole = joined(profile, draft) if draft else profile
+    found: Sketch = sketch(whole, wafers, question.workload, question.systems, question.experts)
+    count = len(profile.blocks)
+    pipeline = Pipeline(
+        profile,
+        found.stages[:count],
+        draft,
+        tuple(replace(stage, block=stage.block - count) for stage in found.stages[count:]),
+    )
+    users = most_users(whole, wafers.machine, question.workload, found.systems)
+    return Placed(pipeline, found.systems, users)
+
+
+def require_context(profile: Profile, question: Question) -> None:
+    """Refuse a context that the model does not have.
+
+    Raises:
+        UsageError: W0107.
+    """
+    if profile.max_context is not None and question.tokens > profile.max_context:
+        facts = {"context": question.tokens, "model_limit": profile.max_context}
+        raise UsageError(Diagnostic("W0107", "the context is longer than the model's", "--context", facts))
+    if not any(block.takes_tokens for block in profile.blocks):
+        message = "a forecast needs a model that takes tokens step by step"
+        raise UnsupportedModelError(Diagnostic("W0702", message, profile.name))
+
+
+def estimate_wafers(profile: Profile, target: Target, question: Question, placed: Placed | None = None) -> Forecast:
+    """The forecast for ``profile`` on the wafers of ``target``, as ``placed``, or where a sketch puts it.
+
+    Raises:
+        UsageError: W0107, the context is longer than the model's; W0703, the machine file states no speed.
+        InfeasibleError: W0701, the model does not fit.
+        UnsupportedModelError: W0702, the model takes no tokens.
+    """
+    wafers = _wafers(target)
+    require_context(profile, question)
+    found = placed or place_sketch(profile, wafers, question)
+    speed = _speed(wafers, target)
+    step = decode_step(found.pipeline, question.speculation, question.tokens - question.output_tokens // 2, speed)
+    service = _service(found.pipeline, question, speed)
+
+    def answers(other: Target) -> Mapping[str, float]:
+        changed = _wafers(other)
+        pipeline = found.pipeline
+        if changed.machine != wafers.machine and placed is None:
+            pipeline = place_sketch(profile, changed, replace(question, systems=None)).pipeline
+        return _answers(_service(pipeline, question, _speed(changed, other)), question)
+
+    ranges, sensitivities = ranged(target, answers)
+    tokens_per_s = service.total_tokens_per_s
+    power_w = speed.power_w * found.systems
+    return Forecast(
+        model=profile.name,
+        target=target.name,
+        layout=_layout(found, speed),
+        systems=found.systems,
+        users=question.users,
+        context=question.tokens,
+        input_tokens=question.input_tokens,
+        output_tokens=question.output_tokens,
+        tokens_per_step=question.speculation.tokens_per_step if question.speculation else 1.0,
+        max_users=found.max_users,
+        users_at_full_speed=service.users_at_full_speed,
+        step_s=_step_s(step, speed),
+        limits=tuple(_limit(profile, cost, on_path, speed) for cost, on_path in _stages(step)),
+        sensitivities=sensitivities,
+        power_w=power_w,
+        joules_per_token=power_w / tokens_per_s,
+        usd_per_million_tokens=price(target, found.systems, tokens_per_s),
+        notes=tuple(outside(profile, target, question.tokens, question.speculation is not None)),
+        **ranges,
+    )
+
+
+def price(target: Target, systems: int, tokens_per_s: float) -> float | None:
+    """US dollars for a million output tokens, if the machine file states what a system costs in an hour."""
+    if target.usd_per_system_hour is None:
+        return None
+    return target.usd_per_system_hour * systems / 3600 / tokens_per_s * 1e6
+
+
+def ranged(
+    target: Target, answers: Callable[[Target], Mapping[str, float]]
+) -> tuple[dict[str, Range], tuple[Sensitivity, ...]]:
+    """Each answer with its range, and what each uncertain figure of ``target`` does to the speed of one user.
+
+    Figures are moved to their bounds one at a time. They are independent, so deviations add up as the root of their
+    squares, upwards and downwards apart.
+    """
+    value = answers(target)
+    below, above = dict.fromkeys(value, 0.0), dict.fromkeys(value, 0.0)
+    found = []
+    for name, figure in target.figures.items():
+        if figure.certain:
+            continue
+        ends = [answers(at(target, {name: bound})) for bound in (figure.low, figure.high)]
+        for key, middle in value.items():
+            moved = [end[key] - middle for end in ends]
+            below[key] += min(0.0, *moved) ** 2
+            above[key] += max(0.0, *moved) ** 2
+        speeds = [end["tokens_per_s_per_user"] for end in ends]
+        found.append(
+            Sensitivity(name, figure.low, figure.high, speeds[0], speeds[1], figure.trust.value, figure.source)
+        )
+    ranges = {
+        key: Range(middle, max(0.0, middle - math.sqrt(below[key])), middle + math.sqrt(above[key]))
+        for key, middle in value.items()
+    }
+    found.sort(key=lambda each: -abs(each.tokens_per_s_at_high - each.tokens_per_s_at_low))
+    return ranges, tuple(found)
+
+
+def _service(pipeline: Pipeline, question: Question, speed: WaferSpeed) -> Service:
+    work = job(pipeline, question.request, question.history, question.prefill_chunk, question.speculation, speed)
+    return serve(work, question.users)
+
+
+def _answers(service: Service, question: Question) -> dict[str, float]:
+    return {
+        "tokens_per_s_per_user": service.tokens_per_s_per_user,
+        "total_tokens_per_s": service.total_tokens_per_s,
+        "time_to_first_token_s": service.time_to_first_token_s,
+        "request_s": service.request_s,
+        "prefill_tokens_per_s": question.input_tokens / service.time_to_first_token_s,
+    }
+
+
+def _wafers(target: Target) -> Wafers:
+    if not isinstance(target.cluster, Wafers):
+        raise TypeError("not a cluster of wafers")
+    return target.cluster
+
+
+def _speed(wafers: Wafers, target: Target) -> WaferSpeed:
+    if wafers.speed is None:
+        help_ = ('extends = "cs3" takes the speeds of a bundled machine; targets/catalog lists what they are',)
+        raise UsageError(Diagnostic("W0703", "the machine file states no speed", target.name, help=help_))
+    return wafers.speed
+
+
+def _layout(placed: Placed, speed: WaferSpeed) -> str:
+    stages = placed.pipeline.stages
+    if speed.layers is LayerRegions.WHOLE_MESH:
+        return f"{len({stage.system for stage in stages})} wafers in a pipeline, each layer over the whole mesh"
+    groups = [stage for stage in stages if stage.expert_rows]
+    apart = f", experts on {groups[0].expert_rows} x {groups[0].expert_columns} tiles each" if groups else ""
+    return f"{placed.systems} wafers in a pipeline, each block on tiles of its own{apart}"
+
+
+def _stages(step: Step) -> list[tuple[StageCost, bool]]:
+    return list(zip(step.model.stages, step.model.critical, strict=True))
+
+
+def _step_s(step: Step, speed: WaferSpeed) -> dict[str, float]:
+    """Seconds of a step by cause, along its longest path."""
+    model = step.model
+    causes = {
+        cause: sum(getattr(cost.cycles, cause) for cost, on_path in _stages(step) if on_path) / speed.clock_hz
+        for cause in ("arithmetic", "memory", "attention", "unpacking", "communication", "launch")
+    }
+    causes |= {"hand_over": model.hand_over_s, "host": model.host_s}
+    rest = model.latency_s - sum(causes.values())  # between regions of one wafer
+    causes["communication"] += rest
+    return causes | ({"verify": step.verify_s, "draft": step.draft_s} if step.draft else {})
+
+
+def _limit(profile: Profile, cost: StageCost, on_path: bool, speed: WaferSpeed) -> Limit:
+    stage = cost.stage
+    causes = {
+        cause: getattr(cost.cycles, cause) / speed.clock_hz
+        for cause in ("arithmetic", "memory", "attention", "unpacking", "communication", "launch")
+    }
+    most = max(causes, key=lambda cause: causes[cause]) if cost.seconds else "nothing"
+    return Limit(profile.blocks[stage.block].name, stage.system, stage.tiles, cost.seconds, most, on_path, causes)

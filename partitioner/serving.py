@@ -1,0 +1,133 @@
+"""A model on wafers as users meet it: stages to passes, passes to a service."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ir.profile import FlowProfile, Profile
+from ir.target import LayerRegions, WaferSpeed
+from targets.cost.pipeline import PipelineCost, pipeline_cost
+from targets.cost.wafer import Stage
+from targets.queue import Job, Pass, Request
+from targets.speculation import Speculation
+
+_PROMPT_POINTS = 3
+"""Contexts at which a chunk of a prompt is costed; between them, time grows in proportion."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pipeline:
+    """A model's stages, and those of its draft if there is one."""
+
+    profile: Profile
+    stages: tuple[Stage, ...]
+    draft: Profile | None = None
+    draft_stages: tuple[Stage, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One decode step: the model's passes of as many tokens each, one behind the other, and the draft's before them.
+
+    Attributes:
+        model: one of ``passes`` passes; the next enters a station when it has left it.
+        draft: one of ``drafted`` passes, each of which waits for the one before.
+    """
+
+    model: PipelineCost
+    passes: int = 1
+    draft: PipelineCost | None = None
+    drafted: int = 0
+
+    @property
+    def verify_s(self) -> float:
+        """What passes behind the first one add."""
+        return (self.passes - 1) * max(self.model.stations.values())
+
+    @property
+    def draft_s(self) -> float:
+        """What drafting takes; drafted tokens never leave the wafers."""
+        return self.drafted * (self.draft.latency_s - self.draft.host_s) if self.draft else 0.0
+
+    @property
+    def latency_s(self) -> float:
+        """From one step of a user to the next."""
+        return self.model.latency_s + self.verify_s + self.draft_s
+
+    @property
+    def stations(self) -> dict[str, float]:
+        """How long each station is held."""
+        held = {name: self.passes * seconds for name, seconds in self.model.stations.items()}
+        for name, seconds in self.draft.stations.items() if self.draft else ():
+            held[name] = held.get(name, 0.0) + self.drafted * seconds
+        return held
+
+
+def joined(profile: Profile, draft: Profile) -> Profile:
+    """Both models in one: the draft's blocks behind the model's, together on one machine."""
+    first = len(profile.blocks)
+    blocks = tuple(replace(block, name=f"draft.{block.name}") for block in draft.blocks)
+    flows = tuple(replace(flow, source=flow.source + first, target=flow.target + first) for flow in draft.flows)
+    link = FlowProfile(first - 1, first, max((flow.bytes_per_token for flow in profile.flows), default=0))
+    together = tuple(range(first, first + len(blocks)))
+    return replace(
+        profile,
+        blocks=(*profile.blocks, *blocks),
+        flows=(*profile.flows, link, *flows),
+        items=(*profile.items, together),
+    )
+
+
+def decode_step(pipeline: Pipeline, speculation: Speculation | None, context: int, speed: WaferSpeed) -> Step:
+    """One step of one user with ``context`` tokens before it.
+
+    Tokens to verify go through the stages one behind the other, as a prompt's chunks do, or all at once, whichever is
+    sooner done.
+    """
+    profile, stages = pipeline.profile, pipeline.stages
+    one = Step(pipeline_cost(profile, stages, 1, context, speed))
+    if speculation is None or pipeline.draft is None:
+        return one
+    tokens = speculation.verified_tokens
+    draft = pipeline_cost(pipeline.draft, pipeline.draft_stages, 1, context, speed)
+    options = (
+        Step(one.model, tokens, draft, speculation.draft_tokens),
+        Step(pipeline_cost(profile, stages, tokens, context, speed), 1, draft, speculation.draft_tokens),
+    )
+    return min(options, key=lambda step: step.latency_s)
+
+
+def job(
+    pipeline: Pipeline, request: Request, history: int, chunk: int, speculation: Speculation | None, speed: WaferSpeed
+) -> Job:
+    """A request of a user who already has ``history`` tokens in the cache, as passes through the pipeline."""
+    context = history + request.middle_context
+    step = decode_step(pipeline, speculation, context, speed)
+    stations = tuple(step.stations)
+    prefill = _prefill(pipeline, request.input_tokens, history, chunk, stations, speed)
+    decode = Pass(step.latency_s, tuple(step.stations.values()))
+    return Job(request, prefill, decode, speculation.tokens_per_step if speculation else 1.0)
+
+
+def _prefill(
+    pipeline: Pipeline, tokens: int, history: int, chunk: int, stations: Sequence[str], speed: WaferSpeed
+) -> tuple[Pass, ...]:
+    """The passes of a prompt; layers that take turns on the whole mesh take it whole."""
+    if speed.layers is LayerRegions.WHOLE_MESH:
+        chunk = max(1, tokens)
+
+    def costed(start: int, length: int) -> list[float]:
+        cost = pipeline_cost(pipeline.profile, pipeline.stages, length, history + start + length, speed, is_prompt=True)
+        return [cost.latency_s, *(cost.stations.get(name, 0.0) for name in stations)]
+
+    whole = tokens // chunk
+    points = sorted({round(i * max(0, whole - 1) / (_PROMPT_POINTS - 1)) for i in range(_PROMPT_POINTS)})
+    shares = [np.interp(range(whole), points, row) for row in np.eye(len(points))]
+    known = np.array([costed(point * chunk, chunk) for point in points[:whole]])
+    times = (np.array(shares).T @ known).tolist() if whole else []
+    if tokens % chunk:
+        times.append(costed(whole * chunk, tokens % chunk))
+    return tuple(Pass(latency_s, tuple(busy_s)) for latency_s, *busy_s in times)

@@ -1,0 +1,130 @@
+"""Where a model's blocks would lie, without solving: the fewest wafers that hold them, and regions in proportion.
+
+The wafers are filled as a compile would fill them (the exact placement of a chain), and each wafer's tiles are shared
+out so that a token passes soonest. Rectangles are not laid out: that is the floor planner's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from ir.diagnostics import Diagnostic, InfeasibleError
+from ir.machine import Machine
+from ir.profile import BlockProfile, Profile
+from ir.target import Wafers
+from ir.workload import Workload
+from partitioner.problem import Flow, Item, Problem, footprint
+from partitioner.solver.chain import smallest_bottleneck
+from targets.cost.wafer import Room, Stage, allocate
+
+_MANY = 1 << 40
+
+
+@dataclass(frozen=True, slots=True)
+class Sketch:
+    """A stage for each block, on ``systems`` wafers; ``largest_wafer_bytes`` are kept on the fullest."""
+
+    stages: tuple[Stage, ...]
+    systems: int
+    largest_wafer_bytes: int
+
+
+def sketch(
+    profile: Profile, wafers: Wafers, workload: Workload, systems: int | None = None, experts: str = "auto"
+) -> Sketch:
+    """Stages for ``profile`` on ``systems`` wafers, or on the fewest that hold it.
+
+    Raises:
+        InfeasibleError: W0701, no number of wafers holds it, or ``systems`` are too few.
+    """
+    machine = wafers.machine
+    problem = _problem(profile, machine, workload)
+    count = fewest_systems(problem) if systems is None else systems
+    found = smallest_bottleneck(_on(problem, count)) if count is not None else None
+    if found is None or count is None:
+        raise _does_not_fit(profile, problem, machine, systems)
+    bottleneck, assignment = found
+    stages: list[Stage] = []
+    known: dict[tuple[object, ...], tuple[Stage, ...]] = {}
+    for system in sorted(set(assignment)):
+        blocks = [b for item, s in zip(problem.items, assignment, strict=True) if s == system for b in item.blocks]
+        rooms = [_room(profile.blocks[b], b, workload, machine) for b in blocks]
+        alike = tuple((profile.alike[room.block], room.tiles, room.expert_tiles) for room in rooms)
+        if alike not in known:  # wafers with the same layers are laid out alike
+            known[alike] = allocate(profile.blocks, rooms, wafers, workload.context, experts)
+        stages += [replace(stage, block=b, system=system) for stage, b in zip(known[alike], blocks, strict=True)]
+    return Sketch(tuple(sorted(stages, key=lambda stage: stage.block)), count, bottleneck)
+
+
+def fewest_systems(problem: Problem) -> int | None:
+    """The least number of wafers on which a contiguous placement exists; ``None`` if a block is larger than one."""
+    wafers = tiles = 0
+    for item in problem.items:
+        if item.tiles > problem.tiles:
+            return None
+        if not wafers or tiles + item.tiles > problem.tiles:
+            wafers, tiles = wafers + 1, 0
+        tiles += item.tiles
+    return max(1, wafers)
+
+
+def most_users(profile: Profile, machine: Machine, workload: Workload, systems: int) -> int:
+    """Users whose caches of ``workload.context`` tokens fit on ``systems`` wafers; without caches, 2^40."""
+
+    def fit(users: int) -> bool:
+        fewest = fewest_systems(_problem(profile, machine, replace(workload, users=users)))
+        return fewest is not None and fewest <= systems
+
+    most = 1
+    while fit(most * 2) and most < _MANY:
+        most *= 2
+    low, high = most, most * 2
+    while high - low > 1 and low < _MANY:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fit(middle) else (low, middle)
+    return low
+
+
+def _problem(profile: Profile, machine: Machine, workload: Workload) -> Problem:
+    items = tuple(
+        Item(
+            blocks=blocks,
+            bytes=sum(footprint(profile.blocks[b], workload).bytes for b in blocks),
+            tiles=sum(_room(profile.blocks[b], b, workload, machine).tiles for b in blocks),
+        )
+        for blocks in profile.items
+    )
+    item_of = {block: number for number, blocks in enumerate(profile.items) for block in blocks}
+    flows = tuple(
+        Flow(item_of[flow.source], (item_of[flow.target],), flow.bytes_per_token)
+        for flow in profile.flows
+        if item_of[flow.source] != item_of[flow.target]
+    )
+    return Problem(items, flows, machine.systems, machine.tiles)
+
+
+def _on(problem: Problem, systems: int) -> Problem:
+    return Problem(problem.items, problem.flows, systems, problem.tiles)
+
+
+def _room(block: BlockProfile, index: int, workload: Workload, machine: Machine) -> Room:
+    total = footprint(block, workload).bytes
+    each = -(-total // (block.experts * machine.tile_bytes)) if block.experts else 0
+    return Room(index, max(1, -(-total // machine.tile_bytes)), each)
+
+
+def _does_not_fit(profile: Profile, problem: Problem, machine: Machine, systems: int | None) -> InfeasibleError:
+    largest = max(problem.items, key=lambda item: item.tiles)
+    fewest = fewest_systems(problem)
+    facts: dict[str, int | float | str | bool] = {
+        "model_bytes": sum(item.bytes for item in problem.items),
+        "wafer_bytes": machine.wafer_bytes,
+    }
+    if fewest is None:
+        names = ", ".join(profile.blocks[block].name for block in largest.blocks)
+        facts |= {"tiles_needed": largest.tiles, "tiles_of_a_wafer": machine.tiles}
+        message = "blocks that stay together are larger than a wafer"
+        return InfeasibleError(Diagnostic("W0701", message, names, facts))
+    help_ = (f"--systems {fewest} would hold it",)
+    message = f"the model does not fit on {systems:,} systems"
+    return InfeasibleError(Diagnostic("W0701", message, machine.name, facts, help_))

@@ -1,0 +1,188 @@
+"""What a forecast sees of a model: kernels against the multiply-adds and the weights that blocks are known to have."""
+
+from __future__ import annotations
+
+from functools import cache
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from test_work import FAMILIES, SMALL, TOKENS
+
+from ir.model import BlockKind, Model
+from ir.profile import Attention, BlockProfile, Product, Profile, Reduction
+from partitioner.compile import build_model
+from partitioner.frontends.huggingface import lower_config
+from partitioner.frontends.module import lower_module
+from partitioner.passes.profile import profile_of
+
+WINDOWED = {"mistral", "gemma2", "gpt_oss"}
+
+
+@cache
+def lowered(family: str, **changes: Any) -> tuple[Model, Profile]:
+    settings = {**SMALL, **FAMILIES[family], **changes}
+    config = {key: value for key, value in settings.items() if value is not None}
+    found = lower_config({**config, "model_type": family}, family)
+    model = build_model(found.graph)
+    return model, profile_of(model, found.max_context)
+
+
+def of_kind(profile: Profile, kind: BlockKind) -> BlockProfile:
+    """The last block of a kind."""
+    return [block for block in profile.blocks if block.kind is kind][-1]
+
+
+def products(block: BlockProfile) -> list[Product]:
+    return [kernel for kernel in block.kernels if isinstance(kernel, Product)]
+
+
+def shapes(block: BlockProfile) -> list[tuple[int, ...]]:
+    """Kernels by their sizes alone: a product has three, attention four, a reduction two."""
+    found: list[tuple[int, ...]] = []
+    for kernel in block.kernels:
+        if isinstance(kernel, Product):
+            found.append((kernel.parts, kernel.inputs, kernel.outputs))
+        elif isinstance(kernel, Attention):
+            found.append((kernel.heads, kernel.cached_heads, kernel.key_width, kernel.value_width))
+        else:
+            found.append((kernel.elements, kernel.results))
+    return found
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_products_are_a_blocks_work_and_its_matrices(family: str) -> None:
+    """All multiply-adds and all weights of a block are in its products, but for the look at the remembered tokens, of
+    which ``macs_per_token`` counts a window in full, and for tables that are read and not multiplied.
+    """
+    model, profile = lowered(family)
+    for block, seen in zip(model.blocks, profile.blocks, strict=True):
+        looks = [kernel for kernel in seen.kernels if isinstance(kernel, Attention)]
+        windowed = sum(look.window * look.macs_per_cached_token for look in looks)
+        assert sum(product.macs for product in products(seen)) + windowed == block.macs_per_token
+        if block.kind is not BlockKind.EMBEDDING:
+            weights = [model.graph.parameter[name] for name in block.parameters]
+            stored = sum(weight.elements for weight in weights if len(weight.shape) > 1)
+            biases = sum(weight.elements for weight in weights if block.experts and len(weight.shape) == 2)
+            assert sum(product.weights for product in products(seen)) == stored - biases
+        assert seen.cache_bytes(3, 7) == block.cache_bytes(3, 7)
+    assert any(look.window == TOKENS for b in profile.blocks for look in b.kernels if isinstance(look, Attention)) == (
+        family in WINDOWED
+    )
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "mixtral", "gpt2"])
+def test_attention_looks_at_what_the_cache_holds(family: str) -> None:
+    model, profile = lowered(family)
+    for block, seen in zip(model.blocks, profile.blocks, strict=True):
+        looks = [kernel for kernel in seen.kernels if isinstance(kernel, Attention)]
+        assert sum(look.macs_per_cached_token for look in looks) == block.macs_per_cached_token
+        for look in looks:
+            held = look.cached_heads * (look.key_width + look.value_width) * 4  # bytes of an f32
+            assert look.bytes_per_token == held == block.cache_bytes_per_token
+
+
+def test_kernels_of_a_llama_in_order() -> None:
+    _, profile = lowered("llama")
+    width, heads, wide = 64, (4, 2, 16, 16), 96
+    assert shapes(of_kind(profile, BlockKind.ATTENTION)) == [
+        (width, 1),
+        (1, width, 64 + 32 + 32),
+        heads,
+        (1, 64, width),
+    ]
+    assert shapes(of_kind(profile, BlockKind.DENSE_MLP)) == [(width, 1), (1, width, 2 * wide), (1, wide, width)]
+    assert profile.max_context == 256
+    assert profile.layers == 2
+
+
+def test_norms_of_heads_are_one_kernel() -> None:
+    """Qwen3 normalises the heads of queries and keys: 4 and 2 means in one go, over at most 4 heads of 16."""
+    _, profile = lowered("qwen3")
+    assert shapes(of_kind(profile, BlockKind.ATTENTION))[2] == (4 * 16, 4 + 2)
+
+
+def test_experts_are_products_of_which_some_serve_a_token() -> None:
+    _, profile = lowered("deepseek_v3")
+    for product in products(of_kind(profile, BlockKind.EXPERTS)):
+        assert (product.experts, product.active) == (8, 2)
+    router = of_kind(profile, BlockKind.ROUTER).kernels
+    # A norm, the scores, and the choice, whose scores every tile then has: their sum needs no exchange.
+    assert [type(kernel) for kernel in router] == [Reduction, Product, Reduction]
+    assert router[-1] == Reduction(8, 2)
+
+
+def test_choosing_groups_of_experts_is_a_choice_of_its_own() -> None:
+    _, profile = lowered("deepseek_v3", n_group=4, topk_group=2)
+    router = of_kind(profile, BlockKind.ROUTER).kernels
+    assert [kernel for kernel in router if isinstance(kernel, Reduction)][1:] == [Reduction(8, 8), Reduction(8, 2)]
+
+
+def test_a_latent_is_looked_at_by_all_heads_as_it_is_cached() -> None:
+    """The products that make keys and values from DeepSeek's latent (32 wide, 8 for the rotary key) move to the query
+    and to the result: DeepSeek-V2, section 2.1.2.
+    """
+    model, profile = lowered("deepseek_v3")
+    attention = of_kind(profile, BlockKind.ATTENTION)
+    assert shapes(attention) == [
+        (64, 1),  # the layer's norm
+        (1, 64, 48 + 32 + 8),  # queries and latents, narrow
+        (48, 2),  # their norms
+        (1, 48, 4 * (16 + 8)),  # queries
+        (4, 16, 32),  # each head's query into the latents' space
+        (4, 1, 32 + 8, 32),
+        (4, 32, 16),  # and its result out of it
+        (1, 4 * 16, 64),
+    ]
+    (look,) = [kernel for kernel in attention.kernels if isinstance(kernel, Attention)]
+    (cache,) = next(block.caches for block in reversed(model.blocks) if block.caches)
+    assert look.bytes_per_token == cache.bytes_per_token == (32 + 8) * 4
+
+
+class Bent(torch.nn.Module):
+    """Keys and values come from a narrow value, but are squashed on the way, so no product can move to the query."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.up = torch.nn.Linear(64, 8, bias=False), torch.nn.Linear(8, 128, bias=False)
+        self.query = torch.nn.Linear(64, 64, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        users, tokens, _ = x.shape
+        key, value = torch.tanh(self.up(self.down(x))).chunk(2, dim=-1)
+        query = self.query(x)
+        heads = [part.reshape(users, tokens, 4, 16).transpose(1, 2) for part in (query, key, value)]
+        attended = torch.nn.functional.scaled_dot_product_attention(*heads, is_causal=True)
+        return attended.transpose(1, 2).reshape(users, tokens, 64)
+
+
+def test_a_recomputation_that_cannot_be_moved_counts_as_products() -> None:
+    dynamic = {"x": {0: torch.export.Dim("users"), 1: torch.export.Dim("tokens")}}
+    found = lower_module(Bent(), (torch.zeros(2, 3, 64),), None, dynamic)
+    profile = profile_of(build_model(found.lowered.graph), None)
+    kernels = [kernel for block in profile.blocks for kernel in block.kernels]
+    (look,) = [kernel for kernel in kernels if isinstance(kernel, Attention)]
+    assert (look.cached_heads, look.key_width, look.value_width) == (4, 16, 16)
+    assert sorted(kernel.macs for kernel in kernels if isinstance(kernel, Product)) == [8 * 64, 8 * 128, 64 * 64]
+
+
+def test_items_and_flows_go_forward() -> None:
+    model, profile = lowered("deepseek_v3")
+    assert sorted(block for item in profile.items for block in item) == list(range(len(model.blocks)))
+    assert all(first[0] < second[0] for first, second in pairwise(profile.items))
+    handed = sum(edge.bytes_per_token for edge in model.edges)
+    assert sum(flow.bytes_per_token for flow in profile.flows) == handed
+    assert set(model.together) <= set(profile.items)
+
+
+def test_a_convolution_is_a_product_for_each_window() -> None:
+    """Sixteen windows of 2 x 2 pixels in 3 channels, and then the sum over each of 4 groups alone."""
+    module = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 2, stride=2), torch.nn.Conv2d(8, 8, 3, padding=1, groups=4, bias=False)
+    )
+    found = lower_module(module, (torch.zeros(1, 3, 8, 8),), None, None)
+    profile = profile_of(build_model(found.lowered.graph), None)
+    first, second = (kernel for block in profile.blocks for kernel in block.kernels)
+    assert first == Product(3 * 2 * 2, 8, 32, vectors=16)
+    assert second == Product(2 * 3 * 3, 2, 32, parts=4, vectors=16)
