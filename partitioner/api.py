@@ -62,8 +62,8 @@ class Request:
 
     Attributes:
         target: a machine of the catalogue, or the path of a machine file.
-        systems: number of wafers; the machine's own if ``None``.
-        reserve_bytes: bytes of each tile kept for code, stack and buffers; the machine's own if ``None``.
+        systems: number of wafers, or of nodes of devices; the machine's own if ``None``.
+        reserve_bytes: bytes of each tile or device kept for code and buffers; the machine's own if ``None``.
         users: users whose caches are resident at the same time.
         context: tokens remembered for each; 4096, or the model's limit if that is less, if ``None``.
         prefill_chunk: tokens that a pipeline stage works on at once.
@@ -163,12 +163,21 @@ def compile_lowered(lowered: Lowered, request: Request, progress: Progress = lam
         InfeasibleError, TimeLimitError, UnsupportedModelError: see :func:`partitioner.compile.compile_model`.
     """
     machine = load_machine(request.target, request.systems, request.reserve_bytes)
-    chunk = request.prefill_chunk if takes_tokens(lowered.graph) else 1
-    workload = Workload(request.users, _context(request.context, lowered.max_context), chunk)
+    workload = workload_of(lowered, request)
     progress("finding blocks")
     model = build_model(lowered.graph)
     limits = Limits(request.time_limit, request.seed)
     return CompiledModel(lowered, compile_model(model, machine, workload, limits, progress))
+
+
+def workload_of(lowered: Lowered, request: Request) -> Workload:
+    """What the machine must hold.
+
+    Raises:
+        UsageError: W0107, the context is longer than the model's.
+    """
+    chunk = request.prefill_chunk if takes_tokens(lowered.graph) else 1
+    return Workload(request.users, _context(request.context, lowered.max_context), chunk)
 
 
 def compile(  # noqa: A001 - the name that users expect: waferc.compile

@@ -120,7 +120,7 @@ def _prefill(
         chunk = max(1, tokens)
 
     def costed(start: int, length: int) -> list[float]:
-        cost = pipeline_cost(pipeline.profile, pipeline.stages, length, history + start + length, speed)
+        cost = pipeline_cost(pipeline.profile, pipeline.stages, length, history + start + length, speed, is_prompt=True)
         return [cost.latency_s, *(cost.stations.get(name, 0.0) for name in stations)]
 
     whole = tokens // chunk

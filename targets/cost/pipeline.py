@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ir.model import BlockKind
 from ir.profile import Profile
 from ir.target import LayerRegions, WaferSpeed
 from targets.cost.cycles import Cycles
@@ -43,13 +44,14 @@ class PipelineCost:
 
 
 def pipeline_cost(
-    profile: Profile, stages: Sequence[Stage], tokens: int, context: int, speed: WaferSpeed
+    profile: Profile, stages: Sequence[Stage], tokens: int, context: int, speed: WaferSpeed, *, is_prompt: bool = False
 ) -> PipelineCost:
     """What a pass of ``tokens`` tokens of one user costs, the last of them with ``context`` tokens before it.
 
+    Of a prompt, the head sees the last token alone.
     ``stages`` has one for each of the profile's blocks, in order.
     """
-    costs = _stage_costs(profile, stages, tokens, context, speed)
+    costs = _stage_costs(profile, stages, (tokens, 1 if is_prompt else tokens), context, speed)
     ends, came_from, handed = _longest_paths(profile, costs, tokens, speed)
     last = max(range(len(ends)), key=ends.__getitem__)
     path = []
@@ -70,14 +72,16 @@ def pipeline_cost(
 
 
 def _stage_costs(
-    profile: Profile, stages: Sequence[Stage], tokens: int, context: int, speed: WaferSpeed
+    profile: Profile, stages: Sequence[Stage], tokens: tuple[int, int], context: int, speed: WaferSpeed
 ) -> tuple[StageCost, ...]:
+    """What each stage costs; ``tokens`` are those of the body, and of the head."""
     known: dict[tuple[int, ...], tuple[Cycles, float]] = {}
     costs = []
     for stage in stages:
         alike = (profile.alike[stage.block], stage.rows, stage.columns, stage.expert_rows, stage.expert_columns)
         if alike not in known:
-            cycles = block_cycles(profile.blocks[stage.block], stage, tokens, context, speed)
+            block = profile.blocks[stage.block]
+            cycles = block_cycles(block, stage, tokens[block.kind is BlockKind.HEAD], context, speed)
             known[alike] = (cycles, cycles.total / speed.clock_hz)
         costs.append(StageCost(stage, *known[alike]))
     return tuple(costs)
