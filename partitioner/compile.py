@@ -27,7 +27,7 @@ from partitioner.passes.blocks import find_blocks
 from partitioner.passes.localise import localise
 from partitioner.passes.simplify import simplify
 from partitioner.passes.step import require_step
-from partitioner.problem import Problem, measure
+from partitioner.problem import ExpertLayout, Problem, measure
 from partitioner.solver.cpsat import Limits
 from partitioner.solver.place import Solution, place
 
@@ -59,9 +59,14 @@ def build_model(graph: Graph) -> Model:
 
 
 def compile_model(
-    model: Model, machine: Machine, workload: Workload, limits: Limits, progress: Progress = lambda _step: None
+    model: Model,
+    machine: Machine,
+    workload: Workload,
+    limits: Limits,
+    progress: Progress = lambda _step: None,
+    experts: ExpertLayout = ExpertLayout.AUTO,
 ) -> Compiled:
-    """Place ``model`` on ``machine``.
+    """Place ``model`` on ``machine``, its routed experts as ``experts`` says.
 
     Raises:
         InfeasibleError: W0411 or W0412, no placement exists; with figures and what would fit.
@@ -70,11 +75,11 @@ def compile_model(
     """
     begin = time.perf_counter()
     try:
-        solution, regions = _solve(model, machine, workload, limits, progress)
+        solution, regions = _solve(model, machine, workload, limits, experts, progress)
     except InfeasibleError as error:
         progress("looking for what would fit")
         proof = str(error.diagnostics[0].facts["proof"])
-        reason = explain(model, machine, workload, proof, lambda m, w: _fits(model, m, w, limits))
+        reason = explain(model, machine, workload, experts, proof, lambda m, w: _fits(model, m, w, limits, experts))
         raise InfeasibleError(reason) from None
     solve_s = time.perf_counter() - begin
     plan = Plan(
@@ -93,11 +98,11 @@ def compile_model(
 
 
 def _solve(
-    model: Model, machine: Machine, workload: Workload, limits: Limits, progress: Progress
+    model: Model, machine: Machine, workload: Workload, limits: Limits, experts: ExpertLayout, progress: Progress
 ) -> tuple[Solution, list[PlacedBlock]]:
     """Place and lay out; what turns out not to fit on one wafer is kept apart, and the rest placed again."""
-    problem = measure(model, machine, workload)
-    planner = FloorPlanner(model, machine, workload)
+    problem = measure(model, machine, workload, experts)
+    planner = FloorPlanner(model, machine, workload, experts)
     bound: int | None = None
     for _ in range(_MOST_ROUNDS):
         progress(f"placing {len(model.blocks)} blocks on {machine.systems} wafers")
@@ -139,9 +144,9 @@ def _fewest_misfits(problem: Problem, planner: FloorPlanner, misfits: Sequence[i
     return tuple(sorted(problem.items[item].alike for item in kept))
 
 
-def _fits(model: Model, machine: Machine, workload: Workload, limits: Limits) -> bool:
+def _fits(model: Model, machine: Machine, workload: Workload, limits: Limits, experts: ExpertLayout) -> bool:
     try:
-        _solve(model, machine, workload, limits, lambda _step: None)
+        _solve(model, machine, workload, limits, experts, lambda _step: None)
     except (InfeasibleError, TimeLimitError):
         return False
     return True

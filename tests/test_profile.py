@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from itertools import pairwise
 from typing import Any
@@ -140,31 +141,64 @@ def test_a_latent_is_looked_at_by_all_heads_as_it_is_cached() -> None:
     assert look.bytes_per_token == cache.bytes_per_token == (32 + 8) * 4
 
 
-class Bent(torch.nn.Module):
-    """Keys and values come from a narrow value, but are squashed on the way, so no product can move to the query."""
+class Narrow(torch.nn.Module):
+    """Attention of 4 heads, of which each 2 share a key and a value of 16, made from one cached value of 8 by a product
+    each; ``bend`` lies between the products and the attention.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, bend: Callable[[torch.Tensor], torch.Tensor]) -> None:
         super().__init__()
-        self.down, self.up = torch.nn.Linear(64, 8, bias=False), torch.nn.Linear(8, 128, bias=False)
-        self.query = torch.nn.Linear(64, 64, bias=False)
+        self.down, self.query = torch.nn.Linear(64, 8, bias=False), torch.nn.Linear(64, 64, bias=False)
+        self.key, self.value = torch.nn.Linear(8, 32, bias=False), torch.nn.Linear(8, 32, bias=False)
+        self.bend = bend
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         users, tokens, _ = x.shape
-        key, value = torch.tanh(self.up(self.down(x))).chunk(2, dim=-1)
-        query = self.query(x)
-        heads = [part.reshape(users, tokens, 4, 16).transpose(1, 2) for part in (query, key, value)]
-        attended = torch.nn.functional.scaled_dot_product_attention(*heads, is_causal=True)
+        narrow = self.down(x)
+        made = (self.query(x), self.bend(self.key(narrow)), self.bend(self.value(narrow)))
+        heads = [part.reshape(users, tokens, -1, 16).transpose(1, 2) for part in made]
+        attended = torch.nn.functional.scaled_dot_product_attention(*heads, is_causal=True, enable_gqa=True)
         return attended.transpose(1, 2).reshape(users, tokens, 64)
 
 
-def test_a_recomputation_that_cannot_be_moved_counts_as_products() -> None:
-    dynamic = {"x": {0: torch.export.Dim("users"), 1: torch.export.Dim("tokens")}}
-    found = lower_module(Bent(), (torch.zeros(2, 3, 64),), None, dynamic)
+class Layer(torch.nn.Module):
+    """A residual around attention, as the only numbered layer: what is in it makes one block."""
+
+    def __init__(self, attention: torch.nn.Module) -> None:
+        super().__init__()
+        self.layers = torch.nn.ModuleList([torch.nn.ModuleDict({"attention": attention})])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.layers[0]["attention"](x)
+
+
+def kernels_of(module: torch.nn.Module, *example: int, dynamic: Any = None) -> list[Any]:
+    found = lower_module(module, (torch.zeros(example),), None, dynamic)
     profile = profile_of(build_model(found.lowered.graph), None)
-    kernels = [kernel for block in profile.blocks for kernel in block.kernels]
-    (look,) = [kernel for kernel in kernels if isinstance(kernel, Attention)]
-    assert (look.cached_heads, look.key_width, look.value_width) == (4, 16, 16)
-    assert sorted(kernel.macs for kernel in kernels if isinstance(kernel, Product)) == [8 * 64, 8 * 128, 64 * 64]
+    return [kernel for block in profile.blocks for kernel in block.kernels]
+
+
+STEPS = {"x": {0: torch.export.Dim("users"), 1: torch.export.Dim("tokens")}}
+
+
+def test_heads_that_share_a_key_share_its_matrix() -> None:
+    kernels = kernels_of(Layer(Narrow(lambda x: x)), 2, 3, 64, dynamic=STEPS)
+    assert kernels == [
+        Product(64, 64 + 8, 32),
+        Product(16, 8, 32, parts=2, vectors=2),
+        Attention(heads=4, cached_heads=1, key_width=8, value_width=8, bytes_per_token=8 * 4),
+        Product(8, 16, 32, parts=2, vectors=2),
+    ]
+
+
+def test_a_recomputation_that_cannot_be_moved_counts_as_products() -> None:
+    """What lies between the products and the attention is no product, and so they cannot change places."""
+    kernels = kernels_of(Layer(Narrow(torch.tanh)), 2, 3, 64, dynamic=STEPS)
+    assert kernels == [
+        Product(64, 64 + 8, 32),
+        Product(8, 32 + 32, 32),
+        Attention(heads=4, cached_heads=2, key_width=16, value_width=16, bytes_per_token=8 * 4),
+    ]
 
 
 def test_items_and_flows_go_forward() -> None:
@@ -181,8 +215,15 @@ def test_a_convolution_is_a_product_for_each_window() -> None:
     module = torch.nn.Sequential(
         torch.nn.Conv2d(3, 8, 2, stride=2), torch.nn.Conv2d(8, 8, 3, padding=1, groups=4, bias=False)
     )
-    found = lower_module(module, (torch.zeros(1, 3, 8, 8),), None, None)
-    profile = profile_of(build_model(found.lowered.graph), None)
-    first, second = (kernel for block in profile.blocks for kernel in block.kernels)
+    first, second = kernels_of(module, 1, 3, 8, 8)
     assert first == Product(3 * 2 * 2, 8, 32, vectors=16)
     assert second == Product(2 * 3 * 3, 2, 32, parts=4, vectors=16)
+
+
+def test_a_product_of_two_values_stores_nothing() -> None:
+    class Outer(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x @ x.transpose(1, 2)
+
+    (product,) = kernels_of(torch.nn.Sequential(torch.nn.Linear(6, 6), Outer()), 2, 5, 6)[1:]
+    assert (product.macs, product.weights) == (2 * 5 * 5 * 6, 0)
