@@ -157,7 +157,7 @@ def _wrong_block(plan: DevicePlan, block: Block, groups: Sequence[Sequence[Holdi
     needed = users * block.cache_bytes(1, plan.workload.context)
     sizes = [_group_bytes(shards) for shards in groups]
     for group, shards in enumerate(groups):
-        kept = sum(piece.cache_bytes for piece in shards)
+        kept = min(piece.cache_bytes for piece in shards) * len(shards)
         if kept < needed:
             facts: dict[str, int] = {"bytes": kept, "needed": needed, "group": group}
             yield Diagnostic("W0510", "there is too little room for caches", block.name, facts)

@@ -13,11 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ir.device_plan import DevicePlan
-from ir.diagnostics import CheckError, Diagnostic, UsageError
+from ir.diagnostics import CheckError
 from ir.model import Model
 from ir.profile import Profile
-from ir.target import DeviceCluster
-from ir.workload import Workload
 from partitioner.api import Request, workload_of
 from partitioner.check_devices import check_devices
 from partitioner.compile import Progress, build_model
@@ -25,7 +23,7 @@ from partitioner.device_folder import write_device_plan
 from partitioner.device_plan import make_device_plan
 from partitioner.frontends.lowered import Lowered
 from partitioner.passes.profile import profile_of
-from targets.machines import load_target
+from targets.machines import load_devices
 from targets.parallel import Choice, choose_parallel
 
 
@@ -58,8 +56,8 @@ def compile_for_devices(
             of devices.
         InfeasibleError: W0701, no layout holds the model and its users.
     """
-    cluster = device_cluster(request)
-    workload: Workload = workload_of(lowered, request)
+    cluster = load_devices(request.target, request.systems, request.reserve_bytes)
+    workload = workload_of(lowered, request)
     progress("finding blocks")
     model = build_model(lowered.graph)
     profile = profile_of(model, lowered.max_context)
@@ -71,16 +69,3 @@ def compile_for_devices(
     if faults:
         raise CheckError(*faults)
     return CompiledForDevices(lowered, plan, model, profile, choice)
-
-
-def device_cluster(request: Request) -> DeviceCluster:
-    """The cluster that ``request`` names, with its own number of nodes and reserve.
-
-    Raises:
-        UsageError: W0110, W0111 or W0113.
-    """
-    changes = {"cluster.nodes": request.systems, "device.reserve_bytes": request.reserve_bytes}
-    cluster = load_target(request.target, changes).cluster
-    if not isinstance(cluster, DeviceCluster):
-        raise UsageError(Diagnostic("W0113", "the target is no cluster of devices", request.target))
-    return cluster

@@ -16,6 +16,7 @@ from partitioner.device_folder import engine_flags, read_device_plan
 from partitioner.folder import refuse_foreign
 from partitioner.manifest import model_entry
 from partitioner.passes.blocks import find_blocks
+from targets.machines import load_devices
 
 if TYPE_CHECKING:
     from partitioner.api import LoadOptions, Request
@@ -29,10 +30,10 @@ _MOST_SHOWN = 8
 def run_compile_devices(model: str, options: LoadOptions, request: Request, folder: Path | None, out: Output) -> None:
     """Compile for devices, write the plan to ``folder`` if there is one, and report."""
     from partitioner.api import lower
-    from partitioner.device_compile import compile_for_devices, device_cluster
+    from partitioner.device_compile import compile_for_devices
 
     begin = time.perf_counter()
-    device_cluster(request)  # a wrong target is told at once
+    load_devices(request.target, request.systems, request.reserve_bytes)  # a wrong target is told at once
     if folder is not None:
         refuse_foreign(folder)
     with out.progress() as progress:
