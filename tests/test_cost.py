@@ -77,6 +77,16 @@ def test_no_reduction_beats_the_lower_bound(tiles, wavelets):
     assert all_reduce_cycles(tiles, wavelets, FABRIC) <= all_reduce_cycles(tiles, wavelets + 1, FABRIC)
 
 
+def test_published_gains_over_the_vendors_chain_are_within_reach():
+    """Measured on 512 tiles: reductions up to 3.27 times as fast as the vendor's, all-reductions 2.56 times."""
+    lengths = [2**power for power in range(13)]
+    reduced = [chain_reduce_cycles(512, b, FABRIC) / reduce_cycles(512, b, FABRIC) for b in lengths]
+    chained = [chain_reduce_cycles(512, b, FABRIC) + broadcast_cycles(512, b, FABRIC) for b in lengths]
+    all_reduced = [chain / all_reduce_cycles(512, b, FABRIC) for chain, b in zip(chained, lengths, strict=True)]
+    assert max(reduced) > 3.27 > min(reduced) >= 1
+    assert max(all_reduced) > 2.56 > min(all_reduced)
+
+
 def test_a_product_alone_takes_the_published_time():
     """MeshGEMV of WaferLLM: [1, 16K] x [16K, 16K] in 1.2 us, 32K in 2.03 us."""
     for kernel in kernels():
