@@ -63,8 +63,8 @@ class Request:
 
     Attributes:
         target: a machine of the catalogue, or the path of a machine file.
-        systems: number of wafers; the machine's own if ``None``.
-        reserve_bytes: bytes of each tile kept for code, stack and buffers; the machine's own if ``None``.
+        systems: number of wafers, or of nodes of devices; the machine's own if ``None``.
+        reserve_bytes: bytes of each tile or device kept for code and buffers; the machine's own if ``None``.
         users: users whose caches are resident at the same time.
         context: tokens remembered for each; 4096, or the model's limit if that is less, if ``None``.
         prefill_chunk: tokens that a pipeline stage works on at once.
@@ -170,14 +170,23 @@ def compile_lowered(lowered: Lowered, request: Request, progress: Progress = lam
         InfeasibleError, TimeLimitError, UnsupportedModelError: see :func:`partitioner.compile.compile_model`.
     """
     wafers = load_wafers(request.target, request.systems, request.reserve_bytes)
-    chunk = request.prefill_chunk if takes_tokens(lowered.graph) else 1
-    workload = Workload(request.users, _context(request.context, lowered.max_context), chunk)
+    workload = workload_of(lowered, request)
     progress("finding blocks")
     model = build_model(lowered.graph)
     limits = Limits(request.time_limit, request.seed)
     experts = ExpertLayout(request.experts)
     compiled = compile_model(model, wafers.machine, workload, limits, progress, experts, wafers.speed)
     return CompiledModel(lowered, compiled)
+
+
+def workload_of(lowered: Lowered, request: Request) -> Workload:
+    """What the machine must hold.
+
+    Raises:
+        UsageError: W0107, the context is longer than the model's.
+    """
+    chunk = request.prefill_chunk if takes_tokens(lowered.graph) else 1
+    return Workload(request.users, _context(request.context, lowered.max_context), chunk)
 
 
 def compile(  # noqa: A001 - the name that users expect: waferc.compile

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import App, CycloptsError, Parameter, Token
+from cyclopts import App, CycloptsError, Parameter
 
 from ir.diagnostics import Diagnostic, ExitCode, UsageError, WafercError
+from partitioner.cli.arguments import Count, Json, TrustCode, parse_ids, parse_parts, parse_sizes
+from partitioner.cli.forecasts import estimate
 from partitioner.cli.output import Output
 from partitioner.version import VERSION
 
@@ -21,19 +22,6 @@ app = App(
     version_flags=["--version"],
     help_flags=["--help", "-h"],
 )
-
-
-def _whole(_type: object, tokens: Sequence[Token]) -> int:
-    """A whole number; cyclopts itself would cut 4.5 down to 4."""
-    try:
-        return int(tokens[0].value)
-    except ValueError:
-        raise ValueError(f"{tokens[0].value!r} is no whole number") from None
-
-
-Count = Annotated[int, Parameter(converter=_whole)]
-Json = Annotated[bool, Parameter("--json", negative=())]
-TrustCode = Annotated[bool, Parameter("--trust-code", negative=())]
 
 
 @app.command(name="compile")
@@ -56,16 +44,16 @@ def compile_command(
     time_limit: float = 60.0,
     json: Json = False,
 ) -> None:
-    """Place a model on a cluster of wafers, check the plan, and write it.
+    """Place a model on a cluster of wafers, GPUs or LPUs, check the plan, and write it.
 
     Args:
         model: a name that `waferc models` lists, a transformers folder or config.json, an ONNX file, or a .pt2 program.
         target: a name that `waferc targets` lists, or a machine file (.toml).
-        systems: number of wafers; the target's own number if not given.
+        systems: number of wafers, or of nodes of devices; the target's own number if not given.
         users: users whose KV caches are resident at the same time.
         context: tokens remembered for each user; 4096 if not given, or the model's own limit if that is less.
         prefill_chunk: tokens that a pipeline stage works on at once; sizes the activation buffers.
-        reserve_bytes: bytes of each tile kept for code, stack and buffers; the target's own if not given.
+        reserve_bytes: bytes of each tile or device kept for code and buffers; the target's own if not given.
         experts: apart, each routed expert on tiles of its own; sliced, each on all tiles of its layer's region; or auto
             for what serves a token sooner.
         fix: numbers for sizes that are not fixed, for example tokens=128 or batch=1,tokens=128; a model whose tokens
@@ -91,7 +79,7 @@ def compile_command(
         seed=seed,
         time_limit=time_limit,
     )
-    options = LoadOptions(fix=_parse_sizes(fix), trust_code=trust_code, parts=_parse_parts(parts))
+    options = LoadOptions(fix=parse_sizes(fix), trust_code=trust_code, parts=parse_parts(parts))
     run_compile(model, options, request, output, Output(json=json))
 
 
@@ -111,8 +99,11 @@ def inspect(
     from partitioner.api import LoadOptions
     from partitioner.cli.inspect import run_inspect
 
-    options = LoadOptions(fix=_parse_sizes(fix), trust_code=trust_code, parts=_parse_parts(parts))
+    options = LoadOptions(fix=parse_sizes(fix), trust_code=trust_code, parts=parse_parts(parts))
     run_inspect(model, options, Output(json=json))
+
+
+app.command(estimate)
 
 
 @app.command
@@ -179,7 +170,7 @@ def run(
 
     out = Output(json=json)
     if prompt_ids is not None:
-        run_plan(folder, _parse_ids(prompt_ids), tokens, seed, out, compare=compare, trust_code=trust_code)
+        run_plan(folder, parse_ids(prompt_ids), tokens, seed, out, compare=compare, trust_code=trust_code)
     elif inputs is not None:
         run_inputs(folder, inputs, seed, out, compare=compare, trust_code=trust_code)
 
@@ -209,9 +200,16 @@ def targets(*, json: Json = False) -> None:
 
 
 @app.command
-def schema() -> None:
-    """Print the JSON Schema of manifest.json."""
-    from partitioner.manifest import schema as manifest_schema
+def schema(*, devices: Annotated[bool, Parameter("--devices", negative=())] = False) -> None:
+    """Print the JSON Schema of manifest.json.
+
+    Args:
+        devices: of plans for GPUs and LPUs, rather than those for wafers.
+    """
+    if devices:
+        from partitioner.device_folder import device_schema as manifest_schema
+    else:
+        from partitioner.manifest import schema as manifest_schema
 
     Output(json=True).result(manifest_schema())
 
@@ -237,26 +235,3 @@ def main(arguments: list[str] | None = None) -> None:
         help_ = ("this is a fault of waferc; WAFERC_TRACEBACK=1 shows where it stands",)
         fault = Diagnostic("W0000", f"internal error: {type(error).__name__}: {error}", help=help_)
         sys.exit(output.failure(WafercError(fault)))
-
-
-def _parse_ids(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        help_ = ("for example --prompt-ids 1,5,9,2",)
-        fault = Diagnostic("W0104", f"token ids must be integers separated by commas, not {text!r}", help=help_)
-        raise UsageError(fault) from None
-
-
-def _parse_sizes(text: str) -> dict[str, int]:
-    try:
-        pairs = [part.split("=") for part in text.split(",") if part]
-        return {name.strip(): int(size) for name, size in pairs}
-    except ValueError:
-        help_ = ("for example --fix tokens=128,users=1",)
-        fault = Diagnostic("W0104", f"sizes must be name=number separated by commas, not {text!r}", help=help_)
-        raise UsageError(fault) from None
-
-
-def _parse_parts(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(","))

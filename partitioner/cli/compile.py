@@ -8,17 +8,22 @@ from typing import Any
 
 from ir.model import BlockKind
 from ir.plan import Plan
+from ir.target import DeviceCluster
 from partitioner.api import CompiledModel, LoadOptions, Request, compile_lowered, lower
+from partitioner.cli.devices import run_compile_devices
 from partitioner.cli.output import Output, peak_rss_bytes
 from partitioner.figures import figures
 from partitioner.folder import REPORT, refuse_foreign
-from targets.machines import load_wafers
+from targets.machines import load_target, load_wafers
 
 
 def run_compile(model: str, options: LoadOptions, request: Request, folder: Path | None, out: Output) -> None:
     """Compile, write the plan to ``folder`` if there is one, and report."""
     begin = time.perf_counter()
-    load_wafers(request.target, request.systems, request.reserve_bytes)  # a wrong target is told at once
+    if isinstance(load_target(request.target).cluster, DeviceCluster):  # a wrong target is told at once
+        run_compile_devices(model, options, request, folder, out)
+        return
+    load_wafers(request.target, request.systems, request.reserve_bytes)
     if folder is not None:
         refuse_foreign(folder)
     with out.progress() as progress:
