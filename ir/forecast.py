@@ -19,7 +19,8 @@ class Range:
 class Limit:
     """What one stage takes for a step, and what most of it goes into.
 
-    ``causes_s`` adds up to ``seconds``; ``critical`` stages lie on the longest path of a step.
+    ``tiles`` are its own, or its devices. ``causes_s`` adds up to ``seconds``; ``critical`` stages lie on the longest
+    path of a step.
     """
 
     stage: str

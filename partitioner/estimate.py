@@ -16,7 +16,7 @@ from partitioner.sketch import Sketch, most_users, sketch
 from partitioner.validated import outside
 from targets.cost.pipeline import StageCost
 from targets.machines import at
-from targets.queue import Request, Service, serve
+from targets.queue import Job, Request, Service, serve
 from targets.speculation import Speculation, draft_profile
 
 _DEFAULT_CHUNK = 64
@@ -33,7 +33,7 @@ class Question:
             ``None``.
         input_tokens, output_tokens: of a request.
         systems: wafers or nodes; the fewest that hold the model if ``None``.
-        prefill_chunk: tokens of a prompt that pass the stages at once.
+        prefill_chunk: tokens of a prompt that pass the stages at once; as is usual for the machine if ``None``.
         experts: ``apart`` (each routed expert on tiles of its own), ``sliced`` (each over all tiles of its group), or
             ``auto`` for the faster.
         speculation: how tokens are drafted, if they are.
@@ -47,7 +47,7 @@ class Question:
     input_tokens: int = 1000
     output_tokens: int = 500
     systems: int | None = None
-    prefill_chunk: int = _DEFAULT_CHUNK
+    prefill_chunk: int | None = None
     experts: str = "auto"
     speculation: Speculation | None = None
 
@@ -84,7 +84,7 @@ class Question:
     @property
     def workload(self) -> Workload:
         """What must be kept in memory."""
-        return Workload(self.users, self.tokens, self.prefill_chunk)
+        return Workload(self.users, self.tokens, self.prefill_chunk or _DEFAULT_CHUNK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,16 +141,16 @@ def estimate_wafers(profile: Profile, target: Target, question: Question, placed
     wafers = _wafers(target)
     require_context(profile, question)
     found = placed or place_sketch(profile, wafers, question)
-    speed = _speed(wafers, target)
+    speed = speed_of(wafers, target)
     step = decode_step(found.pipeline, question.speculation, question.tokens - question.output_tokens // 2, speed)
-    service = _service(found.pipeline, question, speed)
+    service = serve_wafers(found.pipeline, question, speed)
 
     def answers(other: Target) -> Mapping[str, float]:
         changed = _wafers(other)
         pipeline = found.pipeline
         if changed.machine != wafers.machine and placed is None:
             pipeline = place_sketch(profile, changed, replace(question, systems=None)).pipeline
-        return _answers(_service(pipeline, question, _speed(changed, other)), question)
+        return _answers(serve_wafers(pipeline, question, speed_of(changed, other)), question)
 
     ranges, sensitivities = ranged(target, answers)
     tokens_per_s = service.total_tokens_per_s
@@ -228,9 +228,14 @@ def ranged(
     return ranges, tuple(found)
 
 
-def _service(pipeline: Pipeline, question: Question, speed: WaferSpeed) -> Service:
-    work = job(pipeline, question.request, question.history, question.prefill_chunk, question.speculation, speed)
-    return serve(work, question.users)
+def serve_wafers(pipeline: Pipeline, question: Question, speed: WaferSpeed) -> Service:
+    """What users get of a placed model."""
+    return serve(wafer_job(pipeline, question, speed), question.users)
+
+
+def wafer_job(pipeline: Pipeline, question: Question, speed: WaferSpeed) -> Job:
+    """One user's request as passes through the stages."""
+    return job(pipeline, question.request, question.history, question.workload.chunk, question.speculation, speed)
 
 
 def _answers(service: Service, question: Question) -> dict[str, float]:
@@ -249,7 +254,12 @@ def _wafers(target: Target) -> Wafers:
     return target.cluster
 
 
-def _speed(wafers: Wafers, target: Target) -> WaferSpeed:
+def speed_of(wafers: Wafers, target: Target) -> WaferSpeed:
+    """The speed that a machine file states.
+
+    Raises:
+        UsageError: W0703, it states none.
+    """
     if wafers.speed is None:
         help_ = ('extends = "cs3" takes the speeds of a bundled machine; targets/catalog lists what they are',)
         raise UsageError(Diagnostic("W0703", "the machine file states no speed", target.name, help=help_))

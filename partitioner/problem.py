@@ -7,8 +7,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
-import networkx as nx
-
 from ir.machine import Machine
 from ir.model import Block, Model
 from ir.profile import BlockProfile
@@ -143,6 +141,8 @@ def shared_groups(model: Model) -> list[tuple[int, ...]]:
 
     Blocks on a path between two that stay together stay with them: the pipeline never returns to a wafer.
     """
+    import networkx as nx  # here, as a forecast of a known model needs none of it
+
     leader = {block: group[0] for group in model.together for block in group}
     quotient: nx.DiGraph[int] = nx.DiGraph()
     quotient.add_nodes_from(leader.get(block, block) for block in range(len(model.blocks)))

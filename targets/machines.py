@@ -7,6 +7,7 @@ number, or a table ``{ value, low, high, trust, source }`` where it is not certa
 
 from __future__ import annotations
 
+import difflib
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
@@ -40,15 +41,30 @@ def load_target(target: str, changes: Mapping[str, float | None] | None = None) 
             contradicts another).
     """
     header, figures = _parse(_extended(_read(target), target), target)
-    unknown = sorted((changes or {}).keys() - KINDS[header.kind].keys())
-    if unknown:
-        raise _fault([f"there is no figure {name}" for name in unknown], target)
-    given = {
+    return _build(header, {**figures, **_given(header, changes or {}, target)}, target)
+
+
+def with_changes(target: Target, changes: Mapping[str, float | None]) -> Target:
+    """``target`` with figures of the user's own; they are certain.
+
+    Raises:
+        UsageError: W0111, a figure is unknown or absurd, or contradicts another.
+    """
+    header = _header(target)
+    return _build(header, {**target.figures, **_given(header, changes, target.name)}, target.name)
+
+
+def _given(header: _Header, changes: Mapping[str, float | None], where: str) -> dict[str, Figure]:
+    known = KINDS[header.kind]
+    for name in sorted(changes.keys() - known.keys()):
+        close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+        help_ = (f"did you mean {' or '.join(close)}?",) if close else (f"figures are {', '.join(known)}",)
+        raise UsageError(Diagnostic("W0111", f"there is no figure {name}", where, help=help_))
+    return {
         name: Figure(value, value, value, Trust.GIVEN, "given by the user")
-        for name, value in (changes or {}).items()
+        for name, value in changes.items()
         if value is not None
     }
-    return _build(header, {**figures, **given}, target)
 
 
 def at(target: Target, values: Mapping[str, float]) -> Target:

@@ -154,9 +154,9 @@ def most_users(profile: Profile, cluster: DeviceCluster, workload: Workload) -> 
     number).
     """
     most = 0
-    one = replace(workload, users=1)
+    plan, one = outline(profile), replace(workload, users=1)
     for tensor, expert in _stage_shapes(profile, cluster):
-        rooms = item_rooms(outline(profile), tensor, expert, one)
+        rooms = item_rooms(plan, tensor, expert, one)
         for pipeline in _pipelines(rooms, Degrees(tensor, expert, 1), cluster, 1):
             bounds = balance(rooms, 1, pipeline)
             degrees = Degrees(tensor, expert, len(bounds))
@@ -170,9 +170,9 @@ def most_users(profile: Profile, cluster: DeviceCluster, workload: Workload) -> 
 
 def fewest_nodes(profile: Profile, cluster: DeviceCluster, workload: Workload) -> int | None:
     """The fewest such nodes that hold the workload's users in one replica; ``None``: no number does."""
-    needed = []
+    needed, plan = [], outline(profile)
     for tensor, expert in _stage_shapes(profile, replace(cluster, nodes=_MOST_NODES)):
-        rooms = item_rooms(outline(profile), tensor, expert, workload)
+        rooms = item_rooms(plan, tensor, expert, workload)
         stages = fewest_stages(rooms, -(-workload.users // expert), cluster.device_bytes)
         if stages is not None:
             needed.append(Degrees(tensor, expert, stages).nodes(cluster.devices))

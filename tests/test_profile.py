@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
 from itertools import pairwise
-from typing import Any
 
 import pytest
 import torch
-from test_work import FAMILIES, SMALL, TOKENS
+from test_work import FAMILIES, SMALL, TOKENS, lowered_family
 
+from ir.graph import Graph
 from ir.model import BlockKind, Model
-from ir.profile import Attention, BlockProfile, Product, Profile, Reduction
+from ir.profile import Attention, BlockProfile, Kernel, Product, Profile, Reduction
+from ir.text import parse_graph
 from partitioner.compile import build_model
 from partitioner.frontends.huggingface import lower_config
 from partitioner.frontends.module import lower_module
@@ -22,10 +22,8 @@ WINDOWED = {"mistral", "gemma2", "gpt_oss"}
 
 
 @cache
-def lowered(family: str, **changes: Any) -> tuple[Model, Profile]:
-    settings = {**SMALL, **FAMILIES[family], **changes}
-    config = {key: value for key, value in settings.items() if value is not None}
-    found = lower_config({**config, "model_type": family}, family)
+def lowered(family: str) -> tuple[Model, Profile]:
+    found = lowered_family(family)
     model = build_model(found.graph)
     return model, profile_of(model, found.max_context)
 
@@ -115,7 +113,9 @@ def test_experts_are_products_of_which_some_serve_a_token() -> None:
 
 
 def test_choosing_groups_of_experts_is_a_choice_of_its_own() -> None:
-    _, profile = lowered("deepseek_v3", n_group=4, topk_group=2)
+    groups = {"model_type": "deepseek_v3", "head_dim": 8, "n_group": 4, "topk_group": 2}
+    found = lower_config({**SMALL, **FAMILIES["deepseek_v3"], **groups}, "grouped")
+    profile = profile_of(build_model(found.graph), None)
     router = of_kind(profile, BlockKind.ROUTER).kernels
     assert [kernel for kernel in router if isinstance(kernel, Reduction)][1:] == [Reduction(8, 8), Reduction(8, 2)]
 
@@ -141,49 +141,42 @@ def test_a_latent_is_looked_at_by_all_heads_as_it_is_cached() -> None:
     assert look.bytes_per_token == cache.bytes_per_token == (32 + 8) * 4
 
 
-class Narrow(torch.nn.Module):
+def narrow(bend: str) -> Graph:
     """Attention of 4 heads, of which each 2 share a key and a value of 16, made from one cached value of 8 by a product
-    each; ``bend`` lies between the products and the attention.
+    each; the operator ``bend`` lies between the products and the attention.
     """
-
-    def __init__(self, bend: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        super().__init__()
-        self.down, self.query = torch.nn.Linear(64, 8, bias=False), torch.nn.Linear(64, 64, bias=False)
-        self.key, self.value = torch.nn.Linear(8, 32, bias=False), torch.nn.Linear(8, 32, bias=False)
-        self.bend = bend
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        users, tokens, _ = x.shape
-        narrow = self.down(x)
-        made = (self.query(x), self.bend(self.key(narrow)), self.bend(self.value(narrow)))
-        heads = [part.reshape(users, tokens, -1, 16).transpose(1, 2) for part in made]
-        attended = torch.nn.functional.scaled_dot_product_attention(*heads, is_causal=True, enable_gqa=True)
-        return attended.transpose(1, 2).reshape(users, tokens, 64)
-
-
-class Layer(torch.nn.Module):
-    """A residual around attention, as the only numbered layer: what is in it makes one block."""
-
-    def __init__(self, attention: torch.nn.Module) -> None:
-        super().__init__()
-        self.layers = torch.nn.ModuleList([torch.nn.ModuleDict({"attention": attention})])
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.layers[0]["attention"](x)
+    at = '@ "layers.0.attention"'
+    lines = [
+        f"%narrow : f32[users, tokens, 8] = linear(%x, %down) {{transposed = false}} {at}",
+        f"%query : f32[users, tokens, 64] = linear(%x, %q) {{transposed = false}} {at}",
+        f"%q0 : f32[users, tokens, 4, 16] = reshape(%query) {{shape = [users, tokens, 4, 16]}} {at}",
+        f"%q1 : f32[users, 4, tokens, 16] = transpose(%q0) {{permutation = [0, 2, 1, 3]}} {at}",
+    ]
+    for part in ("k", "v"):
+        lines += [
+            f"%{part}0 : f32[users, tokens, 32] = linear(%narrow, %{part}) {{transposed = false}} {at}",
+            f"%{part}1 : f32[users, tokens, 32] = {bend} {at}".replace("PART", f"{part}0"),
+            f"%{part}2 : f32[users, tokens, 2, 16] = reshape(%{part}1) {{shape = [users, tokens, 2, 16]}} {at}",
+            f"%{part}3 : f32[users, 2, tokens, 16] = transpose(%{part}2) {{permutation = [0, 2, 1, 3]}} {at}",
+        ]
+    settings = "{causal = true, scale = 0.25, softcap = 0.0, window = 0}"
+    lines.append(f"%out : f32[users, tokens, 4, 16] = attention(%q1, %k3, %v3) {settings} {at}")
+    weights = {"down": "8, 64", "q": "64, 64", "k": "32, 8", "v": "32, 8"}
+    given = ["input %x : f32[users, tokens, 64]", *(f"param %{n} : f32[{s}] as f32" for n, s in weights.items())]
+    return parse_graph("\n".join(['graph "narrow" {', *given, *lines, "return %out", "}", ""]))
 
 
-def kernels_of(module: torch.nn.Module, *example: int, dynamic: Any = None) -> list[Any]:
-    found = lower_module(module, (torch.zeros(example),), None, dynamic)
-    profile = profile_of(build_model(found.lowered.graph), None)
+def kernels_of(module: torch.nn.Module, *example: int) -> list[Kernel]:
+    return kernels(lower_module(module, (torch.zeros(example),), None, None).lowered.graph)
+
+
+def kernels(graph: Graph) -> list[Kernel]:
+    profile = profile_of(build_model(graph), None)
     return [kernel for block in profile.blocks for kernel in block.kernels]
 
 
-STEPS = {"x": {0: torch.export.Dim("users"), 1: torch.export.Dim("tokens")}}
-
-
 def test_heads_that_share_a_key_share_its_matrix() -> None:
-    kernels = kernels_of(Layer(Narrow(lambda x: x)), 2, 3, 64, dynamic=STEPS)
-    assert kernels == [
+    assert kernels(narrow("reshape(%PART) {shape = [users, tokens, 32]}")) == [
         Product(64, 64 + 8, 32),
         Product(16, 8, 32, parts=2, vectors=2),
         Attention(heads=4, cached_heads=1, key_width=8, value_width=8, bytes_per_token=8 * 4),
@@ -193,8 +186,7 @@ def test_heads_that_share_a_key_share_its_matrix() -> None:
 
 def test_a_recomputation_that_cannot_be_moved_counts_as_products() -> None:
     """What lies between the products and the attention is no product, and so they cannot change places."""
-    kernels = kernels_of(Layer(Narrow(torch.tanh)), 2, 3, 64, dynamic=STEPS)
-    assert kernels == [
+    assert kernels(narrow("tanh(%PART)")) == [
         Product(64, 64 + 8, 32),
         Product(8, 32 + 32, 32),
         Attention(heads=4, cached_heads=2, key_width=16, value_width=16, bytes_per_token=8 * 4),
@@ -225,5 +217,5 @@ def test_a_product_of_two_values_stores_nothing() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x @ x.transpose(1, 2)
 
-    (product,) = kernels_of(torch.nn.Sequential(torch.nn.Linear(6, 6), Outer()), 2, 5, 6)[1:]
+    _, product = kernels_of(torch.nn.Sequential(torch.nn.Linear(6, 6), Outer()), 2, 5, 6)
     assert (product.macs, product.weights) == (2 * 5 * 5 * 6, 0)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import App, CycloptsError, Parameter, Token
+from cyclopts import App, CycloptsError, Parameter
 
 from ir.diagnostics import Diagnostic, ExitCode, UsageError, WafercError
+from partitioner.cli.arguments import Count, Json, TrustCode, parse_ids, parse_parts, parse_sizes
+from partitioner.cli.forecasts import estimate
 from partitioner.cli.output import Output
 from partitioner.version import VERSION
 
@@ -21,19 +22,6 @@ app = App(
     version_flags=["--version"],
     help_flags=["--help", "-h"],
 )
-
-
-def _whole(_type: object, tokens: Sequence[Token]) -> int:
-    """A whole number; cyclopts itself would cut 4.5 down to 4."""
-    try:
-        return int(tokens[0].value)
-    except ValueError:
-        raise ValueError(f"{tokens[0].value!r} is no whole number") from None
-
-
-Count = Annotated[int, Parameter(converter=_whole)]
-Json = Annotated[bool, Parameter("--json", negative=())]
-TrustCode = Annotated[bool, Parameter("--trust-code", negative=())]
 
 
 @app.command(name="compile")
@@ -87,7 +75,7 @@ def compile_command(
         seed=seed,
         time_limit=time_limit,
     )
-    options = LoadOptions(fix=_parse_sizes(fix), trust_code=trust_code, parts=_parse_parts(parts))
+    options = LoadOptions(fix=parse_sizes(fix), trust_code=trust_code, parts=parse_parts(parts))
     run_compile(model, options, request, output, Output(json=json))
 
 
@@ -107,8 +95,11 @@ def inspect(
     from partitioner.api import LoadOptions
     from partitioner.cli.inspect import run_inspect
 
-    options = LoadOptions(fix=_parse_sizes(fix), trust_code=trust_code, parts=_parse_parts(parts))
+    options = LoadOptions(fix=parse_sizes(fix), trust_code=trust_code, parts=parse_parts(parts))
     run_inspect(model, options, Output(json=json))
+
+
+app.command(estimate)
 
 
 @app.command
@@ -175,7 +166,7 @@ def run(
 
     out = Output(json=json)
     if prompt_ids is not None:
-        run_plan(folder, _parse_ids(prompt_ids), tokens, seed, out, compare=compare, trust_code=trust_code)
+        run_plan(folder, parse_ids(prompt_ids), tokens, seed, out, compare=compare, trust_code=trust_code)
     elif inputs is not None:
         run_inputs(folder, inputs, seed, out, compare=compare, trust_code=trust_code)
 
@@ -240,26 +231,3 @@ def main(arguments: list[str] | None = None) -> None:
         help_ = ("this is a fault of waferc; WAFERC_TRACEBACK=1 shows where it stands",)
         fault = Diagnostic("W0000", f"internal error: {type(error).__name__}: {error}", help=help_)
         sys.exit(output.failure(WafercError(fault)))
-
-
-def _parse_ids(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        help_ = ("for example --prompt-ids 1,5,9,2",)
-        fault = Diagnostic("W0104", f"token ids must be integers separated by commas, not {text!r}", help=help_)
-        raise UsageError(fault) from None
-
-
-def _parse_sizes(text: str) -> dict[str, int]:
-    try:
-        pairs = [part.split("=") for part in text.split(",") if part]
-        return {name.strip(): int(size) for name, size in pairs}
-    except ValueError:
-        help_ = ("for example --fix tokens=128,users=1",)
-        fault = Diagnostic("W0104", f"sizes must be name=number separated by commas, not {text!r}", help=help_)
-        raise UsageError(fault) from None
-
-
-def _parse_parts(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(","))

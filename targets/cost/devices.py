@@ -11,6 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from ir.device_plan import Degrees
 from ir.model import BlockKind
@@ -118,21 +119,25 @@ def make_stages(plan: Outline, members: Sequence[Sequence[int]]) -> tuple[Stage,
         if stage_of[flow.source] != stage_of[flow.target]
     ]
     stages = []
+    known: dict[Stage, Stage] = {}
     for number, own in enumerate(members):
         alike = Counter(plan.shape_of[block] for block in own)
         sent_bytes = sum(size for source, target, size in crossing if source <= number < target)
-        stages.append(Stage(tuple((*plan.shapes[shape], count) for shape, count in alike.items()), sent_bytes))
+        stage = Stage(tuple((*plan.shapes[shape], count) for shape, count in alike.items()), sent_bytes)
+        stages.append(known.setdefault(stage, stage))  # equal stages are one object: their cost is worked out once
     return tuple(stages)
 
 
 def device_pass(stages: tuple[Stage, ...], cluster: DeviceCluster, degrees: Degrees, batch: Batch) -> DevicePass:
     """The cost of one pass of ``batch``, all of it on one replica, through ``stages``."""
-    return DevicePass(
-        tuple(
-            stage_seconds(stage, cluster, degrees, batch, is_far=_is_far(number, cluster, degrees))
-            for number, stage in enumerate(stages)
-        )
-    )
+    known: dict[tuple[int, bool], Seconds] = {}
+    found = []
+    for number, stage in enumerate(stages):
+        key = id(stage), _is_far(number, cluster, degrees)
+        if key not in known:
+            known[key] = stage_seconds(stage, cluster, degrees, batch, is_far=key[1])
+        found.append(known[key])
+    return DevicePass(tuple(found))
 
 
 def stage_seconds(
@@ -210,6 +215,7 @@ def touched_share(experts: int, active: int, tokens: int) -> float:
     return float(1 - (1 - active / experts) ** tokens)
 
 
+@lru_cache(maxsize=4096)
 def busiest_group(own: int, groups: int, touched: float) -> float:
     """Expected number of touched experts in the group with the most, of ``groups`` of ``own`` experts each.
 
