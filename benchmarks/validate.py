@@ -14,10 +14,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ir.diagnostics import InfeasibleError
 from ir.profile import Product, Profile
 from ir.target import Target, Wafers
 from partitioner.api import LoadOptions
-from partitioner.estimate import Question, answers_of, estimate_wafers
+from partitioner.estimate import Question
+from partitioner.forecast import answer, estimate
 from partitioner.profiles import load_profile
 from targets.cost.cycles import Region, stationary_cycles
 from targets.machines import load_target
@@ -33,7 +35,9 @@ DRAFT_TOKENS = 4
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One published speed, in tokens a second of one user. ``mesh`` is a side in tiles, 0 for the whole machine."""
+    """One published speed, in tokens a second of one user; 0 where it varies. ``mesh`` is a side in tiles, 0 for the
+    whole machine.
+    """
 
     name: str
     use: str
@@ -71,8 +75,8 @@ class Compared:
 def published() -> Iterator[Row]:
     """Every row, meshes and speeds one by one."""
     for entry in tomllib.loads(PUBLISHED.read_text("utf-8"))["rows"]:
-        meshes = entry.get("mesh", [0] * len(entry["tokens_per_s"]))
-        for mesh, speed in zip(meshes, entry["tokens_per_s"], strict=True):
+        speeds = entry["tokens_per_s"] or [0.0]
+        for mesh, speed in zip(entry.get("mesh", [0] * len(speeds)), speeds, strict=True):
             yield Row(
                 name=entry["name"] + (f", {mesh} x {mesh} tiles" if mesh else ""),
                 use=entry["use"],
@@ -107,19 +111,26 @@ def kernel_us(kernel: Mapping[str, Any], constants: Mapping[str, float] | None =
 def compare(row: Row, profiles: Mapping[str, Profile]) -> Compared:
     """The forecast of a row."""
     question, target = _question(row), _target(row, {})
-    found = estimate_wafers(profiles[row.model], target, question)
+    found = estimate(profiles[row.model], target, question)
     speed = found.prefill_tokens_per_s if row.phase == "prefill" else found.tokens_per_s_per_user
     plain = Compared(row, speed.value, speed.low, speed.high, found.systems)
     if row.use != "speculative":
         return plain
     drafted = replace(question, speculation=Speculation(DRAFT_TOKENS, 0.0))
-    fewest = estimate_wafers(profiles[row.model], target, drafted)
-    steps = [fewest]
-    if row.systems is None:
+    return replace(plain, steps=tuple(_steps(row, profiles[row.model], target, drafted)))
+
+
+def _steps(row: Row, profile: Profile, target: Target, drafted: Question) -> Iterator[tuple[int, float]]:
+    """Systems, and the tokens that a step must yield there for the published speed."""
+    try:
+        fewest = estimate(profile, target, drafted)
+    except InfeasibleError:  # no stage has room for the draft
+        return
+    yield fewest.systems, row.tokens_per_s / fewest.tokens_per_s_per_user.value
+    if row.systems is None and isinstance(target.cluster, Wafers):
         # Nobody says on how many systems: on the fewest at least, and hardly on more than twice as many.
-        steps.append(estimate_wafers(profiles[row.model], target, replace(drafted, systems=2 * fewest.systems)))
-    needed = tuple(row.tokens_per_s / step.tokens_per_s_per_user.value for step in steps)
-    return replace(plain, steps=tuple((step.systems, each) for step, each in zip(steps, needed, strict=True)))
+        more = estimate(profile, target, replace(drafted, systems=2 * fewest.systems))
+        yield more.systems, row.tokens_per_s / more.tokens_per_s_per_user.value
 
 
 def _target(row: Row, constants: Mapping[str, float]) -> Target:
@@ -140,9 +151,10 @@ def load_profiles(rows: list[Row]) -> dict[str, Profile]:
 
 def error(row: Row, profiles: Mapping[str, Profile], constants: Mapping[str, float]) -> float:
     """The relative error of a row's forecast with ``constants`` in the place of the machine file's."""
-    found = answers_of(profiles[row.model], _target(row, constants), _question(row))
-    name = "prefill_tokens_per_s" if row.phase == "prefill" else "tokens_per_s_per_user"
-    return found[name] / row.tokens_per_s - 1
+    question = _question(row)
+    found = answer(profiles[row.model], _target(row, constants), question)
+    prefill = question.input_tokens / found.time_to_first_token_s
+    return (prefill if row.phase == "prefill" else found.tokens_per_s_per_user) / row.tokens_per_s - 1
 
 
 def fit(rows: list[Row], profiles: Mapping[str, Profile]) -> dict[str, float]:
@@ -218,7 +230,9 @@ def table(found: Validation) -> str:
         )
     for name, use, measured, us in found.kernels:
         lines.append(f"| {_SIGNS[use]} | {name} | 1 | {measured} us | {us:.2f} us | | {us / measured - 1:+.1%} | |")
-    lines += [f"| - | {row.name} | | {row.tokens_per_s:,.1f} | none | | | |" for row in found.told]
+    for row in found.told:
+        speed = f"{row.tokens_per_s:,.1f}" if row.tokens_per_s else "varies"
+        lines.append(f"| - | {row.name} | | {speed} | none | | | |")
     return "\n".join(lines)
 
 

@@ -178,18 +178,6 @@ def estimate_wafers(profile: Profile, target: Target, question: Question, placed
     )
 
 
-def answers_of(profile: Profile, target: Target, question: Question) -> dict[str, float]:
-    """The forecast's figures at the machine's values alone, without ranges.
-
-    Raises:
-        As :func:`estimate_wafers`.
-    """
-    wafers = _wafers(target)
-    require_context(profile, question)
-    placed = place_sketch(profile, wafers, question)
-    return _answers(_service(placed.pipeline, question, _speed(wafers, target)), question)
-
-
 def price(target: Target, systems: int, tokens_per_s: float) -> float | None:
     """US dollars for a million output tokens, if the machine file states what a system costs in an hour."""
     if target.usd_per_system_hour is None:
