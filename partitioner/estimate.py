@@ -11,9 +11,10 @@ from ir.forecast import Forecast, Limit, Range, Sensitivity
 from ir.profile import Profile
 from ir.target import LayerRegions, Target, Wafers, WaferSpeed
 from ir.workload import Workload
-from partitioner.serving import Pipeline, Step, decode_step, job, joined
+from partitioner.serving import Pipeline, Step, as_draft, decode_step, job, joined
 from partitioner.sketch import Sketch, most_users, sketch
 from partitioner.validated import outside
+from targets.cost.cycles import CAUSES
 from targets.cost.pipeline import StageCost
 from targets.machines import at
 from targets.queue import Job, Request, Service, serve
@@ -102,9 +103,10 @@ def place_sketch(profile: Profile, wafers: Wafers, question: Question) -> Placed
     Raises:
         InfeasibleError: W0701, it does not fit.
     """
-    draft = draft_profile(profile, question.speculation) if question.speculation else None
+    draft = as_draft(draft_profile(profile, question.speculation)) if question.speculation else None
     whole = joined(profile, draft) if draft else profile
-    found: Sketch = sketch(whole, wafers, question.workload, question.systems, question.experts)
+    workload = _workload(question, wafers)
+    found: Sketch = sketch(whole, wafers, workload, question.systems, question.experts)
     count = len(profile.blocks)
     pipeline = Pipeline(
         profile,
@@ -112,8 +114,15 @@ def place_sketch(profile: Profile, wafers: Wafers, question: Question) -> Placed
         draft,
         tuple(replace(stage, block=stage.block - count) for stage in found.stages[count:]),
     )
-    users = most_users(whole, wafers.machine, question.workload, found.systems)
+    users = most_users(whole, wafers.machine, workload, found.systems)
     return Placed(pipeline, found.systems, users)
+
+
+def _workload(question: Question, wafers: Wafers) -> Workload:
+    """What must be kept in memory; layers that take turns on the whole mesh take prompts whole."""
+    if wafers.speed is not None and wafers.speed.layers is LayerRegions.WHOLE_MESH:
+        return replace(question.workload, chunk=max(1, question.input_tokens))
+    return question.workload
 
 
 def require_context(profile: Profile, question: Question) -> None:
@@ -272,7 +281,7 @@ def _step_s(step: Step, speed: WaferSpeed) -> dict[str, float]:
     model = step.model
     causes = {
         cause: sum(getattr(cost.cycles, cause) for cost, on_path in _stages(step) if on_path) / speed.clock_hz
-        for cause in ("arithmetic", "memory", "attention", "unpacking", "communication", "launch")
+        for cause in CAUSES
     }
     causes |= {"hand_over": model.hand_over_s, "host": model.host_s}
     rest = model.latency_s - sum(causes.values())  # between regions of one wafer
@@ -284,7 +293,7 @@ def _limit(profile: Profile, cost: StageCost, on_path: bool, speed: WaferSpeed) 
     stage = cost.stage
     causes = {
         cause: getattr(cost.cycles, cause) / speed.clock_hz
-        for cause in ("arithmetic", "memory", "attention", "unpacking", "communication", "launch")
+        for cause in CAUSES
     }
     most = max(causes, key=lambda cause: causes[cause]) if cost.seconds else "nothing"
     return Limit(profile.blocks[stage.block].name, stage.system, stage.tiles, cost.seconds, most, on_path, causes)

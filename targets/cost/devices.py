@@ -18,6 +18,7 @@ from ir.model import BlockKind
 from ir.profile import Attention, BlockProfile, Product, Profile
 from ir.target import DeviceCluster
 from targets.cost.device_links import all_gather_s, all_reduce_s, all_to_all_s, send_s
+from targets.cost.routing import touched_share
 from targets.cost.device_split import ACTIVATION_BYTES, BlockSplit, split_block
 
 
@@ -210,12 +211,6 @@ def _expert_load(block: BlockProfile, degrees: Degrees, batch: Batch) -> _Load:
     return _Load(plain.users, plain.tokens, tokens * min(1.0, read / touched), read)
 
 
-def touched_share(experts: int, active: int, tokens: int) -> float:
-    """Expected share of a layer's experts that ``tokens`` tokens touch: 1 - (1 - k/E)^tokens."""
-    return float(1 - (1 - active / experts) ** tokens)
-
-
-@lru_cache(maxsize=4096)
 def busiest_group(own: int, groups: int, touched: float) -> float:
     """Expected number of touched experts in the group with the most, of ``groups`` of ``own`` experts each.
 
