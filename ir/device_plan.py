@@ -46,8 +46,9 @@ class Degrees:
 class Holding:
     """What a rank holds of equal blocks, in layers ``first`` to ``last`` (``None``: outside of layers).
 
-    ``blocks`` is their number. Of what is split it is shard ``shard`` of ``shards``; the rest is held whole. Of routed
-    experts it is ``experts`` from ``first_expert`` on. ``weight_bytes`` and ``cache_bytes`` are of all these blocks.
+    ``blocks`` is their number; bytes are of all of them together. ``copied_bytes`` of ``weight_bytes`` are held whole
+    by every rank of the group, and of the rest this is shard ``shard`` of ``shards``. Of routed experts it holds
+    ``experts`` from ``first_expert`` on.
     """
 
     kind: BlockKind
@@ -59,7 +60,21 @@ class Holding:
     first_expert: int
     experts: int
     weight_bytes: int
+    copied_bytes: int
     cache_bytes: int
+
+    @property
+    def rule(self) -> str:
+        """It in words: ``experts 0-47 of layers 3-20, shard 0 of 8``."""
+        what = str(self.kind).replace("_", " ")
+        if self.experts:
+            what = f"experts {self.first_expert}-{self.first_expert + self.experts - 1}"
+        if self.first is not None:
+            layers = f"layer {self.first}" if self.first == self.last else f"layers {self.first}-{self.last}"
+            what += f" of {layers}"
+        if self.shards > 1 and self.copied_bytes < self.weight_bytes:
+            what += f", shard {self.shard} of {self.shards}"
+        return what
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,7 +46,8 @@ class PlacedExpert:
 class PlacedBlock:
     """A block on its wafer. Byte counts are claims that the checker derives again.
 
-    ``tile_bytes`` is what its fullest tile holds, the reserve for code, stack and buffers left out.
+    ``tile_bytes`` is what its fullest tile holds, the reserve for code, stack and buffers left out. Routed experts have
+    regions of their own inside the block's, or all of them the block's, each on all of its tiles (``sliced``).
     """
 
     name: str
@@ -67,6 +68,11 @@ class PlacedBlock:
     def bytes(self) -> int:
         """Everything that the block keeps on its wafer."""
         return self.weight_bytes + self.cache_bytes + self.activation_bytes
+
+    @property
+    def sliced(self) -> bool:
+        """Whether the experts share the block's region."""
+        return bool(self.experts) and all(expert.region == self.region for expert in self.experts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -109,7 +109,7 @@ def _overlap(a: Rectangle, b: Rectangle) -> bool:
 
 
 def _wrong_experts(placed: PlacedBlock, block: Block, machine: Machine) -> Iterator[Diagnostic]:
-    """Each expert once, on the group's wafer, inside the group's region, on tiles of its own."""
+    """Each expert once, on the group's wafer, in the group's region: on tiles of its own, or on all of them."""
     count = Counter(expert.index for expert in placed.experts)
     wrong = [index for index in range(block.experts) if count[index] != 1]
     if wrong or len(placed.experts) != block.experts:
@@ -130,7 +130,7 @@ def _wrong_experts(placed: PlacedBlock, block: Block, machine: Machine) -> Itera
 
 def _experts_overlap(placed: PlacedBlock, machine: Machine) -> bool:
     """Whether any tile is claimed twice, by counting claims on the mesh."""
-    if not placed.experts:
+    if not placed.experts or placed.sliced:
         return False
     claims = np.zeros((machine.rows, machine.columns), dtype=np.int32)
     for expert in placed.experts:
@@ -181,8 +181,10 @@ def _fullest_tile(block: PlacedBlock, parameters: list[Parameter]) -> int:
     spread = block.cache_bytes + block.activation_bytes
     if not block.experts:
         return fullest_tile_bytes(parameters, spread, block.region.rows, block.region.columns)
-    share = -(-spread // len(block.experts))
     own = [replace(p, type=p.type.with_shape(p.type.shape[1:])) for p in parameters]
+    if block.sliced:
+        return fullest_tile_bytes(own, spread, block.region.rows, block.region.columns, len(block.experts))
+    share = -(-spread // len(block.experts))
     sizes = {(expert.region.rows, expert.region.columns) for expert in block.experts}
     return max(fullest_tile_bytes(own, share, rows, columns) for rows, columns in sizes if rows > 0 and columns > 0)
 
@@ -281,10 +283,13 @@ def _items(plan: Plan, model: Model) -> Iterator[tuple[tuple[int, ...], int, int
     for index in (i for i in range(len(model.blocks)) if i not in later):
         group = members.get(index, (index,))
         own = [placed[model.blocks[i].name] for i in group]
-        tiles = sum(
-            max(1, len(b.experts)) * -(-b.bytes // (max(1, len(b.experts)) * plan.machine.tile_bytes)) for b in own
-        )
-        yield group, sum(block.bytes for block in own), tiles
+        yield group, sum(block.bytes for block in own), sum(_least_tiles(b, plan.machine) for b in own)
+
+
+def _least_tiles(placed: PlacedBlock, machine: Machine) -> int:
+    """Tiles that hold the block's bytes, however they are spread; experts apart have tiles of their own."""
+    parts = 1 if placed.sliced else max(1, len(placed.experts))
+    return parts * -(-placed.bytes // (parts * machine.tile_bytes))
 
 
 def _shown(region: Rectangle) -> str:

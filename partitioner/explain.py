@@ -10,7 +10,7 @@ from ir.diagnostics import Diagnostic, Fact
 from ir.machine import Machine
 from ir.model import Block, Model
 from ir.workload import Workload
-from partitioner.problem import footprint, least_tiles, measure
+from partitioner.problem import ExpertLayout, footprint, least_tiles, measure
 from partitioner.solver.chain import fill
 
 Fits = Callable[[Machine, Workload], bool]
@@ -18,21 +18,23 @@ Fits = Callable[[Machine, Workload], bool]
 _MOST_TRIES = 3
 
 
-def explain(model: Model, machine: Machine, workload: Workload, proof: str, fits: Fits) -> Diagnostic:
+def explain(
+    model: Model, machine: Machine, workload: Workload, experts: ExpertLayout, proof: str, fits: Fits
+) -> Diagnostic:
     """The diagnostic of an infeasible placement: demand, capacity, gap, what makes it up, and verified levers."""
-    largest = max(model.blocks, key=lambda block: least_tiles(block, workload, machine))
-    help_ = tuple(_levers(model, machine, workload, fits)) or (
+    largest = max(model.blocks, key=lambda block: least_tiles(block, workload, machine, experts))
+    help_ = tuple(_levers(model, machine, workload, experts, fits)) or (
         "no context, chunk or number of users or systems tried fits",
     )
-    if least_tiles(largest, workload, machine) > machine.tiles:
+    if least_tiles(largest, workload, machine, experts) > machine.tiles:
         return Diagnostic(
             "W0412",
             f"{largest.name} does not fit on any wafer",
             f"{largest.name} ({_described(largest)})",
-            _block_facts(largest, machine, workload) | {"proof": proof},
+            _block_facts(largest, machine, workload, experts) | {"proof": proof},
             help_,
         )
-    problem = measure(model, machine, workload)
+    problem = measure(model, machine, workload, experts)
     needed, offered = sum(item.tiles for item in problem.items), machine.systems * machine.tiles
     message = f"{model.graph.name} does not fit on {machine.systems} {machine.name} systems"
     if needed <= offered:
@@ -58,8 +60,8 @@ def _terms(model: Model, machine: Machine, workload: Workload) -> dict[str, Fact
     }
 
 
-def _block_facts(block: Block, machine: Machine, workload: Workload) -> dict[str, Fact]:
-    needed, tiles = footprint(block, workload), least_tiles(block, workload, machine)
+def _block_facts(block: Block, machine: Machine, workload: Workload, experts: ExpertLayout) -> dict[str, Fact]:
+    needed, tiles = footprint(block, workload), least_tiles(block, workload, machine, experts)
     return {
         "tiles_needed": tiles,
         "tiles_of_a_wafer": machine.tiles,
@@ -75,36 +77,36 @@ def _described(block: Block) -> str:
     return f"{experts}{block.weight_bytes / 1e9:,.2f} GB of weights"
 
 
-def _levers(model: Model, machine: Machine, workload: Workload, fits: Fits) -> Iterator[str]:
+def _levers(model: Model, machine: Machine, workload: Workload, experts: ExpertLayout, fits: Fits) -> Iterator[str]:
     """What would fit, each changing one thing: candidates by counting, confirmed by placing and laying out."""
+
+    def counts_fit(machine: Machine, workload: Workload) -> bool:
+        """Whether the items fit by their bytes and tiles, whatever rectangles they would need."""
+        problem = measure(model, machine, workload, experts)
+        return fill(problem, sum(item.bytes for item in problem.items)) is not None
+
     more = (replace(machine, systems=machine.systems + extra) for extra in range(1, 4 * machine.systems + 1))
-    roomy = (larger for larger in more if _counts_fit(model, larger, workload))
+    roomy = (larger for larger in more if counts_fit(larger, workload))
     for larger in islice(roomy, _MOST_TRIES):
         if fits(larger, workload):
             yield f"--systems {larger.systems} would fit"
             break
     for option, field, step in (("context", "context", 1024), ("users", "users", 1), ("prefill-chunk", "chunk", 1)):
-        for smaller in islice(_smaller(model, machine, workload, field, step), _MOST_TRIES):
+        for smaller in islice(_smaller(machine, workload, field, step, counts_fit), _MOST_TRIES):
             if fits(machine, smaller):
                 yield f"--{option} {getattr(smaller, field)} would fit"
                 break
 
 
-def _smaller(model: Model, machine: Machine, workload: Workload, field: str, step: int) -> Iterator[Workload]:
+def _smaller(machine: Machine, workload: Workload, field: str, step: int, counts_fit: Fits) -> Iterator[Workload]:
     """Workloads that fit by counting: the one with the largest ``field``, a multiple of ``step``, then smaller ones."""
     low, high = 0, getattr(workload, field) // step
     while low < high:
         middle = (low + high + 1) // 2
-        if _counts_fit(model, machine, replace(workload, **{field: middle * step})):
+        if counts_fit(machine, replace(workload, **{field: middle * step})):
             low = middle
         else:
             high = middle - 1
     while low:
         yield replace(workload, **{field: low * step})
         low -= -(-low // 8)
-
-
-def _counts_fit(model: Model, machine: Machine, workload: Workload) -> bool:
-    """Whether the items fit by their bytes and tiles, whatever rectangles they would need."""
-    problem = measure(model, machine, workload)
-    return fill(problem, sum(item.bytes for item in problem.items)) is not None

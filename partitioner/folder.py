@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,9 +28,9 @@ from partitioner.frontends.lowered import Lowered, Origin
 from partitioner.manifest import Manifest, decode, encode, encode_tables, to_manifest, to_plan
 
 MANIFEST = "manifest.json"
-_TABLES, _GRAPH, _ORIGIN = "tables.safetensors", "model.ir", "model.json"
-_NOTES, REPORT = "diagnostics.jsonl", "report.html"
-_FILES = (_TABLES, _GRAPH, _ORIGIN, _NOTES, REPORT)
+GRAPH, ORIGIN, NOTES = "model.ir", "model.json", "diagnostics.jsonl"
+_TABLES, REPORT = "tables.safetensors", "report.html"
+_FILES = (_TABLES, GRAPH, ORIGIN, NOTES, REPORT)
 _MOST_FILE_BYTES = 1 << 30
 
 
@@ -50,22 +51,29 @@ def write_plan(output: Path, plan: Plan, model: Model, lowered: Lowered, report:
     Raises:
         UsageError: W0105, the folder cannot be written or holds something else.
     """
-    notes = [Diagnostic("W0001", note) for note in lowered.notes]
-    contents = {
-        _TABLES: encode_tables(plan),
-        _GRAPH: print_graph(model.graph).encode(),
-        _ORIGIN: msgspec.json.format(msgspec.json.encode(lowered.origin, order="sorted"), indent=2) + b"\n",
-        _NOTES: b"".join(msgspec.json.encode(note.to_dict(), order="sorted") + b"\n" for note in notes),
-        REPORT: report.encode(),
-    }
-    digests = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
+    contents = {**model_files(model, lowered), _TABLES: encode_tables(plan), REPORT: report.encode()}
+    digests = {name: sha256_of(data) for name, data in contents.items()}
     manifest = to_manifest(plan, model, lowered.notes, digests)
-    _write_whole(output, {**contents, MANIFEST: encode(manifest)})
+    write_whole(output, {**contents, MANIFEST: encode(manifest)})
     return manifest
 
 
-def _write_whole(output: Path, contents: dict[str, bytes]) -> None:
-    """Write beside ``output`` and rename, so that no half-written folder is ever seen under its name."""
+def model_files(model: Model, lowered: Lowered) -> dict[str, bytes]:
+    """The files that tell the model of a plan: its graph, where it came from, and notes on it."""
+    notes = [Diagnostic("W0001", note) for note in lowered.notes]
+    return {
+        GRAPH: print_graph(model.graph).encode(),
+        ORIGIN: msgspec.json.format(msgspec.json.encode(lowered.origin, order="sorted"), indent=2) + b"\n",
+        NOTES: b"".join(msgspec.json.encode(note.to_dict(), order="sorted") + b"\n" for note in notes),
+    }
+
+
+def write_whole(output: Path, contents: dict[str, bytes]) -> None:
+    """Write beside ``output`` and rename, so that no half-written folder is ever seen under its name.
+
+    Raises:
+        UsageError: W0105, it cannot be written or holds something else than a plan.
+    """
     refuse_foreign(output)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -128,41 +136,63 @@ def read_plan(folder: Path) -> PlanFolder:
         UsageError: W0106, there is no plan in ``folder``.
         CheckError: W0511 to W0513, a file is missing or damaged so that the plan cannot be understood.
     """
-    if not (folder / MANIFEST).is_file():
-        help_ = ("a plan's folder is what `waferc compile MODEL -o FOLDER` writes",)
-        raise UsageError(Diagnostic("W0106", f"there is no plan in {str(folder)!r}", help=help_))
-    manifest = decode(_read(folder / MANIFEST), MANIFEST)
-    contents = {name: _read(folder / name) for name in _FILES}
-    faults = [
-        Diagnostic("W0511", "a file is not the one that the manifest names", name, {"sha256": _sha256(data)})
-        for name, data in contents.items()
-        if manifest.files.get(name) != _sha256(data)
-    ]
-    unknown = [name for name in manifest.files if name not in _FILES]
-    faults += [Diagnostic("W0511", "the manifest names a file that plans do not have", name) for name in unknown]
+    require_manifest(folder)
+    manifest = decode(read_file(folder / MANIFEST), MANIFEST)
+    contents = {name: read_file(folder / name) for name in _FILES}
+    faults = changed_files(manifest.files, contents)
     try:
         plan = to_plan(manifest, contents[_TABLES], _TABLES)
-        graph = parse_graph(contents[_GRAPH].decode())
-        origin = msgspec.json.decode(contents[_ORIGIN], type=Origin)
+        graph = parse_graph(contents[GRAPH].decode())
+        origin = msgspec.json.decode(contents[ORIGIN], type=Origin)
     except (CheckError, UsageError) as error:
         raise CheckError(*faults, *error.diagnostics) from None
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise CheckError(*faults, _unreadable(str(folder), str(error))) from None
+        raise CheckError(*faults, unreadable(str(folder), str(error))) from None
     return PlanFolder(manifest, plan, graph, origin, tuple(faults))
 
 
-def _read(path: Path) -> bytes:
+def changed_files(named: Mapping[str, str], contents: Mapping[str, bytes]) -> list[Diagnostic]:
+    """Files whose bytes are not those that the manifest ``named`` by their SHA-256."""
+    faults = [
+        Diagnostic("W0511", "a file is not the one that the manifest names", name, {"sha256": sha256_of(data)})
+        for name, data in contents.items()
+        if named.get(name) != sha256_of(data)
+    ]
+    unknown = [name for name in named if name not in contents]
+    faults += [Diagnostic("W0511", "the manifest names a file that plans do not have", name) for name in unknown]
+    return faults
+
+
+def require_manifest(folder: Path) -> None:
+    """Refuse a folder that holds no plan.
+
+    Raises:
+        UsageError: W0106.
+    """
+    if not (folder / MANIFEST).is_file():
+        help_ = ("a plan's folder is what `waferc compile MODEL -o FOLDER` writes",)
+        raise UsageError(Diagnostic("W0106", f"there is no plan in {str(folder)!r}", help=help_))
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of one file of a plan.
+
+    Raises:
+        CheckError: W0512, it is a link, too large, or cannot be read.
+    """
     try:
         if path.is_symlink() or path.stat().st_size > _MOST_FILE_BYTES:
             raise CheckError(Diagnostic("W0512", "a file of the plan is a link, or larger than a gigabyte", path.name))
         return path.read_bytes()
     except OSError as error:
-        raise CheckError(_unreadable(path.name, str(error.strerror))) from None
+        raise CheckError(unreadable(path.name, str(error.strerror))) from None
 
 
-def _unreadable(where: str, reason: str) -> Diagnostic:
+def unreadable(where: str, reason: str) -> Diagnostic:
+    """What is wrong with a file that cannot be read."""
     return Diagnostic("W0512", f"a file of the plan cannot be read: {reason}", where)
 
 
-def _sha256(data: bytes) -> str:
+def sha256_of(data: bytes) -> str:
+    """The SHA-256 of ``data``, in hexadecimal."""
     return hashlib.sha256(data).hexdigest()

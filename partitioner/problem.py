@@ -5,11 +5,24 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from enum import StrEnum
 
 from ir.machine import Machine
 from ir.model import Block, Model
 from ir.profile import BlockProfile
 from ir.workload import Workload
+
+
+class ExpertLayout(StrEnum):
+    """How the routed experts of a layer share its tiles.
+
+    ``apart``: each has a rectangle of its own. ``sliced``: each lies on all tiles of the layer's rectangle, so that all
+    of them work on every token. ``auto``: whichever serves a token sooner, of those that fit.
+    """
+
+    AUTO = "auto"
+    APART = "apart"
+    SLICED = "sliced"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,15 +96,15 @@ def footprint(block: Block | BlockProfile, workload: Workload) -> Footprint:
     )
 
 
-def least_tiles(block: Block, workload: Workload, machine: Machine) -> int:
-    """Tiles without which the block cannot hold its bytes, however they are spread; each expert has its own."""
+def least_tiles(block: Block, workload: Workload, machine: Machine, experts: ExpertLayout = ExpertLayout.AUTO) -> int:
+    """Tiles without which the block cannot hold its bytes, however they are spread; experts apart have their own."""
     total = footprint(block, workload).bytes
-    if block.experts:
+    if block.experts and experts is ExpertLayout.APART:
         return block.experts * -(-total // (block.experts * machine.tile_bytes))
     return max(1, -(-total // machine.tile_bytes))
 
 
-def measure(model: Model, machine: Machine, workload: Workload) -> Problem:
+def measure(model: Model, machine: Machine, workload: Workload, experts: ExpertLayout = ExpertLayout.AUTO) -> Problem:
     """The placement problem of ``model`` on ``machine`` under ``workload``."""
     groups = shared_groups(model)
     item_of = {block: number for number, group in enumerate(groups) for block in group}
@@ -100,7 +113,7 @@ def measure(model: Model, machine: Machine, workload: Workload) -> Problem:
         Item(
             blocks=group,
             bytes=sum(footprint(model.blocks[block], workload).bytes for block in group),
-            tiles=sum(least_tiles(model.blocks[block], workload, machine) for block in group),
+            tiles=sum(least_tiles(model.blocks[block], workload, machine, experts) for block in group),
             alike=numbers.setdefault(_needs(model, group, workload), len(numbers)),
         )
         for group in groups

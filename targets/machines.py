@@ -77,16 +77,43 @@ def at(target: Target, values: Mapping[str, float]) -> Target:
     return _build(_header(target), figures, target.name)
 
 
-def load_machine(target: str, systems: int | None = None, reserve_bytes: int | None = None) -> Machine:
-    """The wafers of :func:`load_target`, as placement sees them.
+def load_wafers(target: str, systems: int | None = None, reserve_bytes: int | None = None) -> Wafers:
+    """The wafers of :func:`load_target`.
 
     Raises:
         UsageError: as :func:`load_target`; W0113, the target is no cluster of wafers.
     """
-    found = load_target(target, {"cluster.systems": systems, "tile.reserve_bytes": reserve_bytes})
-    if not isinstance(found.cluster, Wafers):
-        raise UsageError(Diagnostic("W0113", f"{found.name} is no cluster of wafers", target))
-    return found.cluster.machine
+    changes = {"cluster.systems": systems, "tile.reserve_bytes": reserve_bytes}
+    cluster = load_target(target).cluster
+    if isinstance(cluster, Wafers):
+        cluster = load_target(target, changes).cluster
+    if not isinstance(cluster, Wafers):
+        raise UsageError(Diagnostic("W0113", "the target is no cluster of wafers", target))
+    return cluster
+
+
+def load_machine(target: str, systems: int | None = None, reserve_bytes: int | None = None) -> Machine:
+    """The wafers of :func:`load_target`, as placement sees them.
+
+    Raises:
+        UsageError: as :func:`load_wafers`.
+    """
+    return load_wafers(target, systems, reserve_bytes).machine
+
+
+def load_devices(target: str, nodes: int | None = None, reserve_bytes: int | None = None) -> DeviceCluster:
+    """The devices of :func:`load_target`.
+
+    Raises:
+        UsageError: as :func:`load_target`; W0113, the target is no cluster of devices.
+    """
+    changes = {"cluster.nodes": nodes, "device.reserve_bytes": reserve_bytes}
+    cluster = load_target(target).cluster
+    if isinstance(cluster, DeviceCluster):
+        cluster = load_target(target, changes).cluster
+    if not isinstance(cluster, DeviceCluster):
+        raise UsageError(Diagnostic("W0113", "the target is no cluster of devices", target))
+    return cluster
 
 
 def summary(target: Target) -> str:

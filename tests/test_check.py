@@ -19,6 +19,7 @@ from ir.workload import Workload
 from partitioner.check import check
 from partitioner.compile import compile_model
 from partitioner.folder import write_plan
+from partitioner.problem import ExpertLayout
 from partitioner.solver.cpsat import Limits
 
 EXPERTS, ROUTER, ATTENTION = "layers.1.experts", "layers.1.router", "layers.1.attention"
@@ -32,6 +33,20 @@ def model(compiled_small_kimi):
 @pytest.fixture(scope="module")
 def plan(compiled_small_kimi):
     return compiled_small_kimi.plan
+
+
+@pytest.fixture(scope="module")
+def apart(model, plan):
+    """A plan whose experts have regions of their own."""
+    return compile_model(model, plan.machine, plan.workload, Limits(), experts=ExpertLayout.APART).plan
+
+
+@pytest.fixture(params=["sliced", "apart"])
+def either(request, plan, apart):
+    """A plan whose experts share their group's region, and one in which they have their own."""
+    assert named(plan, EXPERTS).sliced
+    assert not named(apart, EXPERTS).sliced
+    return {"sliced": plan, "apart": apart}[request.param]
 
 
 def with_block(plan: Plan, name: str, **changes) -> Plan:
@@ -141,43 +156,51 @@ def test_regions_that_only_touch_do_not_overlap(plan, model):
 # --- experts --------------------------------------------------------------------------------------------------------
 
 
-def test_experts_on_the_same_tiles_are_found(plan, model):
-    other = named(plan, EXPERTS).experts[1].region
-    assert codes(with_expert(plan, 0, region=other), model) == {"W0504"}
+def test_experts_on_the_same_tiles_are_found(apart, model):
+    other = named(apart, EXPERTS).experts[1].region
+    assert codes(with_expert(apart, 0, region=other), model) == {"W0504"}
 
 
-def test_an_expert_on_another_wafer_is_found(plan, model):
-    away = (named(plan, EXPERTS).wafer + 1) % 4
-    assert codes(with_expert(plan, 3, wafer=away), model) == {"W0506"}
+def test_experts_that_share_only_some_tiles_are_found(plan, model):
+    region = named(plan, EXPERTS).region
+    narrower = replace(region, columns=region.columns - 1)
+    assert "W0504" in codes(with_expert(plan, 0, region=narrower), model)
 
 
-def test_an_expert_outside_its_group_is_found(plan, model):
-    group = named(plan, EXPERTS).region
-    region = named(plan, EXPERTS).experts[-1].region
+def test_an_expert_on_another_wafer_is_found(either, model):
+    away = (named(either, EXPERTS).wafer + 1) % 4
+    assert codes(with_expert(either, 3, wafer=away), model) == {"W0506"}
+
+
+def test_an_expert_outside_its_group_is_found(either, model):
+    group = named(either, EXPERTS).region
+    region = named(either, EXPERTS).experts[-1].region
     outside = replace(region, column=group.column + group.columns)
-    assert "W0506" in codes(with_expert(plan, -1, region=outside), model)
+    assert "W0506" in codes(with_expert(either, -1, region=outside), model)
 
 
 @pytest.mark.parametrize("columns", [0, -3])
-def test_an_expert_without_tiles_is_found(plan, model, columns):
-    region = named(plan, EXPERTS).experts[0].region
-    assert "W0506" in codes(with_expert(plan, 0, region=replace(region, columns=columns)), model)
+def test_an_expert_without_tiles_is_found(either, model, columns):
+    region = named(either, EXPERTS).experts[0].region
+    assert "W0506" in codes(with_expert(either, 0, region=replace(region, columns=columns)), model)
 
 
-def test_a_missing_expert_is_found(plan, model):
-    experts = named(plan, EXPERTS).experts
-    assert codes(with_block(plan, EXPERTS, experts=experts[:-1]), model) >= {"W0506"}
+def test_a_missing_expert_is_found(either, model):
+    experts = named(either, EXPERTS).experts
+    assert codes(with_block(either, EXPERTS, experts=experts[:-1]), model) >= {"W0506"}
 
 
 @pytest.mark.parametrize("index", [1, 16, -1])
-def test_an_expert_of_the_wrong_number_is_found(plan, model, index):
-    assert codes(with_expert(plan, 0, index=index), model) == {"W0506"}
+def test_an_expert_of_the_wrong_number_is_found(either, model, index):
+    assert codes(with_expert(either, 0, index=index), model) == {"W0506"}
 
 
-def test_experts_of_a_block_that_has_none_are_found(plan, model):
-    experts = named(plan, EXPERTS).experts[:1]
-    own = tuple(replace(e, wafer=named(plan, ATTENTION).wafer, region=named(plan, ATTENTION).region) for e in experts)
-    assert "W0506" in codes(with_block(plan, ATTENTION, experts=own), model)
+def test_experts_of_a_block_that_has_none_are_found(either, model):
+    experts = named(either, EXPERTS).experts[:1]
+    own = tuple(
+        replace(e, wafer=named(either, ATTENTION).wafer, region=named(either, ATTENTION).region) for e in experts
+    )
+    assert "W0506" in codes(with_block(either, ATTENTION, experts=own), model)
 
 
 # --- memory ---------------------------------------------------------------------------------------------------------
@@ -186,14 +209,21 @@ def test_experts_of_a_block_that_has_none_are_found(plan, model):
 @pytest.mark.parametrize("name", [ATTENTION, "head", "embedding"])
 def test_a_tile_over_its_memory_is_found(plan, model, name):
     region = named(plan, name).region
-    changed = with_block(plan, name, region=replace(region, columns=max(1, region.columns // 2)))
+    changed = with_block(plan, name, region=replace(region, columns=1))
     (fault,) = (fault for fault in check(changed, model) if fault.code == "W0505")
     assert fault.facts["bytes_on_fullest_tile"] > fault.facts["bytes_of_a_tile"] == 3584
 
 
-def test_a_tile_of_an_expert_over_its_memory_is_found(plan, model):
-    region = named(plan, EXPERTS).experts[5].region
-    assert codes(with_expert(plan, 5, region=replace(region, rows=1)), model) == {"W0505", "W0510"}
+def test_a_tile_of_an_expert_over_its_memory_is_found(apart, model):
+    region = named(apart, EXPERTS).experts[5].region
+    assert codes(with_expert(apart, 5, region=replace(region, rows=1)), model) == {"W0505", "W0510"}
+
+
+def test_sliced_experts_on_too_few_tiles_are_found(plan, model):
+    block = named(plan, EXPERTS)
+    region = replace(block.region, rows=block.region.rows // 2)
+    experts = tuple(replace(expert, region=region) for expert in block.experts)
+    assert codes(with_block(plan, EXPERTS, region=region, experts=experts), model) == {"W0505", "W0510"}
 
 
 def test_tiles_without_room_for_code_are_found(plan, model):
@@ -439,15 +469,12 @@ def flip_a_byte(folder) -> None:
         pytest.param(set_manifest("blocks", 3, "parameters", value=[]), "W0502", id="weights-gone"),
         pytest.param(set_manifest("transfers", value=[]), "W0509", id="transfers-gone"),
         pytest.param(set_column("wafer", 7, 3), "W0506", id="expert-on-another-wafer"),
-        pytest.param(set_column("column", 1, 0), "W0504", id="experts-on-the-same-tiles"),
+        pytest.param(set_column("columns", 1, 1), "W0504", id="experts-on-some-of-the-same-tiles"),
         pytest.param(set_column("index", 2, 3), "W0506", id="expert-twice"),
         pytest.param(flip_a_byte, "W0511", id="byte-flipped-in-the-page"),
     ],
 )
 def test_a_plan_damaged_by_hand_is_refused(waferc, plan_folder, damage, code):
-    if code == "W0504":  # the first two experts of a group lie side by side
-        columns = load((plan_folder / "tables.safetensors").read_bytes())
-        damage = set_column("column", 1, int(columns["experts.column"][0]))
     damage(plan_folder)
     assert fails(waferc, plan_folder, code)
 

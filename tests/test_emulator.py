@@ -10,11 +10,12 @@ from ir.diagnostics import CheckError, UsageError
 from ir.encoding import ENCODINGS
 from ir.graph import Graph, Parameter
 from ir.interpret import interpret
-from ir.layout import fullest_tile_bytes
+from ir.layout import fullest_tile_bytes, sliced_layouts
 from ir.machine import Machine
 from ir.model import Block, BlockKind, Cache, Model
 from ir.plan import PlacedBlock, PlacedExpert, Plan, Rectangle, SolverRecord, Transfer
 from ir.text import parse_graph
+from ir.types import DType, TensorType
 from ir.verify import verify
 from ir.workload import Workload
 from partitioner.passes.cache import find_caches
@@ -209,6 +210,45 @@ def test_experts_run_on_their_own_regions(transposed):
     assert torch.equal(emulator.step(inputs)["y"], result)
     emulator.memories["all"].experts[2].matrices["up"].shares[:] = torch.nan
     assert torch.equal(emulator.step(inputs)["y"].isnan().all(-1), inputs["chosen"] == 2)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_experts_that_share_a_region_compute_the_same(transposed):
+    up = "12, 18" if transposed else "18, 12"
+    graph = graph_of(EXPERTS.format(up=up, transposed=str(transposed).lower()))
+    model, _ = one_block(graph, kind=BlockKind.EXPERTS, experts=4)
+    plan = plan_of(model, [(0, REGION)], experts=[REGION] * 4)
+    plan = replace(plan, blocks=(replace(plan.blocks[0], activation_bytes=50),))
+    assert plan.blocks[0].sliced
+    emulator = Emulator(model, plan, weights := random_weights(graph))
+    inputs = {"x": torch.randn(5, 1, 12), "chosen": torch.tensor([[0, 1], [1, 2], [2, 0], [0, 2], [1, 0]])}
+    result = emulator.step(inputs)["y"]
+    close(result, interpret(graph, {**inputs, **weights})["y"])
+    assert emulator.counters.mesh["shift"].bytes == 0  # they are where the router sends to
+    assert emulator.counters.multiply_adds == 10 * 12 * 18
+    emulator.memories["all"].experts[2].matrices["up"].shares[3] = torch.nan  # a row of tiles of one expert
+    assert torch.equal(emulator.step(inputs)["y"].isnan().any(-1), inputs["chosen"] == 2)
+    held = emulator.ledgers[0].bytes
+    assert held[0].sum() == model.blocks[0].weight_bytes
+    assert held[2].sum() == 50
+    slices = [replace(p, type=p.type.with_shape(p.shape[1:])) for p in graph.parameters]
+    bound = fullest_tile_bytes(slices, 50, REGION.rows, REGION.columns, 4)
+    assert bound - 8 <= held.sum(axis=0).max() <= bound  # vectors may have their larger shares elsewhere
+
+
+@pytest.mark.parametrize("encoding", ["f32", "int4_g32", "fp8_b128", "uint4_row_f16"])
+def test_what_sliced_experts_claim_is_what_their_tiles_hold(encoding):
+    shapes = {"a": (64, 256), "b": (256, 64)}
+    one, other = (Parameter(name, TensorType(DType.F32, shape), ENCODINGS[encoding]) for name, shape in shapes.items())
+    for rows, columns in ((1, 1), (7, 5), (13, 60)):
+        claimed = weight_bytes([one, other], rows, columns, 10)
+        assert claimed.max() == fullest_tile_bytes([one, other], 0, rows, columns, 10)
+        bits = np.zeros((rows, columns), np.int64)
+        for layouts in sliced_layouts([one, other], 10, rows, columns):
+            for layout in layouts:
+                bits += sum(np.outer(*pair) for pair in layout.bit_factors())
+        assert np.array_equal(claimed, -(-bits // 8))
+    assert weight_bytes([one, other], 1, 1, 10)[0, 0] == 10 * (one.stored_bytes + other.stored_bytes)
 
 
 def test_an_expert_without_a_place_is_refused():

@@ -9,14 +9,15 @@ from hypothesis import strategies as st
 
 from ir.encoding import ENCODINGS
 from ir.graph import Parameter
-from ir.layout import fullest_tile_bytes
+from ir.layout import fullest_tile_bytes, sliced_layouts
 from ir.plan import Rectangle
 from ir.types import DType, TensorType
-from partitioner.compile import _fewest_misfits
+from partitioner.compile import _fewest_misfits, compile_model
 from partitioner.floorplan.shapes import Demand, Shapes
 from partitioner.floorplan.strips import arrange
 from partitioner.floorplan.wafers import FloorPlanner, TooTight
-from partitioner.problem import Item, Problem, footprint
+from partitioner.problem import ExpertLayout, Item, Problem, footprint
+from partitioner.solver.cpsat import Limits
 from targets.machines import load_machine
 
 
@@ -66,11 +67,43 @@ def ledger(parameters, spread_bytes: int, rows: int, columns: int) -> np.ndarray
     return even + -(-bits // 8)
 
 
+def sliced_ledger(parameters, experts: int, spread_bytes: int, rows: int, columns: int) -> np.ndarray:
+    """Bytes [rows, columns] on each tile, where every expert's ``parameters`` lie on all tiles, dealt out by hand."""
+    tiles = rows * columns
+    bits = np.zeros((rows, columns), dtype=np.int64)
+    even = math.ceil(spread_bytes / tiles)
+    first_row = first_column = 0
+    for parameter in parameters:
+        encoding = parameter.encoding
+        if len(parameter.shape) < 2:
+            even += experts * (math.ceil(parameter.elements / tiles) * encoding.bits // 8)
+            continue
+        *stack, outputs, inputs = parameter.shape
+        if stack and inputs < stack[0] and not encoding.scale_bytes:  # a kernel [out, in, positions]
+            outputs, inputs, stack = stack[0], outputs * inputs, []
+        unit = encoding.group_in if encoding.scale_bytes and encoding.group_in < inputs else encoding.align_in
+        for expert in range(experts):
+            over_rows, first_row = shares(inputs, rows, unit, first_row)
+            over_columns, next_column = shares(outputs, columns, 1, first_column)
+            if (expert + 1) % math.ceil(experts / 8) == 0 or expert + 1 == experts:
+                first_column = next_column
+            for row, own_inputs in enumerate(over_rows):
+                for column, own_outputs in enumerate(over_columns):
+                    whole = math.ceil(len(own_inputs) / unit) * unit
+                    groups_in = {index // encoding.group_in for index in own_inputs}
+                    groups_out = {index // encoding.group_out for index in own_outputs}
+                    scales = len(groups_in) * len(groups_out) * encoding.scale_bytes * 8
+                    bits[row, column] += math.prod(stack) * (whole * len(own_outputs) * encoding.bits + scales)
+    return even + -(-bits // 8)
+
+
 encodings = st.sampled_from(["f32", "bf16", "int4_g32", "mxfp4", "fp8_b128"])
 weights = st.builds(
     lambda shape, name: weight(*shape, encoding=name), st.lists(st.integers(1, 40), min_size=1, max_size=3), encodings
 )
-demands = st.builds(Demand, st.lists(weights, max_size=3).map(tuple), st.integers(0, 500), st.integers(0, 5))
+held_weights, spreads = st.lists(weights, max_size=3).map(tuple), st.integers(0, 500)
+demands = st.builds(Demand, held_weights, spreads, st.integers(0, 5))
+sliced = st.builds(Demand, held_weights, spreads, st.integers(1, 20), sliced=st.just(value=True))
 meshes = st.tuples(st.integers(1, 9), st.integers(1, 9))
 
 
@@ -80,6 +113,21 @@ def test_the_fullest_tile_is_that_of_the_ledger(demand, mesh):
     rows, columns = mesh
     tiles = ledger(demand.parameters, demand.spread_bytes, rows, columns)
     assert fullest_tile_bytes(demand.parameters, demand.spread_bytes, rows, columns) == tiles.max()
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(demands, st.integers(1, 20), meshes)
+def test_the_fullest_tile_of_sliced_experts_is_that_of_the_ledger(demand, experts, mesh):
+    rows, columns = mesh
+    tiles = sliced_ledger(demand.parameters, experts, demand.spread_bytes, rows, columns)
+    assert fullest_tile_bytes(demand.parameters, demand.spread_bytes, rows, columns, experts) == tiles.max()
+    layouts = sliced_layouts(demand.parameters, experts, rows, columns)
+    assert len(layouts) == experts
+    for number, parameter in enumerate(p for p in demand.parameters if len(p.shape) >= 2):
+        own = [layout[number] for layout in layouts]
+        assert {layout.parameter for layout in own} == {parameter}
+        held = np.sum([np.ceil(np.diff(layout.inputs.bounds()) / layout.inputs.unit) for layout in own], axis=0)
+        assert held.max() - held.min() <= 1  # rows hold as many units, to within one
 
 
 # --- arranging one wafer --------------------------------------------------------------------------------------------
@@ -97,6 +145,13 @@ def occupied(width: int, height: int, rectangles) -> np.ndarray:
     return claims
 
 
+def held(demand: Demand, shape) -> int:
+    """Bytes on the fullest tile of ``shape``, counted tile by tile."""
+    if demand.sliced:
+        return sliced_ledger(demand.parameters, demand.experts, demand.spread_bytes, shape.rows, shape.columns).max()
+    return ledger(demand.parameters, demand.spread_bytes, shape.rows, shape.columns).max()
+
+
 def cells(region: Rectangle, shape, count: int) -> list[Rectangle]:
     corners = [
         (region.column + a * shape.columns, region.row + d * shape.rows)
@@ -107,20 +162,29 @@ def cells(region: Rectangle, shape, count: int) -> list[Rectangle]:
 
 
 @settings(max_examples=250, deadline=None, derandomize=True)
-@given(st.lists(demands, min_size=1, max_size=4), st.integers(1, 14), st.integers(1, 14), st.integers(16, 900))
-def test_regions_are_on_the_mesh_apart_and_large_enough(wanted, width, height, tile_bytes):
-    placed = arrange([Shapes(demand, tile_bytes, width, height) for demand in wanted], width, height)
+@given(
+    st.lists(demands | sliced, min_size=1, max_size=4),
+    st.integers(1, 14),
+    st.integers(1, 14),
+    st.integers(16, 900),
+    st.none() | st.lists(st.integers(0, 300), min_size=4, max_size=4),
+)
+def test_regions_are_on_the_mesh_apart_and_large_enough(wanted, width, height, tile_bytes, targets):
+    shapes = [Shapes(demand, tile_bytes, width, height) for demand in wanted]
+    least = arrange(shapes, width, height)
+    placed = arrange(shapes, width, height, targets and targets[: len(wanted)])
+    assert (placed is None) == (least is None)  # what is wished for takes nothing away
     if placed is None:
         return
     assert len(placed) == len(wanted)
     assert occupied(width, height, [region for region, _ in placed]).max() <= 1
     for demand, (region, shape) in zip(wanted, placed, strict=True):
-        own = cells(region, shape, demand.experts)
-        assert len(own) == max(1, demand.experts)
+        own = cells(region, shape, demand.regions)
+        assert len(own) == demand.regions
         assert all(region.contains(cell) for cell in own)
         assert occupied(width, height, own).max() <= 1
-        assert demand.experts or own == [region]
-        assert ledger(demand.parameters, demand.spread_bytes, shape.rows, shape.columns).max() <= tile_bytes
+        assert demand.regions > 1 or own == [region] or demand.experts
+        assert held(demand, shape) <= tile_bytes
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
@@ -170,11 +234,46 @@ def test_a_wafer_of_three_large_layers_is_filled_to_97_percent():
         assert fullest_tile_bytes(demand.parameters, demand.spread_bytes, shape.rows, shape.columns) <= cs3.tile_bytes
 
 
+def test_spare_tiles_are_given_to_those_who_should_have_them():
+    matrix = Demand((weight(40, 60),), 0)
+    shapes = [Shapes(matrix, 1200, 30, 20)] * 3
+    least = [region.tiles for region, _ in arrange(shapes, 30, 20)]
+    assert least == [8, 8, 8]
+    roomy = [region.tiles for region, _ in arrange(shapes, 30, 20, [100, 0, 200])]
+    assert 100 <= roomy[0] <= 120
+    assert roomy[1] == 8
+    assert 200 <= roomy[2] <= 230
+    # Not all have room for 400 tiles: they share what there is alike, and most of the mesh is used.
+    tight = [region.tiles for region, _ in arrange(shapes, 30, 20, [400, 400, 400])]
+    assert sum(tight) > 0.75 * 600
+    assert max(tight) - min(tight) <= 30
+
+
+def test_sliced_experts_fill_no_more_tiles_than_their_bytes_need():
+    """384 experts of packed 4-bit weights, whose 64 or 224 groups of inputs cannot be parted."""
+    cs3 = load_machine("cs3")
+    matrices = tuple(weight(*shape, encoding="int4_g32") for shape in ((2048, 7168), (2048, 7168), (7168, 2048)))
+    shapes = Shapes(Demand(matrices, 8 << 20, 384, sliced=True), cs3.tile_bytes, cs3.columns, cs3.rows)
+    stored = 384 * sum(p.stored_bytes for p in matrices) + (8 << 20)
+    assert shapes.least_tiles * cs3.tile_bytes < 1.005 * stored
+    for width in range(300, 751, 50):
+        shape = shapes.limited(math.inf).at(width)
+        assert shape.columns * shape.rows * cs3.tile_bytes < 1.02 * stored
+
+
 # --- whole models ---------------------------------------------------------------------------------------------------
 
 
-def test_a_model_is_laid_out_within_every_tile(compiled_small_kimi):
+@pytest.fixture(scope="module", params=[*ExpertLayout])
+def placed_small_kimi(request, compiled_small_kimi):
+    """``small-kimi`` with its experts laid out in each way."""
     plan, model = compiled_small_kimi.plan, compiled_small_kimi.model
+    return request.param, compile_model(model, plan.machine, plan.workload, Limits(), experts=request.param)
+
+
+def test_a_model_is_laid_out_within_every_tile(placed_small_kimi):
+    way, compiled = placed_small_kimi
+    plan, model = compiled.plan, compiled.model
     machine = plan.machine
     for wafer in plan.wafers_used:
         regions = [block.region for block in plan.on_wafer(wafer)]
@@ -182,14 +281,21 @@ def test_a_model_is_laid_out_within_every_tile(compiled_small_kimi):
     for block, source in zip(plan.blocks, model.blocks, strict=True):
         weights = [model.graph.parameter[name] for name in source.parameters]
         spread = block.cache_bytes + block.activation_bytes
-        if source.experts:
-            assert [expert.index for expert in block.experts] == list(range(source.experts))
-            assert occupied(machine.columns, machine.rows, [e.region for e in block.experts]).max() == 1
-            weights = [weight(*p.shape[1:], encoding=p.encoding.name) for p in weights]
-            spread = math.ceil(spread / source.experts)
-        for region in {expert.region for expert in block.experts} or {block.region}:
+        if not source.experts:
+            tiles = ledger(weights, spread, block.region.rows, block.region.columns)
+            assert tiles.max() == block.tile_bytes <= machine.tile_bytes
+            continue
+        assert block.sliced == (way is not ExpertLayout.APART)
+        assert [expert.index for expert in block.experts] == list(range(source.experts))
+        own = [weight(*p.shape[1:], encoding=p.encoding.name) for p in weights]
+        if block.sliced:
+            tiles = sliced_ledger(own, source.experts, spread, block.region.rows, block.region.columns)
+            assert tiles.max() == block.tile_bytes <= machine.tile_bytes
+            continue
+        assert occupied(machine.columns, machine.rows, [e.region for e in block.experts]).max() == 1
+        for region in {expert.region for expert in block.experts}:
             assert block.region.contains(region)
-            tiles = ledger(weights, spread, region.rows, region.columns)
+            tiles = ledger(own, math.ceil(spread / source.experts), region.rows, region.columns)
             assert tiles.max() == block.tile_bytes <= machine.tile_bytes
 
 
@@ -237,8 +343,6 @@ def test_the_misfits_named_are_none_too_many(sizes, data):
 def test_what_was_refused_is_placed_apart_and_the_bound_stays(compiled_small_kimi, monkeypatch, refused):
     """A floor planner that fails proves nothing: the plan is sound, but no longer called optimal if it is worse."""
     from partitioner.check import check
-    from partitioner.compile import compile_model
-    from partitioner.solver.cpsat import Limits
 
     plan, model = compiled_small_kimi.plan, compiled_small_kimi.model
     first = [
@@ -249,7 +353,9 @@ def test_what_was_refused_is_placed_apart_and_the_bound_stays(compiled_small_kim
     monkeypatch.setattr(
         FloorPlanner,
         "_arrange",
-        lambda self, blocks: None if any(s <= set(blocks) for s in too_tight) else arrange_(self, blocks),
+        lambda self, blocks, wishes: (
+            None if any(s <= set(blocks) for s in too_tight) else arrange_(self, blocks, wishes)
+        ),
     )
     second = compile_model(model, plan.machine, plan.workload, Limits()).plan
     wafers = [

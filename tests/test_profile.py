@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from functools import cache
 from itertools import pairwise
-from typing import Any
 
 import pytest
 import torch
-from test_work import FAMILIES, SMALL, TOKENS
+from test_work import FAMILIES, SMALL, TOKENS, lowered_family
 
+from ir.graph import Graph
 from ir.model import BlockKind, Model
-from ir.profile import Attention, BlockProfile, Product, Profile, Reduction
+from ir.profile import Attention, BlockProfile, Kernel, Product, Profile, Reduction
+from ir.text import parse_graph
 from partitioner.compile import build_model
 from partitioner.frontends.huggingface import lower_config
 from partitioner.frontends.module import lower_module
@@ -21,10 +22,8 @@ WINDOWED = {"mistral", "gemma2", "gpt_oss"}
 
 
 @cache
-def lowered(family: str, **changes: Any) -> tuple[Model, Profile]:
-    settings = {**SMALL, **FAMILIES[family], **changes}
-    config = {key: value for key, value in settings.items() if value is not None}
-    found = lower_config({**config, "model_type": family}, family)
+def lowered(family: str) -> tuple[Model, Profile]:
+    found = lowered_family(family)
     model = build_model(found.graph)
     return model, profile_of(model, found.max_context)
 
@@ -114,7 +113,9 @@ def test_experts_are_products_of_which_some_serve_a_token() -> None:
 
 
 def test_choosing_groups_of_experts_is_a_choice_of_its_own() -> None:
-    _, profile = lowered("deepseek_v3", n_group=4, topk_group=2)
+    groups = {"model_type": "deepseek_v3", "head_dim": 8, "n_group": 4, "topk_group": 2}
+    found = lower_config({**SMALL, **FAMILIES["deepseek_v3"], **groups}, "grouped")
+    profile = profile_of(build_model(found.graph), None)
     router = of_kind(profile, BlockKind.ROUTER).kernels
     assert [kernel for kernel in router if isinstance(kernel, Reduction)][1:] == [Reduction(8, 8), Reduction(8, 2)]
 
@@ -140,31 +141,56 @@ def test_a_latent_is_looked_at_by_all_heads_as_it_is_cached() -> None:
     assert look.bytes_per_token == cache.bytes_per_token == (32 + 8) * 4
 
 
-class Bent(torch.nn.Module):
-    """Keys and values come from a narrow value, but are squashed on the way, so no product can move to the query."""
+def narrow(bend: str) -> Graph:
+    """Attention of 4 heads, of which each 2 share a key and a value of 16, made from one cached value of 8 by a product
+    each; the operator ``bend`` lies between the products and the attention.
+    """
+    at = '@ "layers.0.attention"'
+    lines = [
+        f"%narrow : f32[users, tokens, 8] = linear(%x, %down) {{transposed = false}} {at}",
+        f"%query : f32[users, tokens, 64] = linear(%x, %q) {{transposed = false}} {at}",
+        f"%q0 : f32[users, tokens, 4, 16] = reshape(%query) {{shape = [users, tokens, 4, 16]}} {at}",
+        f"%q1 : f32[users, 4, tokens, 16] = transpose(%q0) {{permutation = [0, 2, 1, 3]}} {at}",
+    ]
+    for part in ("k", "v"):
+        lines += [
+            f"%{part}0 : f32[users, tokens, 32] = linear(%narrow, %{part}) {{transposed = false}} {at}",
+            f"%{part}1 : f32[users, tokens, 32] = {bend} {at}".replace("PART", f"{part}0"),
+            f"%{part}2 : f32[users, tokens, 2, 16] = reshape(%{part}1) {{shape = [users, tokens, 2, 16]}} {at}",
+            f"%{part}3 : f32[users, 2, tokens, 16] = transpose(%{part}2) {{permutation = [0, 2, 1, 3]}} {at}",
+        ]
+    settings = "{causal = true, scale = 0.25, softcap = 0.0, window = 0}"
+    lines.append(f"%out : f32[users, tokens, 4, 16] = attention(%q1, %k3, %v3) {settings} {at}")
+    weights = {"down": "8, 64", "q": "64, 64", "k": "32, 8", "v": "32, 8"}
+    given = ["input %x : f32[users, tokens, 64]", *(f"param %{n} : f32[{s}] as f32" for n, s in weights.items())]
+    return parse_graph("\n".join(['graph "narrow" {', *given, *lines, "return %out", "}", ""]))
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.down, self.up = torch.nn.Linear(64, 8, bias=False), torch.nn.Linear(8, 128, bias=False)
-        self.query = torch.nn.Linear(64, 64, bias=False)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        users, tokens, _ = x.shape
-        key, value = torch.tanh(self.up(self.down(x))).chunk(2, dim=-1)
-        query = self.query(x)
-        heads = [part.reshape(users, tokens, 4, 16).transpose(1, 2) for part in (query, key, value)]
-        attended = torch.nn.functional.scaled_dot_product_attention(*heads, is_causal=True)
-        return attended.transpose(1, 2).reshape(users, tokens, 64)
+def kernels_of(module: torch.nn.Module, *example: int) -> list[Kernel]:
+    return kernels(lower_module(module, (torch.zeros(example),), None, None).lowered.graph)
+
+
+def kernels(graph: Graph) -> list[Kernel]:
+    profile = profile_of(build_model(graph), None)
+    return [kernel for block in profile.blocks for kernel in block.kernels]
+
+
+def test_heads_that_share_a_key_share_its_matrix() -> None:
+    assert kernels(narrow("reshape(%PART) {shape = [users, tokens, 32]}")) == [
+        Product(64, 64 + 8, 32),
+        Product(16, 8, 32, parts=2, vectors=2),
+        Attention(heads=4, cached_heads=1, key_width=8, value_width=8, bytes_per_token=8 * 4),
+        Product(8, 16, 32, parts=2, vectors=2),
+    ]
 
 
 def test_a_recomputation_that_cannot_be_moved_counts_as_products() -> None:
-    dynamic = {"x": {0: torch.export.Dim("users"), 1: torch.export.Dim("tokens")}}
-    found = lower_module(Bent(), (torch.zeros(2, 3, 64),), None, dynamic)
-    profile = profile_of(build_model(found.lowered.graph), None)
-    kernels = [kernel for block in profile.blocks for kernel in block.kernels]
-    (look,) = [kernel for kernel in kernels if isinstance(kernel, Attention)]
-    assert (look.cached_heads, look.key_width, look.value_width) == (4, 16, 16)
-    assert sorted(kernel.macs for kernel in kernels if isinstance(kernel, Product)) == [8 * 64, 8 * 128, 64 * 64]
+    """What lies between the products and the attention is no product, and so they cannot change places."""
+    assert kernels(narrow("tanh(%PART)")) == [
+        Product(64, 64 + 8, 32),
+        Product(8, 32 + 32, 32),
+        Attention(heads=4, cached_heads=2, key_width=16, value_width=16, bytes_per_token=8 * 4),
+    ]
 
 
 def test_items_and_flows_go_forward() -> None:
@@ -181,8 +207,15 @@ def test_a_convolution_is_a_product_for_each_window() -> None:
     module = torch.nn.Sequential(
         torch.nn.Conv2d(3, 8, 2, stride=2), torch.nn.Conv2d(8, 8, 3, padding=1, groups=4, bias=False)
     )
-    found = lower_module(module, (torch.zeros(1, 3, 8, 8),), None, None)
-    profile = profile_of(build_model(found.lowered.graph), None)
-    first, second = (kernel for block in profile.blocks for kernel in block.kernels)
+    first, second = kernels_of(module, 1, 3, 8, 8)
     assert first == Product(3 * 2 * 2, 8, 32, vectors=16)
     assert second == Product(2 * 3 * 3, 2, 32, parts=4, vectors=16)
+
+
+def test_a_product_of_two_values_stores_nothing() -> None:
+    class Outer(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x @ x.transpose(1, 2)
+
+    _, product = kernels_of(torch.nn.Sequential(torch.nn.Linear(6, 6), Outer()), 2, 5, 6)
+    assert (product.macs, product.weights) == (2 * 5 * 5 * 6, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from partitioner.compile import build_model
 from partitioner.frontends.huggingface import lower_config
+from partitioner.frontends.lowered import Lowered
 from partitioner.frontends.original import open_original
 
 TOKENS = 24
@@ -56,12 +58,18 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 
 
+@cache
+def lowered_family(family: str) -> Lowered:
+    """A small model of a family; other tests look at it too."""
+    config = {key: value for key, value in {**SMALL, **FAMILIES[family]}.items() if value is not None}
+    return lower_config({**config, "model_type": family}, family)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_work_is_torchs_own_count(family: str) -> None:
     """The chosen experts' work only, and attention's over the whole square of tokens, as the original computes it."""
-    config = {key: value for key, value in {**SMALL, **FAMILIES[family]}.items() if value is not None}
     users, tokens = 2, TOKENS
-    lowered = lower_config({**config, "model_type": family}, family)
+    lowered = lowered_family(family)
     model = build_model(lowered.graph)
     original = open_original(lowered.origin, model.placed, seed=0)
     ids = torch.randint(1, 96, (users, tokens), generator=torch.Generator().manual_seed(3))

@@ -35,6 +35,7 @@ def compile_command(
     context: Count | None = None,
     prefill_chunk: Count = 64,
     reserve_bytes: Count | None = None,
+    experts: str = "auto",
     fix: str = "",
     parts: str = "text",
     trust_code: TrustCode = False,
@@ -43,16 +44,18 @@ def compile_command(
     time_limit: float = 60.0,
     json: Json = False,
 ) -> None:
-    """Place a model on a cluster of wafers, check the plan, and write it.
+    """Place a model on a cluster of wafers, GPUs or LPUs, check the plan, and write it.
 
     Args:
         model: a name that `waferc models` lists, a transformers folder or config.json, an ONNX file, or a .pt2 program.
         target: a name that `waferc targets` lists, or a machine file (.toml).
-        systems: number of wafers; the target's own number if not given.
+        systems: number of wafers, or of nodes of devices; the target's own number if not given.
         users: users whose KV caches are resident at the same time.
         context: tokens remembered for each user; 4096 if not given, or the model's own limit if that is less.
         prefill_chunk: tokens that a pipeline stage works on at once; sizes the activation buffers.
-        reserve_bytes: bytes of each tile kept for code, stack and buffers; the target's own if not given.
+        reserve_bytes: bytes of each tile or device kept for code and buffers; the target's own if not given.
+        experts: apart, each routed expert on tiles of its own; sliced, each on all tiles of its layer's region; or auto
+            for what serves a token sooner.
         fix: numbers for sizes that are not fixed, for example tokens=128 or batch=1,tokens=128; a model whose tokens
             meet outside of attention is placed for these sizes alone.
         parts: text, or text,vision to place the vision tower of a multimodal transformers model too, for one picture.
@@ -72,6 +75,7 @@ def compile_command(
         users=users,
         context=context,
         prefill_chunk=prefill_chunk,
+        experts=experts,
         seed=seed,
         time_limit=time_limit,
     )
@@ -198,9 +202,16 @@ def targets(*, json: Json = False) -> None:
 
 
 @app.command
-def schema() -> None:
-    """Print the JSON Schema of manifest.json."""
-    from partitioner.manifest import schema as manifest_schema
+def schema(*, devices: Annotated[bool, Parameter("--devices", negative=())] = False) -> None:
+    """Print the JSON Schema of manifest.json.
+
+    Args:
+        devices: of plans for GPUs and LPUs, rather than those for wafers.
+    """
+    if devices:
+        from partitioner.device_folder import device_schema as manifest_schema
+    else:
+        from partitioner.manifest import schema as manifest_schema
 
     Output(json=True).result(manifest_schema())
 

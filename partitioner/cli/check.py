@@ -8,7 +8,9 @@ from ir.diagnostics import CheckError, Diagnostic, UnsupportedModelError
 from ir.model import Model
 from ir.verify import verify
 from partitioner.check import check
+from partitioner.cli.devices import run_check_devices
 from partitioner.cli.output import Output
+from partitioner.device_folder import is_device_plan
 from partitioner.folder import PlanFolder, read_plan
 from partitioner.manifest import model_entry
 from partitioner.passes.blocks import find_blocks
@@ -20,6 +22,9 @@ def run_check(folder: Path, out: Output) -> None:
     Raises:
         CheckError: with every fault.
     """
+    if is_device_plan(folder):
+        run_check_devices(folder, out)
+        return
     with out.progress() as progress:
         progress("reading the plan")
         stored = read_plan(folder)

@@ -15,6 +15,7 @@ from ir.model import Model
 from ir.types import DType
 from partitioner.cli.check import require_sound
 from partitioner.cli.output import Output
+from partitioner.device_folder import is_device_plan
 from partitioner.folder import read_plan
 from partitioner.frontends.original import Original, open_original
 from targets.emulator import Counters, Emulator, Generated, generate
@@ -82,6 +83,10 @@ def run_inputs(folder: Path, inputs: Path, seed: int, out: Output, *, compare: b
 def _load(folder: Path, seed: int, out: Output, *, trust_code: bool) -> tuple[Emulator, Original]:
     with out.progress() as progress:
         progress("checking the plan")
+        if is_device_plan(folder):
+            help_ = ("compile for a cluster of wafers; the plan's own folder says which flags serving engines take",)
+            message = "a plan for devices is no program for emulated tiles"
+            raise UsageError(Diagnostic("W0616", message, str(folder), help=help_))
         stored = read_plan(folder)
         model = require_sound(stored)
         progress("loading weights onto tiles")

@@ -7,7 +7,9 @@ from typing import Any
 
 from ir.diagnostics import CheckError
 from ir.plan import Plan
+from partitioner.cli.devices import run_view_devices
 from partitioner.cli.output import Output
+from partitioner.device_folder import is_device_plan
 from partitioner.folder import REPORT, read_plan
 
 
@@ -18,6 +20,9 @@ def run_view(folder: Path, out: Output, *, open_page: bool) -> None:
         UsageError: W0106, no plan there.
         CheckError: its files are damaged.
     """
+    if is_device_plan(folder):
+        run_view_devices(folder, out)
+        return
     stored = read_plan(folder)
     if stored.faults:
         raise CheckError(*stored.faults)

@@ -2,13 +2,15 @@
 
 For blocks in a given order and any number of strips, dynamic programming finds the strips of least total width; a
 wafer can be laid out this way if that width is at most the mesh's. Blocks in pipeline order keep neighbours close; if
-they do not fit, other orders are tried, largest blocks first.
+they do not fit, other orders are tried, largest blocks first. Blocks that are to have more tiles than they need get
+them where there is room.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -23,15 +25,63 @@ _ASPECTS = (4.0, 12.0, math.inf)
 """Limits on how elongated a region may be, tried in turn: compact regions need fewer hops."""
 
 
-def arrange(shapes: Sequence[Shapes], width: int, height: int) -> list[Placement] | None:
-    """A rectangle for each block on a mesh of ``width`` x ``height`` tiles; ``None`` if no order of strips fits."""
+_HALVINGS = 6
+"""Of the share of the targets that a wafer has room for."""
+
+
+def arrange(
+    shapes: Sequence[Shapes], width: int, height: int, targets: Sequence[int] | None = None
+) -> list[Placement] | None:
+    """A rectangle for each block on a mesh of ``width`` x ``height`` tiles; ``None`` if no order of strips fits.
+
+    With ``targets``, each block gets about so many tiles; if there is no room, the largest share of what the blocks
+    would have beyond their least need, the same for all.
+    """
     for aspect in _ASPECTS:
-        blocks = [shape.limited(aspect) for shape in shapes]
-        for order in _orders(blocks):
-            strips = _narrowest([blocks[index] for index in order], width, height)
-            if strips is not None:
-                placed = _stack([blocks[index] for index in order], strips)
-                return [placed[order.index(index)] for index in range(len(blocks))]
+        found = _at(aspect, shapes, width, height, None)
+        if found is not None:
+            return found if targets is None else _grown(found, aspect, shapes, width, height, targets)
+    return None
+
+
+def _grown(
+    least: list[Placement], aspect: float, shapes: Sequence[Shapes], width: int, height: int, targets: Sequence[int]
+) -> list[Placement]:
+    """The arrangement with the largest share of ``targets`` beyond the ``least`` need, found by bisection."""
+    best, low, high = least, 0.0, 1.0
+    share = high
+    for _ in range(_HALVINGS):
+        wanted = [
+            round(shape.least_tiles + share * max(0, target - shape.least_tiles))
+            for shape, target in zip(shapes, targets, strict=True)
+        ]
+        found = _at(aspect, shapes, width, height, wanted)
+        if found is None:
+            high = share
+        else:
+            best, low = found, share
+        if low == high:
+            break
+        share = (low + high) / 2
+    return [_settle(own, placed) for own, placed in zip(shapes, best, strict=True)]
+
+
+def _settle(shapes: Shapes, placed: Placement) -> Placement:
+    rectangle, shape = placed
+    settled = shapes.settled(shape)
+    return replace(rectangle, rows=settled.rows * settled.down), settled
+
+
+def _at(
+    aspect: float, shapes: Sequence[Shapes], width: int, height: int, tiles: Sequence[int] | None
+) -> list[Placement] | None:
+    """The arrangement of shapes of at most ``aspect`` with ``tiles`` each (``None``: the least), if an order fits."""
+    blocks = [shape.limited(aspect, own) for shape, own in zip(shapes, tiles or [0] * len(shapes), strict=True)]
+    for order in _orders(blocks):
+        strips = _narrowest([blocks[index] for index in order], width, height)
+        if strips is not None:
+            placed = _stack([blocks[index] for index in order], strips)
+            return [placed[order.index(index)] for index in range(len(blocks))]
     return None
 
 

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ir.graph import Parameter
-from ir.layout import fullest_tile_bytes
 from ir.machine import Machine
 from ir.model import Block, Model
 from ir.plan import PlacedBlock, PlacedExpert, Rectangle
 from ir.workload import Workload
 from partitioner.floorplan.shapes import Demand, Shape, Shapes
-from partitioner.floorplan.strips import arrange
-from partitioner.problem import footprint
+from partitioner.floorplan.strips import Placement, arrange
+from partitioner.floorplan.wishes import Wish, Wishes
+from partitioner.problem import ExpertLayout, footprint
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,53 +25,92 @@ class TooTight:
 
 
 class FloorPlanner:
-    """Lays out wafers of one machine; shapes of equal blocks are worked out once."""
+    """Lays out wafers of one machine; shapes of equal blocks, and layouts of equal wafers, are worked out once.
 
-    def __init__(self, model: Model, machine: Machine, workload: Workload) -> None:
+    ``experts`` says how routed experts lie: ``auto`` is as ``wishes`` has it, else sliced, else apart, whichever fits
+    first. With ``wishes``, blocks get more tiles than they need where there is room.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        machine: Machine,
+        workload: Workload,
+        experts: ExpertLayout = ExpertLayout.AUTO,
+        wishes: Wishes | None = None,
+    ) -> None:
         self._model = model
         self._machine = machine
         self._workload = workload
+        self._experts = experts
+        self._wishes = wishes
         self._shapes: dict[Demand, Shapes] = {}
+        self._layouts: dict[tuple[tuple[Demand, ...], tuple[int, ...]], list[Placement] | None] = {}
 
     def lay_out(self, wafers: Sequence[Sequence[int]]) -> list[PlacedBlock] | TooTight:
         """A rectangle for each block, given the blocks (indices) of each wafer; in the model's order."""
         placed: dict[int, PlacedBlock] = {}
         for wafer, blocks in enumerate(wafers):
-            regions = self._arrange(blocks)
+            regions = self._arrange(blocks, self._wishes.of(blocks) if self._wishes else ())
             if regions is None:
                 return TooTight(wafer, tuple(blocks))
-            for index, (region, shape) in zip(blocks, regions, strict=True):
-                placed[index] = self._place(self._model.blocks[index], wafer, region, shape)
+            for index, (region, shape, demand) in zip(blocks, regions, strict=True):
+                placed[index] = self._place(self._model.blocks[index], wafer, region, shape, demand)
         return [placed[index] for index in sorted(placed)]
 
     def fits(self, blocks: Sequence[int]) -> bool:
         """Whether a floor plan is found for these blocks on one wafer."""
-        return self._arrange(blocks) is not None
+        return self._arrange(blocks, ()) is not None
 
-    def _arrange(self, blocks: Sequence[int]) -> list[tuple[Rectangle, Shape]] | None:
-        shapes = [self._shapes_of(self._model.blocks[index]) for index in blocks]
-        return arrange(shapes, self._machine.columns, self._machine.rows) if blocks else []
+    def _arrange(self, blocks: Sequence[int], wishes: Sequence[Wish]) -> list[tuple[Rectangle, Shape, Demand]] | None:
+        """A region for each block, and what lies there in which shape."""
+        targets = tuple(wish.tiles for wish in wishes)
+        for way in self._ways(blocks, wishes):
+            demands = tuple(self._demand(self._model.blocks[i], sliced) for i, sliced in zip(blocks, way, strict=True))
+            found = self._lay_out_one(demands, targets)
+            if found is not None:
+                return [(*placed, demand) for placed, demand in zip(found, demands, strict=True)]
+        return None
 
-    def _shapes_of(self, block: Block) -> Shapes:
-        demand = self._demand(block)
+    def _ways(self, blocks: Sequence[int], wishes: Sequence[Wish]) -> list[tuple[bool, ...]]:
+        """Which blocks' experts to slice, in the order in which it is tried."""
+        grouped = [self._model.blocks[index].experts > 0 for index in blocks]
+        allowed = {ExpertLayout.AUTO: (True, False), ExpertLayout.APART: (False,), ExpertLayout.SLICED: (True,)}
+        ways = [tuple(sliced and has_experts for has_experts in grouped) for sliced in allowed[self._experts]]
+        if wishes and self._experts is ExpertLayout.AUTO:
+            wished = (wish.sliced and has_experts for wish, has_experts in zip(wishes, grouped, strict=True))
+            ways.insert(0, tuple(wished))
+        return list(dict.fromkeys(ways))
+
+    def _lay_out_one(self, demands: tuple[Demand, ...], targets: tuple[int, ...]) -> list[Placement] | None:
+        """The placements on one wafer; those of an equal wafer, if there was one."""
+        if not demands:
+            return []
         # Names do not change the shape: repeated layers share it.
-        key = replace(demand, parameters=tuple(replace(p, name="") for p in demand.parameters))
-        if key not in self._shapes:
-            mesh = (self._machine.columns, self._machine.rows)
-            self._shapes[key] = Shapes(demand, self._machine.tile_bytes, *mesh)
-        return self._shapes[key]
+        unnamed = tuple(replace(d, parameters=tuple(replace(p, name="") for p in d.parameters)) for d in demands)
+        if (unnamed, targets) not in self._layouts:
+            shapes = [self._shapes_of(demand) for demand in unnamed]
+            found = arrange(shapes, self._machine.columns, self._machine.rows, targets or None)
+            self._layouts[unnamed, targets] = found
+        return self._layouts[unnamed, targets]
 
-    def _demand(self, block: Block) -> Demand:
+    def _shapes_of(self, demand: Demand) -> Shapes:
+        if demand not in self._shapes:
+            mesh = (self._machine.columns, self._machine.rows)
+            self._shapes[demand] = Shapes(demand, self._machine.tile_bytes, *mesh)
+        return self._shapes[demand]
+
+    def _demand(self, block: Block, sliced: bool) -> Demand:
         parameters = [self._model.graph.parameter[name] for name in block.parameters]
         needed = footprint(block, self._workload)
         spread = needed.cache_bytes + needed.activation_bytes
         if not block.experts:
             return Demand(tuple(parameters), spread)
         own = tuple(one_expert(parameter) for parameter in parameters)
-        return Demand(own, -(-spread // block.experts), block.experts)
+        return Demand(own, spread if sliced else -(-spread // block.experts), block.experts, sliced)
 
-    def _place(self, block: Block, wafer: int, region: Rectangle, shape: Shape) -> PlacedBlock:
-        demand, needed = self._demand(block), footprint(block, self._workload)
+    def _place(self, block: Block, wafer: int, region: Rectangle, shape: Shape, demand: Demand) -> PlacedBlock:
+        needed = footprint(block, self._workload)
         return PlacedBlock(
             name=block.name,
             kind=block.kind,
@@ -82,9 +121,12 @@ class FloorPlanner:
             weight_bytes=needed.weight_bytes,
             cache_bytes=needed.cache_bytes,
             activation_bytes=needed.activation_bytes,
-            tile_bytes=fullest_tile_bytes(demand.parameters, demand.spread_bytes, shape.rows, shape.columns),
+            tile_bytes=demand.tile_bytes(shape.rows, shape.columns),
             macs_per_token=block.macs_per_token,
-            experts=tuple(_cell(index, wafer, region, shape) for index in range(block.experts)),
+            experts=tuple(
+                PlacedExpert(index, wafer, region if demand.sliced else _cell(index, region, shape))
+                for index in range(block.experts)
+            ),
             active_experts=block.active_experts,
         )
 
@@ -94,7 +136,7 @@ def one_expert(parameter: Parameter) -> Parameter:
     return replace(parameter, type=parameter.type.with_shape(parameter.type.shape[1:]))
 
 
-def _cell(index: int, wafer: int, region: Rectangle, shape: Shape) -> PlacedExpert:
+def _cell(index: int, region: Rectangle, shape: Shape) -> Rectangle:
     down, across = divmod(index, shape.across)
     corner = (region.column + across * shape.columns, region.row + down * shape.rows)
-    return PlacedExpert(index, wafer, Rectangle(*corner, shape.columns, shape.rows))
+    return Rectangle(*corner, shape.columns, shape.rows)

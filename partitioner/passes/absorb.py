@@ -46,7 +46,10 @@ class _Piece:
 
 
 def look_at(graph: Graph, node: Node, cache: Cache | None, computed: frozenset[str]) -> Look:
-    """The kernels of the attention ``node``. Where keys and values come from the cache in another way than by views,
+    """The kernels of the attention ``node``.
+
+    Where query heads share a key, each of them needs the shared matrix applied, so its products are more work than the
+    block's count, which makes the key once. Where keys and values come from the cache in another way than by views,
     by joining, and by products for each head, they are taken as recomputed for each new token alone, by products that
     count as any other: what a kernel that keeps them would do.
     """

@@ -59,11 +59,14 @@ def split_units(block: BlockProfile) -> int | None:
 
 def copied_bytes(block: BlockProfile, tensor: int) -> int:
     """Bytes of the weights that every rank holds whole (of all experts together)."""
-    share_of = split_block(block, tensor)
-    products = [(k, s) for k, s in zip(block.kernels, share_of.shares, strict=True) if isinstance(k, Product)]
-    whole = sum(_bits(kernel) for kernel, share in products if share == 1)
-    total = sum(_bits(kernel) for kernel, _ in products)
-    return block.weight_bytes * whole // total if total and tensor > 1 else 0
+    if tensor == 1:
+        return 0
+    shares = split_block(block, tensor).shares
+    products = [(_bits(k), share) for k, share in zip(block.kernels, shares, strict=True) if isinstance(k, Product)]
+    total = sum(bits for bits, _ in products)
+    if total:
+        return block.weight_bytes * sum(bits for bits, share in products if share == 1) // total
+    return 0 if _is_table(block) else block.weight_bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ import torch
 from ir.diagnostics import CheckError, Diagnostic, UsageError
 from ir.graph import Graph, Parameter
 from ir.interpret import bind_symbols
+from ir.layout import MatrixLayout, sliced_layouts
 from ir.model import Model
 from ir.ops import torch_dtype
 from ir.plan import Plan
@@ -137,25 +138,30 @@ class Emulator:
     def _load(self, program: Program, weights: Mapping[str, Tensor], flipped: frozenset[str]) -> BlockMemory:
         """Place a block's weights on its tiles and its experts', and enter them in the ledger of its wafer.
 
-        Where there are experts, caches and activations are shared out among their regions.
+        Where experts have regions of their own, caches and activations are shared out among them.
         """
         block, placed, workload = program.block, program.placed, self.plan.workload
         parameters = [self.model.graph.parameter[name] for name in block.parameters]
         own = [p for p in parameters if p.name not in program.stacked]
-        stacked = [p for p in parameters if p.name in program.stacked]
-        slices = [expert_slice(p) for p in stacked]
+        slices = [expert_slice(p) for p in parameters if p.name in program.stacked]
         spread = (block.cache_bytes(workload.users, workload.context), placed.activation_bytes)
         shared = (0, 0) if placed.experts else spread
         ledger = self.ledgers[placed.wafer]
-        ledger.add(block.name, placed.region, claim(own, *shared, placed.region.rows, placed.region.columns))
+        ledger.add(block.name, placed.region, claim(own, *shared, placed.region))
+        layouts: dict[int, Sequence[MatrixLayout]] = {}
+        if placed.sliced:
+            region, count = placed.region, len(placed.experts)
+            ledger.add(f"{block.name}, experts", region, claim(slices, *spread, region, count))
+            layouts = dict(enumerate(sliced_layouts(slices, count, region.rows, region.columns)))
+        else:
+            caches, activations = (-(-amount // max(1, len(placed.experts))) for amount in spread)
+            for expert in placed.experts:
+                amounts = claim(slices, caches, activations, expert.region)
+                ledger.add(f"{block.name}.{expert.index}", expert.region, amounts)
         experts = {}
         for expert in placed.experts:
-            region = expert.region
-            caches, activations = (-(-amount // len(placed.experts)) for amount in spread)
-            amounts = claim(slices, caches, activations, region.rows, region.columns)
-            ledger.add(f"{block.name}.{expert.index}", region, amounts)
-            mine = {p.name: weights[p.name][expert.index] for p in stacked}
-            experts[expert.index] = load_region(slices, mine, region, flipped)
+            mine = {p.name: weights[p.name][expert.index] for p in slices}
+            experts[expert.index] = load_region(slices, mine, expert.region, flipped, layouts.get(expert.index))
         return BlockMemory(load_region(own, weights, placed.region, flipped), experts)
 
     def _require_room(self, bindings: Mapping[str, int]) -> None:

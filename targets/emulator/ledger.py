@@ -9,7 +9,7 @@ import numpy as np
 
 from ir.diagnostics import CheckError, Diagnostic
 from ir.graph import Parameter
-from ir.layout import Ints, Split, matrix_layouts
+from ir.layout import Ints, Split, tile_factors
 from ir.machine import Machine
 from ir.plan import Rectangle
 
@@ -23,28 +23,33 @@ class Claim:
     activations: Ints
 
 
-def weight_bytes(parameters: Sequence[Parameter], rows: int, columns: int) -> Ints:
-    """Bytes of ``parameters`` as stored on each tile [rows, columns], scales included."""
-    bits = np.zeros((rows, columns), np.int64)
-    for layout in matrix_layouts(parameters, rows, columns):
-        for over_rows, over_columns in layout.bit_factors():
-            bits += np.outer(over_rows, over_columns)
-    total = -(-bits // 8)
+def weight_bytes(parameters: Sequence[Parameter], rows: int, columns: int, sliced: int = 0) -> Ints:
+    """Bytes of ``parameters`` as stored on each tile [rows, columns], scales included.
+
+    ``sliced`` experts with ``parameters`` each share the region, where it is not 0.
+    """
+    over_rows, over_columns = tile_factors(parameters, rows, columns, sliced)
+    total = -(-(over_rows.T @ over_columns) // 8)
     for parameter in parameters:
         if len(parameter.shape) < 2:
             elements = np.diff(Split(parameter.elements, rows * columns).bounds())
-            total += (elements * parameter.encoding.bits // 8).reshape(rows, columns)
+            total += (elements * parameter.encoding.bits // 8).reshape(rows, columns) * max(1, sliced)
     return total
 
 
-def claim(parameters: Sequence[Parameter], cache_bytes: int, activation_bytes: int, rows: int, columns: int) -> Claim:
-    """What a region of rows x columns tiles must hold; caches and activations are spread evenly as one."""
-    tiles = rows * columns
+def claim(
+    parameters: Sequence[Parameter], cache_bytes: int, activation_bytes: int, region: Rectangle, sliced: int = 0
+) -> Claim:
+    """What the tiles of ``region`` must hold; caches and activations are spread evenly as one.
+
+    ``sliced`` is as in :func:`weight_bytes`.
+    """
+    rows, columns = region.rows, region.columns
     caches, both = (
-        np.diff(Split(amount, tiles).bounds()).reshape(rows, columns)
+        np.diff(Split(amount, region.tiles).bounds()).reshape(rows, columns)
         for amount in (cache_bytes, cache_bytes + activation_bytes)
     )
-    return Claim(weight_bytes(parameters, rows, columns), caches, both - caches)
+    return Claim(weight_bytes(parameters, rows, columns, sliced), caches, both - caches)
 
 
 class WaferLedger:

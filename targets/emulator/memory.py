@@ -171,14 +171,20 @@ class RegionMemory:
 
 
 def load_region(
-    parameters: Sequence[Parameter], weights: Mapping[str, torch.Tensor], region: Rectangle, flipped: frozenset[str]
+    parameters: Sequence[Parameter],
+    weights: Mapping[str, torch.Tensor],
+    region: Rectangle,
+    flipped: frozenset[str],
+    layouts: Sequence[MatrixLayout] | None = None,
 ) -> RegionMemory:
     """Place ``weights`` on the tiles of ``region``, in the element types that ``parameters`` state.
 
-    ``flipped`` names those that are mostly read with inputs along the columns of tiles.
+    ``flipped`` names those that are mostly read with inputs along the columns of tiles; ``layouts`` are those of the
+    matrices, where they do not have the region for themselves.
     """
     tensors = {p.name: weights[p.name].detach().to(torch_dtype(torch, p.type.dtype)) for p in parameters}
-    layouts = matrix_layouts(parameters, region.rows, region.columns)
+    if layouts is None:
+        layouts = matrix_layouts(parameters, region.rows, region.columns)
     matrices = {
         layout.parameter.name: TileMatrix.load(
             tensors[layout.parameter.name], layout, by_columns=layout.parameter.name in flipped

@@ -60,7 +60,7 @@ def simulate(
     job: Job,
     users: int,
     *,
-    requests: int = 4,
+    requests: int | None = None,
     vary: float = 0.5,
     arrivals_per_s: float | None = None,
     seed: int = 0,
@@ -76,7 +76,7 @@ def simulate(
     Args:
         job: what each user asks for, again and again.
         users: at the same time.
-        requests: for each user, measured; two more pass before.
+        requests: for each user, measured; two more pass before. Four where nothing is said, fewer for over 50 users.
         vary: outputs are up to this share shorter or longer than the job's. Where all are equal (0), many users fall
             into step: they send their prompts together and decode together, which hides what prompts cost decoding.
         arrivals_per_s: of requests, by whomever.
@@ -85,6 +85,7 @@ def simulate(
     Raises:
         ValueError: for less than one user or request, arrivals that are not above zero, or a share outside 0 to 1.
     """
+    requests = min(4, max(1, 200 // max(1, users))) if requests is None else requests
     if users < 1 or requests < 1 or not (arrivals_per_s is None or arrivals_per_s > 0) or not 0 <= vary <= 1:
         raise ValueError("a simulation has users, requests, arrivals above zero, and outputs that vary from 0 to 1")
     run = _Run(job, users, requests, vary, arrivals_per_s is None, np.random.default_rng(seed))
