@@ -5,9 +5,11 @@ import waferc
 placed = waferc.compile(module, (example,), target="mini", systems=2)
 placed.save("out/mine")
 (result,) = placed.run(example)
+speed = waferc.estimate("kimi-k2.6", target="cs3", users=8).tokens_per_s_per_user
 """
 
 from ir.diagnostics import WafercError
-from partitioner.api import CompiledModel, compile  # noqa: A004 - waferc.compile is the name that users expect
+from ir.forecast import Forecast
+from partitioner.api import CompiledModel, compile, estimate  # noqa: A004 - waferc.compile is the name that users expect
 
-__all__ = ["CompiledModel", "WafercError", "compile"]
+__all__ = ["CompiledModel", "Forecast", "WafercError", "compile", "estimate"]

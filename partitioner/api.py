@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ir.diagnostics import Diagnostic, UsageError
+from ir.forecast import Forecast
 from ir.graph import Graph
 from ir.model import Model
 from ir.plan import Plan
 from ir.types import symbols_of
 from ir.workload import Workload
+from partitioner import forecast
 from partitioner.compile import Compiled, Progress, build_model, compile_model
 from partitioner.folder import write_plan
 from partitioner.frontends.load import TEXT_ALONE, load
@@ -23,9 +25,11 @@ from partitioner.options import LoadOptions as LoadOptions
 from partitioner.passes.fix import fix_sizes
 from partitioner.passes.step import STEP_SYMBOLS, takes_tokens
 from partitioner.problem import ExpertLayout
+from partitioner.profiles import load_profile
+from partitioner.questions import ask
 from partitioner.solver.cpsat import Limits
 from partitioner.viewer.report import render_report
-from targets.machines import load_wafers
+from targets.machines import load_target, load_wafers
 
 if TYPE_CHECKING:
     import torch
@@ -265,3 +269,37 @@ def _context(asked: int | None, most: int | None) -> int:
         facts = {"context": asked, "model_limit": most}
         raise UsageError(Diagnostic("W0107", "the context is longer than the model's", "--context", facts))
     return asked or min(_DEFAULT_CONTEXT, most or _DEFAULT_CONTEXT)
+
+
+def estimate(
+    model: str | Path,
+    *,
+    target: str = "cs3",
+    changes: Mapping[str, float] | None = None,
+    trust_code: bool = False,
+    fix: Mapping[str, int] | None = None,
+    parts: Sequence[str] = TEXT_ALONE,
+    **question: Any,
+) -> Forecast:
+    """Forecast how fast a model is served.
+
+    Args:
+        model: what ``waferc estimate`` takes, plans aside.
+        target: a machine of the catalogue, or the path of a machine file.
+        changes: other values for its figures, such as ``{"tile.clock_hz": 1e9}``.
+        trust_code: open a ``.pt2`` file, which can run code.
+        fix: numbers for sizes that are not fixed.
+        parts: of transformers models, ``("text", "vision")`` to take the vision tower in.
+        question: fields of :class:`partitioner.estimate.Question`.
+
+    Raises:
+        WafercError: with diagnostics, as the command line prints them.
+    """
+    machine = load_target(target, changes)
+    try:
+        ask(None, **question)
+        profile = load_profile(str(model), LoadOptions(fix=fix or {}, trust_code=trust_code, parts=tuple(parts)))
+        asked = ask(profile.max_context, **question)
+    except TypeError as error:
+        raise UsageError(Diagnostic("W0103", f"an option is unknown or of the wrong type: {error}")) from None
+    return forecast.estimate(profile, machine, asked)

@@ -30,8 +30,10 @@ WORKLOADS: Mapping[str, Kind] = {
     "support": Kind("support agent", 2000, 400, 4.0),
     "documents": Kind("overnight documents", 1500, 200, None),
 }
-_REFINED = 3
-"""Halvings, on a scale of ratios, of the last doubling of users: their number is right to within a tenth."""
+_REFINED = 4
+"""Halvings, on a scale of ratios, of the last fourfold step of users: their number is right to within a tenth."""
+_RATIOS = (1, 1.25, 1.5, 2)
+"""Systems that are tried, as multiples of the fewest that hold the model: more room for caches serves more users."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,8 @@ def compare(
     users: int | None = None,
     speculation: Speculation | None = None,
 ) -> Iterator[Row]:
-    """A row for each workload and machine, on the fewest systems that hold the model.
+    """A row for each workload and machine, on the fewest systems that hold the model or up to twice as many, whichever
+    yields the most tokens for each system in time.
 
     ``users`` are served; if ``None``, as many as the workload's time allows (one, if it allows none), or, where only
     the total counts, as many as yield the most.
@@ -81,31 +84,59 @@ def _row(profile: Profile, target: Target, name: str, users: int | None, specula
     question = Question(
         input_tokens=kind.input_tokens, output_tokens=kind.output_tokens, users=users or 1, speculation=speculation
     )
-    one = answer(profile, target, replace(question, users=1))
-    if users is None:
-        question = replace(question, systems=one.systems, users=_users(profile, target, question, one, kind))
-    found = estimate(profile, target, question)
+    fewest = answer(profile, target, question)
+    chosen = _choose(profile, target, question, fewest, kind, searched=users is None)
+    alone = answer(profile, target, replace(chosen, users=1))
+    found = estimate(profile, target, chosen)
     in_time = None if kind.target_s is None else found.request_s.value <= kind.target_s
     per_system = target.cluster.devices if isinstance(target.cluster, DeviceCluster) else 1
-    return Row(name, target.name, found.systems * per_system, one.tokens_per_s_per_user, in_time, found)
+    return Row(name, target.name, found.systems * per_system, alone.tokens_per_s_per_user, in_time, found)
 
 
-def _users(profile: Profile, target: Target, question: Question, one: Answer, kind: Kind) -> int:
+def _choose(
+    profile: Profile, target: Target, question: Question, fewest: Answer, kind: Kind, *, searched: bool
+) -> Question:
+    """The systems and users to compare with: in time if that can be, then the most tokens for each system."""
+    best: tuple[tuple[bool, float], Question] | None = None
+    for systems in sorted({math.ceil(fewest.systems * ratio) for ratio in _RATIOS}):
+        if best is not None and best[0][0] and fewest.systems == 1:
+            break  # a second system beside one that holds all serves others in the same way
+        asked = replace(question, systems=systems)
+        if searched:
+            asked = replace(asked, users=_users(profile, target, asked, kind))
+        given = _served(profile, target, asked)
+        if given is None:
+            continue
+        in_time = kind.target_s is None or given.request_s <= kind.target_s
+        score = in_time, given.total_tokens_per_s / systems
+        if best is None or score > best[0]:
+            best = score, asked
+    return best[1] if best else replace(question, systems=fewest.systems)
+
+
+def _served(profile: Profile, target: Target, question: Question) -> Answer | None:
+    try:
+        return answer(profile, target, question)
+    except InfeasibleError:
+        return None
+
+
+def _users(profile: Profile, target: Target, question: Question, kind: Kind) -> int:
     def served(users: int) -> Answer | None:
-        try:
-            return answer(profile, target, replace(question, systems=one.systems, users=users))
-        except InfeasibleError:
-            return None
+        return _served(profile, target, replace(question, users=users))
 
-    limit = kind.target_s
-    if limit is not None:
-        return most_in_time(lambda users: (given := served(users)) is not None and given.request_s <= limit)
+    def in_time(users: int) -> bool:
+        given = served(users)
+        return given is not None and given.request_s <= (kind.target_s or math.inf)
 
     def total(users: int) -> float | None:
         given = served(users)
         return given.total_tokens_per_s if given else None
 
-    return most_in_all(total, one.max_users)
+    if kind.target_s is not None:
+        return most_in_time(in_time)
+    one = served(1)
+    return most_in_all(total, one.max_users) if one else 1
 
 
 def most_in_time(in_time: Callable[[int], bool], most: int = 1 << 20) -> int:
@@ -113,9 +144,9 @@ def most_in_time(in_time: Callable[[int], bool], most: int = 1 << 20) -> int:
     low = 1
     if not in_time(low):
         return low
-    while 2 * low <= most and in_time(2 * low):
-        low *= 2
-    high = 2 * low
+    while 4 * low <= most and in_time(4 * low):
+        low *= 4
+    high = 4 * low
     for _ in range(_REFINED):
         middle = round(math.sqrt(low * high))
         if not low < middle < high:
@@ -125,7 +156,11 @@ def most_in_time(in_time: Callable[[int], bool], most: int = 1 << 20) -> int:
 
 
 def most_in_all(total: Callable[[int], float | None], most: int) -> int:
-    """The number of users, of powers of two and ``most``, with the greatest ``total``; the smallest of equals."""
-    tried = [1 << power for power in range(min(most, 1 << 20).bit_length())]
-    found = [(value, -users) for users in (*tried, min(most, 1 << 20)) if (value := total(users)) is not None]
-    return -max(found)[1]
+    """Of powers of two and ``most``, the number of users with the greatest ``total``, if it has one hump."""
+    most = min(most, 1 << 20)
+    powers = [1 << power for power in range(0, most.bit_length(), 2)]
+    tried = {users: total(users) or 0.0 for users in (*powers, most)}
+    best = max(tried, key=lambda users: tried[users])
+    near = {users: total(users) or 0.0 for users in (best // 2, 2 * best) if 1 <= users <= most}
+    tried |= near
+    return max(tried, key=lambda users: (tried[users], -users))

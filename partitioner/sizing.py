@@ -18,7 +18,7 @@ from partitioner.forecast import Answer, answer
 from targets.speculation import Speculation
 
 _EACH = 16
-"""So many numbers of nodes above the fewest are tried one by one; then steps grow by an eighth, up to eight times."""
+"""So many numbers of nodes above the fewest are tried one by one; beyond, every eighth part more, up to eight times."""
 _SPECULATION = Speculation(3, 0.7)
 """What an answer that cannot be had is tried with."""
 
@@ -74,9 +74,10 @@ def size(profile: Profile, target: Target, question: Question, tokens_per_s: flo
     if option is None:
         raise AssertionError("an option that was found fits")
     totals = _around(number * copies, min(numbers))
-    curve = [each for total in totals if (each := _best(ask, target, question.users, total, numbers, copies))]
+    found_around = [_best(ask, target, question.users, total, numbers, copies) for total in totals]
+    curve = {each.systems: each for each in found_around if each} | {option.systems: option}
     copy = replace(question, users=-(-question.users // copies), systems=number)
-    return Sizing(option, copy, tuple(option if each.systems == option.systems else each for each in curve))
+    return Sizing(option, copy, tuple(curve[systems] for systems in sorted(curve)))
 
 
 def fewest_systems(ask: Ask, numbers: Iterable[int], users: int, tokens_per_s: float) -> tuple[int, int] | None:
@@ -97,8 +98,18 @@ def fewest_systems(ask: Ask, numbers: Iterable[int], users: int, tokens_per_s: f
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (low, middle) if enough(number, middle) else (middle, high)
-        best = (number, high)
+        best = _walked_down(ask, enough, number, high, users)
     return best
+
+
+def _walked_down(ask: Ask, enough: Callable[[int, int], bool], number: int, copies: int, users: int) -> tuple[int, int]:
+    """The fewest systems below ``number`` that are enough without a gap: layouts of devices may leave some unused."""
+    while True:
+        given = ask(number, -(-users // copies))
+        lower = min(number - 1, given.systems) if given else number - 1
+        if lower < 1 or not enough(lower, copies):
+            return number, copies
+        number = lower
 
 
 def _numbers(profile: Profile, target: Target, fewest: int) -> Iterator[int]:
@@ -134,35 +145,36 @@ def _option(ask: Ask, target: Target, users: int, number: int, copies: int) -> O
         return None
     total = given.total_tokens_per_s * users / each
     return Option(
-        systems=number * copies,
+        systems=given.systems * copies,
         copies=copies,
         tokens_per_s_per_user=given.tokens_per_s_per_user,
         total_tokens_per_s=total,
         time_to_first_token_s=given.time_to_first_token_s,
         request_s=given.request_s,
         max_users=given.max_users * copies,
-        power_w=given.power_w / given.systems * number * copies,
-        usd_per_million_tokens=price(target, number * copies, total),
+        power_w=given.power_w * copies,
+        usd_per_million_tokens=price(target, given.systems * copies, total),
     )
 
 
 def _best(ask: Ask, target: Target, users: int, total: int, numbers: tuple[int, ...], copies: int) -> Option | None:
-    """The fastest option on ``total`` systems: in one copy, in as many as the answer has, or in the most that fit."""
-    splits = {1, copies, total // min(numbers)}
+    """The fastest option on at most ``total`` systems: in one copy, in about as many as the answer has, or in the most
+    that fit.
+    """
+    splits = {1, copies - 1, copies, copies + 1, total // min(numbers)}
     found = [
         option
         for split in splits
         if 1 <= split <= users
-        and total % split == 0
-        and min(numbers) <= total // split <= max(numbers)
-        and (option := _option(ask, target, users, total // split, split))
+        and min(numbers) <= total // split
+        and (option := _option(ask, target, users, min(total // split, max(numbers)), split))
     ]
     return max(found, key=lambda option: option.tokens_per_s_per_user, default=None)
 
 
 def _around(answer_systems: int, fewest: int) -> list[int]:
     """Numbers of systems to show: the fewest, those next to the answer, and up to twice as many."""
-    near = range(answer_systems - 2, answer_systems + 3)
+    near = range(answer_systems - 1, answer_systems + 2)
     beyond = (-(-answer_systems * quarters // 4) for quarters in (5, 6, 8))
     return sorted({fewest, (fewest + answer_systems) // 2, *near, *beyond} - set(range(fewest)))
 

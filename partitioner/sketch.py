@@ -86,12 +86,17 @@ def most_users(profile: Profile, machine: Machine, workload: Workload, systems: 
 
 
 def _problem(profile: Profile, machine: Machine, workload: Workload) -> Problem:
+    known: dict[object, tuple[int, int]] = {}  # layers repeat
+
+    def needs(index: int) -> tuple[int, int]:
+        block = profile.blocks[index]
+        key = block.weight_bytes, block.caches, block.live_bytes_per_token, block.takes_tokens, block.experts
+        if key not in known:
+            known[key] = footprint(block, workload).bytes, _room(block, index, workload, machine).tiles
+        return known[key]
+
     items = tuple(
-        Item(
-            blocks=blocks,
-            bytes=sum(footprint(profile.blocks[b], workload).bytes for b in blocks),
-            tiles=sum(_room(profile.blocks[b], b, workload, machine).tiles for b in blocks),
-        )
+        Item(blocks, bytes=sum(needs(b)[0] for b in blocks), tiles=sum(needs(b)[1] for b in blocks))
         for blocks in profile.items
     )
     item_of = {block: number for number, blocks in enumerate(profile.items) for block in blocks}

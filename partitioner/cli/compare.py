@@ -58,15 +58,10 @@ def run_compare(
     console = report_console()
     for name in workloads:
         _print_workload(console, profile.name, name, [row for row in rows if row.workload == name])
-    chosen = (
-        ""
-        if users is not None
-        else (
-            "users: as many as get every request in time (one, if none does), to within a tenth; "
-            "of documents, as many as yield the most\n"
-        )
-    )
-    console.print(f"modelled, not measured; alone: tokens/s of a single user\n{chosen}".rstrip())
+    console.print("modelled, not measured; alone: tokens/s of a single user")
+    if users is None:
+        console.print("users: as many as get every request in time (one, if none does); in batch, as yield the most")
+    console.print("systems: of the fewest that fit and up to twice as many, those that yield the most for each in time")
 
 
 def _workloads(workload: str) -> tuple[str, ...]:
@@ -108,12 +103,16 @@ def _print_workload(console: Console, model: str, name: str, rows: Sequence[Row]
 
     kind = WORKLOADS[name]
     wanted = "batch" if kind.target_s is None else f"in {kind.target_s:g} s"
+    priced = any(row.forecast and row.forecast.usd_per_million_tokens is not None for row in rows)
     title = f"{model}: {kind.title}, {kind.input_tokens:,} in + {kind.output_tokens:,} out, {wanted}"
     made = table(
-        *("target", "systems", "users", "alone", "tokens/s per user", "request", "in time", "in all", "J/token"),
-        *("kWh/M", "USD/M"),
+        *("target", "systems", "devices", "users", "alone", "tokens/s each", "request", "in time", "in all"),
+        *("J/token", "kWh/M", *(("USD/M",) if priced else ())),
         title=title,
     )
+    made.padding = (0, 1, 0, 0)
+    for column in made.columns:
+        column.no_wrap = True
     for row in rows:
         found = row.forecast
         if found is None:
@@ -122,16 +121,17 @@ def _print_workload(console: Console, model: str, name: str, rows: Sequence[Row]
         price = found.usd_per_million_tokens
         made.add_row(
             row.target,
-            f"{found.systems:,}" + (f" ({row.devices:,} devices)" if row.devices != found.systems else ""),
+            f"{found.systems:,}",
+            f"{row.devices:,}",
             f"{found.users:,}",
             figure(row.alone_tokens_per_s),
             f"{figure(speed.value)} ({figure(speed.low)}-{figure(speed.high)})",
             duration(found.request_s.value),
-            "" if row.in_time is None else "yes" if row.in_time else "no",
+            {None: "-", True: "yes", False: "no"}[row.in_time],
             figure(found.total_tokens_per_s.value),
             figure(found.joules_per_token),
             figure(found.joules_per_token / 3.6),
-            "-" if price is None else figure(price),
+            *(("-" if price is None else figure(price),) if priced else ()),
         )
     console.print(made)
     for row in rows:

@@ -108,12 +108,16 @@ def _unplanned(model: str, options: LoadOptions, asked: Asked) -> Subject:
 
 def _planned(folder: Path, asked: Asked) -> Subject:
     from partitioner.cli.check import require_sound
+    from partitioner.device_folder import is_device_plan
     from partitioner.folder import read_plan
     from partitioner.planned import plan_machine, planned, require_room
     from targets.machines import with_changes
 
     if asked.mesh is not None:
         raise UsageError(Diagnostic("W0707", "the plan has a mesh of its own", "--mesh"))
+    if is_device_plan(folder):
+        help_ = ("forecast the model with --target, which chooses the degrees again",)
+        raise UsageError(Diagnostic("W0707", "plans for devices are not forecast as they lie", str(folder), help=help_))
     stored = read_plan(folder)
     if stored.faults:
         raise CheckError(*stored.faults)

@@ -71,7 +71,9 @@ def block_room(block: BlockProfile, tensor: int, expert: int, context: int, chun
 def item_rooms(plan: Outline, tensor: int, expert: int, workload: Workload) -> tuple[Room, ...]:
     """The bytes of each item on its fullest rank."""
     of_shape = [block_room(block, tensor, expert, workload.context, workload.chunk) for block, _ in plan.shapes]
-    return tuple(sum((of_shape[plan.shape_of[i]] for i in item), Room()) for item in plan.profile.items)
+    shapes = [tuple(plan.shape_of[i] for i in item) for item in plan.profile.items]
+    of_item = {own: sum((of_shape[shape] for shape in own), Room()) for own in dict.fromkeys(shapes)}
+    return tuple(of_item[own] for own in shapes)
 
 
 def fewest_stages(rooms: Sequence[Room], users: int, device_bytes: int) -> int | None:

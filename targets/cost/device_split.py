@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 from ir.model import BlockKind
 from ir.profile import Attention, BlockProfile, Kernel, Product, Reduction
@@ -39,6 +40,7 @@ class BlockSplit:
     cache_share: float
 
 
+@lru_cache(maxsize=4096)
 def split_block(block: BlockProfile, tensor: int, handed_on_bytes: int = 0) -> BlockSplit:
     """How ``tensor`` ranks share ``block``, which hands on ``handed_on_bytes`` for each token."""
     steps = tuple(_walk(block, tensor))
