@@ -22,9 +22,10 @@ from partitioner.options import MOST
 from partitioner.options import LoadOptions as LoadOptions
 from partitioner.passes.fix import fix_sizes
 from partitioner.passes.step import STEP_SYMBOLS, takes_tokens
+from partitioner.problem import ExpertLayout
 from partitioner.solver.cpsat import Limits
 from partitioner.viewer.report import render_report
-from targets.machines import load_machine
+from targets.machines import load_wafers
 
 if TYPE_CHECKING:
     import torch
@@ -67,6 +68,8 @@ class Request:
         users: users whose caches are resident at the same time.
         context: tokens remembered for each; 4096, or the model's limit if that is less, if ``None``.
         prefill_chunk: tokens that a pipeline stage works on at once.
+        experts: whether routed experts lie ``apart``, each on tiles of its own, or ``sliced``, each on all tiles of
+            its layer's region; ``auto`` for what serves a token sooner.
         seed: of the solver.
         time_limit: on the solver's work, in deterministic seconds.
     """
@@ -77,6 +80,7 @@ class Request:
     users: int = 1
     context: int | None = None
     prefill_chunk: int = 64
+    experts: str = ExpertLayout.AUTO
     seed: int = 0
     time_limit: float = 60.0
 
@@ -88,6 +92,9 @@ class Request:
             for name, value in given.items()
             if value is not None and not 1 <= value <= MOST
         ]
+        if self.experts not in [*ExpertLayout]:
+            message = f"--experts is {', '.join(ExpertLayout)}, not {self.experts!r}"
+            faults.append(Diagnostic("W0104", message, "--experts"))
         if not self.time_limit > 0:
             faults.append(Diagnostic("W0103", f"--time-limit must be positive, not {self.time_limit}", "--time-limit"))
         if not 0 <= self.seed < 1 << 31:
@@ -162,12 +169,14 @@ def compile_lowered(lowered: Lowered, request: Request, progress: Progress = lam
         UsageError: W0107, the context is longer than the model's; W0110 or W0111, the machine.
         InfeasibleError, TimeLimitError, UnsupportedModelError: see :func:`partitioner.compile.compile_model`.
     """
-    machine = load_machine(request.target, request.systems, request.reserve_bytes)
+    wafers = load_wafers(request.target, request.systems, request.reserve_bytes)
     workload = workload_of(lowered, request)
     progress("finding blocks")
     model = build_model(lowered.graph)
     limits = Limits(request.time_limit, request.seed)
-    return CompiledModel(lowered, compile_model(model, machine, workload, limits, progress))
+    experts = ExpertLayout(request.experts)
+    compiled = compile_model(model, wafers.machine, workload, limits, progress, experts, wafers.speed)
+    return CompiledModel(lowered, compiled)
 
 
 def workload_of(lowered: Lowered, request: Request) -> Workload:

@@ -3,7 +3,7 @@
 build_model   simplify, verify, find_blocks    blocks with bytes, work and caches
 measure                                        integers
 place                                          a wafer for each block, with proof
-lay_out                                        a rectangle for each block and expert
+lay_out                                        a rectangle for each block and expert, the larger the more it speeds up
 check                                          every claim derived again
 """
 
@@ -18,11 +18,13 @@ from ir.graph import Graph
 from ir.machine import Machine
 from ir.model import Model
 from ir.plan import OBJECTIVE, PlacedBlock, Plan, SolverRecord, Transfer
+from ir.target import WaferSpeed
 from ir.verify import verify
 from ir.workload import Workload
 from partitioner.check import check
 from partitioner.explain import explain
 from partitioner.floorplan.wafers import FloorPlanner, TooTight
+from partitioner.floorplan.wishes import wishes_for
 from partitioner.passes.blocks import find_blocks
 from partitioner.passes.localise import localise
 from partitioner.passes.simplify import simplify
@@ -65,8 +67,11 @@ def compile_model(
     limits: Limits,
     progress: Progress = lambda _step: None,
     experts: ExpertLayout = ExpertLayout.AUTO,
+    speed: WaferSpeed | None = None,
 ) -> Compiled:
     """Place ``model`` on ``machine``, its routed experts as ``experts`` says.
+
+    Where the machine's ``speed`` is known, blocks get the spare tiles of their wafers so that a token passes soonest.
 
     Raises:
         InfeasibleError: W0411 or W0412, no placement exists; with figures and what would fit.
@@ -75,7 +80,9 @@ def compile_model(
     """
     begin = time.perf_counter()
     try:
-        solution, regions = _solve(model, machine, workload, limits, experts, progress)
+        wishes = wishes_for(model, machine, speed, workload, experts)
+        planner = FloorPlanner(model, machine, workload, experts, wishes)
+        solution, regions = _solve(measure(model, machine, workload, experts), planner, limits, progress)
     except InfeasibleError as error:
         progress("looking for what would fit")
         proof = str(error.diagnostics[0].facts["proof"])
@@ -98,14 +105,13 @@ def compile_model(
 
 
 def _solve(
-    model: Model, machine: Machine, workload: Workload, limits: Limits, experts: ExpertLayout, progress: Progress
+    problem: Problem, planner: FloorPlanner, limits: Limits, progress: Progress
 ) -> tuple[Solution, list[PlacedBlock]]:
     """Place and lay out; what turns out not to fit on one wafer is kept apart, and the rest placed again."""
-    problem = measure(model, machine, workload, experts)
-    planner = FloorPlanner(model, machine, workload, experts)
+    blocks = sum(len(item.blocks) for item in problem.items)
     bound: int | None = None
     for _ in range(_MOST_ROUNDS):
-        progress(f"placing {len(model.blocks)} blocks on {machine.systems} wafers")
+        progress(f"placing {blocks} blocks on {problem.systems} wafers")
         solution = _place_or_give_up(problem, limits)
         # That the floor planner fails on a set of blocks proves nothing, so the bound stays the first problem's.
         bound = solution.bound_bytes if bound is None else bound
@@ -146,7 +152,8 @@ def _fewest_misfits(problem: Problem, planner: FloorPlanner, misfits: Sequence[i
 
 def _fits(model: Model, machine: Machine, workload: Workload, limits: Limits, experts: ExpertLayout) -> bool:
     try:
-        _solve(model, machine, workload, limits, experts, lambda _step: None)
+        planner = FloorPlanner(model, machine, workload, experts)
+        _solve(measure(model, machine, workload, experts), planner, limits, lambda _step: None)
     except (InfeasibleError, TimeLimitError):
         return False
     return True

@@ -77,8 +77,8 @@ def at(target: Target, values: Mapping[str, float]) -> Target:
     return _build(_header(target), figures, target.name)
 
 
-def load_machine(target: str, systems: int | None = None, reserve_bytes: int | None = None) -> Machine:
-    """The wafers of :func:`load_target`, as placement sees them.
+def load_wafers(target: str, systems: int | None = None, reserve_bytes: int | None = None) -> Wafers:
+    """The wafers of :func:`load_target`.
 
     Raises:
         UsageError: as :func:`load_target`; W0113, the target is no cluster of wafers.
@@ -89,7 +89,16 @@ def load_machine(target: str, systems: int | None = None, reserve_bytes: int | N
         cluster = load_target(target, changes).cluster
     if not isinstance(cluster, Wafers):
         raise UsageError(Diagnostic("W0113", "the target is no cluster of wafers", target))
-    return cluster.machine
+    return cluster
+
+
+def load_machine(target: str, systems: int | None = None, reserve_bytes: int | None = None) -> Machine:
+    """The wafers of :func:`load_target`, as placement sees them.
+
+    Raises:
+        UsageError: as :func:`load_wafers`.
+    """
+    return load_wafers(target, systems, reserve_bytes).machine
 
 
 def load_devices(target: str, nodes: int | None = None, reserve_bytes: int | None = None) -> DeviceCluster:

@@ -209,7 +209,7 @@ def test_experts_of_a_block_that_has_none_are_found(either, model):
 @pytest.mark.parametrize("name", [ATTENTION, "head", "embedding"])
 def test_a_tile_over_its_memory_is_found(plan, model, name):
     region = named(plan, name).region
-    changed = with_block(plan, name, region=replace(region, columns=max(1, region.columns // 2)))
+    changed = with_block(plan, name, region=replace(region, columns=1))
     (fault,) = (fault for fault in check(changed, model) if fault.code == "W0505")
     assert fault.facts["bytes_on_fullest_tile"] > fault.facts["bytes_of_a_tile"] == 3584
 

@@ -353,7 +353,9 @@ def test_what_was_refused_is_placed_apart_and_the_bound_stays(compiled_small_kim
     monkeypatch.setattr(
         FloorPlanner,
         "_arrange",
-        lambda self, blocks: None if any(s <= set(blocks) for s in too_tight) else arrange_(self, blocks),
+        lambda self, blocks, wishes: (
+            None if any(s <= set(blocks) for s in too_tight) else arrange_(self, blocks, wishes)
+        ),
     )
     second = compile_model(model, plan.machine, plan.workload, Limits()).plan
     wafers = [

@@ -11,7 +11,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from ir.diagnostics import Diagnostic, ExitCode, UsageError, WafercError
 from partitioner.cli.arguments import Count, Json, TrustCode, parse_ids, parse_parts, parse_sizes
-from partitioner.cli.forecasts import estimate
+from partitioner.cli.forecasts import compare, estimate, size
 from partitioner.cli.output import Output
 from partitioner.version import VERSION
 
@@ -35,6 +35,7 @@ def compile_command(
     context: Count | None = None,
     prefill_chunk: Count = 64,
     reserve_bytes: Count | None = None,
+    experts: str = "auto",
     fix: str = "",
     parts: str = "text",
     trust_code: TrustCode = False,
@@ -53,6 +54,8 @@ def compile_command(
         context: tokens remembered for each user; 4096 if not given, or the model's own limit if that is less.
         prefill_chunk: tokens that a pipeline stage works on at once; sizes the activation buffers.
         reserve_bytes: bytes of each tile or device kept for code and buffers; the target's own if not given.
+        experts: apart, each routed expert on tiles of its own; sliced, each on all tiles of its layer's region; or auto
+            for what serves a token sooner.
         fix: numbers for sizes that are not fixed, for example tokens=128 or batch=1,tokens=128; a model whose tokens
             meet outside of attention is placed for these sizes alone.
         parts: text, or text,vision to place the vision tower of a multimodal transformers model too, for one picture.
@@ -72,6 +75,7 @@ def compile_command(
         users=users,
         context=context,
         prefill_chunk=prefill_chunk,
+        experts=experts,
         seed=seed,
         time_limit=time_limit,
     )
@@ -100,6 +104,8 @@ def inspect(
 
 
 app.command(estimate)
+app.command(size)
+app.command(compare)
 
 
 @app.command

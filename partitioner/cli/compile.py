@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from ir.model import BlockKind
+from ir.plan import Plan
 from ir.target import DeviceCluster
 from partitioner.api import CompiledModel, LoadOptions, Request, compile_lowered, lower
 from partitioner.cli.devices import run_compile_devices
 from partitioner.cli.output import Output, peak_rss_bytes
 from partitioner.figures import figures
 from partitioner.folder import REPORT, refuse_foreign
-from targets.machines import load_machine, load_target
+from targets.machines import load_target, load_wafers
 
 
 def run_compile(model: str, options: LoadOptions, request: Request, folder: Path | None, out: Output) -> None:
@@ -22,7 +23,7 @@ def run_compile(model: str, options: LoadOptions, request: Request, folder: Path
     if isinstance(load_target(request.target).cluster, DeviceCluster):  # a wrong target is told at once
         run_compile_devices(model, options, request, folder, out)
         return
-    load_machine(request.target, request.systems, request.reserve_bytes)
+    load_wafers(request.target, request.systems, request.reserve_bytes)
     if folder is not None:
         refuse_foreign(folder)
     with out.progress() as progress:
@@ -69,6 +70,7 @@ def _record(placed: CompiledModel, wall_s: float, folder: Path | None) -> dict[s
         "moe_layers": found.moe_layers,
         "experts_per_layer": found.experts_per_layer,
         "split_expert_groups": split,
+        "sliced_expert_groups": sum(block.sliced for block in plan.blocks),
         "blocks": len(plan.blocks),
         "output": None if folder is None else str(folder),
         "solve_s": round(placed.compiled.solve_s, 3),
@@ -81,7 +83,16 @@ def _summary(placed: CompiledModel, wall_s: float) -> str:
     model = placed.model
     groups = model.of_kind(BlockKind.EXPERTS)
     experts = f", {len(groups)} x {groups[0].experts} experts, each group on one wafer" if groups else ""
+    experts += _ways(placed.plan) if groups else ""
     return (
         f"{model.parameters / 1e9:,.3f} B parameters, {model.weight_bytes / 1e9:,.3f} GB of weights{experts}; "
         f"placed in {placed.compiled.solve_s:.1f} s, {wall_s:.1f} s in all, {peak_rss_bytes() / 1e6:,.0f} MB at most"
     )
+
+
+def _ways(plan: Plan) -> str:
+    """How the groups of experts lie, in words."""
+    sliced = [block.sliced for block in plan.blocks if block.experts]
+    if all(sliced):
+        return " and sliced over its region"
+    return f" ({sum(sliced)} of {len(sliced)} sliced over their region)" if any(sliced) else ", experts apart"

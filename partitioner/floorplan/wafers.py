@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ir.graph import Parameter
@@ -12,10 +12,8 @@ from ir.plan import PlacedBlock, PlacedExpert, Rectangle
 from ir.workload import Workload
 from partitioner.floorplan.shapes import Demand, Shape, Shapes
 from partitioner.floorplan.strips import Placement, arrange
+from partitioner.floorplan.wishes import Wish, Wishes
 from partitioner.problem import ExpertLayout, footprint
-
-_WAYS = {ExpertLayout.AUTO: (True, False), ExpertLayout.APART: (False,), ExpertLayout.SLICED: (True,)}
-"""Whether to slice experts, in the order in which it is tried."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +27,8 @@ class TooTight:
 class FloorPlanner:
     """Lays out wafers of one machine; shapes of equal blocks, and layouts of equal wafers, are worked out once.
 
-    ``experts`` says how routed experts lie; ``auto`` slices those of a wafer if it can then be laid out. ``targets``
-    are tiles that blocks (indices into the model's) should have where there is room for more than they need.
+    ``experts`` says how routed experts lie: ``auto`` is as ``wishes`` has it, else sliced, else apart, whichever fits
+    first. With ``wishes``, blocks get more tiles than they need where there is room.
     """
 
     def __init__(
@@ -39,21 +37,21 @@ class FloorPlanner:
         machine: Machine,
         workload: Workload,
         experts: ExpertLayout = ExpertLayout.AUTO,
-        targets: Mapping[int, int] | None = None,
+        wishes: Wishes | None = None,
     ) -> None:
         self._model = model
         self._machine = machine
         self._workload = workload
-        self._ways = _WAYS[experts]
-        self._targets = targets or {}
+        self._experts = experts
+        self._wishes = wishes
         self._shapes: dict[Demand, Shapes] = {}
-        self._layouts: dict[tuple[tuple[Demand, int], ...], list[Placement] | None] = {}
+        self._layouts: dict[tuple[tuple[Demand, ...], tuple[int, ...]], list[Placement] | None] = {}
 
     def lay_out(self, wafers: Sequence[Sequence[int]]) -> list[PlacedBlock] | TooTight:
         """A rectangle for each block, given the blocks (indices) of each wafer; in the model's order."""
         placed: dict[int, PlacedBlock] = {}
         for wafer, blocks in enumerate(wafers):
-            regions = self._arrange(blocks)
+            regions = self._arrange(blocks, self._wishes.of(blocks) if self._wishes else ())
             if regions is None:
                 return TooTight(wafer, tuple(blocks))
             for index, (region, shape, demand) in zip(blocks, regions, strict=True):
@@ -62,30 +60,39 @@ class FloorPlanner:
 
     def fits(self, blocks: Sequence[int]) -> bool:
         """Whether a floor plan is found for these blocks on one wafer."""
-        return self._arrange(blocks) is not None
+        return self._arrange(blocks, ()) is not None
 
-    def _arrange(self, blocks: Sequence[int]) -> list[tuple[Rectangle, Shape, Demand]] | None:
+    def _arrange(self, blocks: Sequence[int], wishes: Sequence[Wish]) -> list[tuple[Rectangle, Shape, Demand]] | None:
         """A region for each block, and what lies there in which shape."""
-        has_experts = any(self._model.blocks[index].experts for index in blocks)
-        for sliced in self._ways if has_experts else (False,):
-            demands = [self._demand(self._model.blocks[index], sliced) for index in blocks]
-            found = self._lay_out_one(demands, [self._targets.get(index, 0) for index in blocks])
+        targets = tuple(wish.tiles for wish in wishes)
+        for way in self._ways(blocks, wishes):
+            demands = tuple(self._demand(self._model.blocks[i], sliced) for i, sliced in zip(blocks, way, strict=True))
+            found = self._lay_out_one(demands, targets)
             if found is not None:
                 return [(*placed, demand) for placed, demand in zip(found, demands, strict=True)]
         return None
 
-    def _lay_out_one(self, demands: Sequence[Demand], targets: Sequence[int]) -> list[Placement] | None:
+    def _ways(self, blocks: Sequence[int], wishes: Sequence[Wish]) -> list[tuple[bool, ...]]:
+        """Which blocks' experts to slice, in the order in which it is tried."""
+        grouped = [self._model.blocks[index].experts > 0 for index in blocks]
+        allowed = {ExpertLayout.AUTO: (True, False), ExpertLayout.APART: (False,), ExpertLayout.SLICED: (True,)}
+        ways = [tuple(sliced and has_experts for has_experts in grouped) for sliced in allowed[self._experts]]
+        if wishes and self._experts is ExpertLayout.AUTO:
+            wished = (wish.sliced and has_experts for wish, has_experts in zip(wishes, grouped, strict=True))
+            ways.insert(0, tuple(wished))
+        return list(dict.fromkeys(ways))
+
+    def _lay_out_one(self, demands: tuple[Demand, ...], targets: tuple[int, ...]) -> list[Placement] | None:
         """The placements on one wafer; those of an equal wafer, if there was one."""
         if not demands:
             return []
         # Names do not change the shape: repeated layers share it.
-        unnamed = [replace(d, parameters=tuple(replace(p, name="") for p in d.parameters)) for d in demands]
-        key = tuple(zip(unnamed, targets, strict=True))
-        if key not in self._layouts:
+        unnamed = tuple(replace(d, parameters=tuple(replace(p, name="") for p in d.parameters)) for d in demands)
+        if (unnamed, targets) not in self._layouts:
             shapes = [self._shapes_of(demand) for demand in unnamed]
-            wanted = targets if any(targets) else None
-            self._layouts[key] = arrange(shapes, self._machine.columns, self._machine.rows, wanted)
-        return self._layouts[key]
+            found = arrange(shapes, self._machine.columns, self._machine.rows, targets or None)
+            self._layouts[unnamed, targets] = found
+        return self._layouts[unnamed, targets]
 
     def _shapes_of(self, demand: Demand) -> Shapes:
         if demand not in self._shapes:

@@ -120,13 +120,14 @@ export function levelOf(scene: Scene, scale: number): Level {
 
 const sides = new WeakMap<Scene, number>();
 
-/** The shorter side of a usual expert in tiles; of a tenth of a wafer where there are no experts. */
+/** The shorter side of a usual expert in tiles; of a tenth of a wafer where none has tiles of its own. */
 function expertSide(scene: Scene): number {
   let side = sides.get(scene);
   if (side === undefined) {
-    const { count, columns, rows } = scene.experts;
-    const all = Array.from({ length: count }, (_, id) => Math.min(columns[id]!, rows[id]!)).sort((a, b) => a - b);
-    side = all[count >> 1] ?? scene.machine.columns / 10;
+    const { count, columns, rows, block } = scene.experts;
+    const apart = Array.from({ length: count }, (_, id) => id).filter((id) => !scene.blocks[block[id]!]!.sliced);
+    const all = apart.map((id) => Math.min(columns[id]!, rows[id]!)).sort((a, b) => a - b);
+    side = all[all.length >> 1] ?? scene.machine.columns / 10;
     sides.set(scene, side);
   }
   return side;
@@ -167,6 +168,7 @@ export function pick(scene: Scene, sheet: Sheet, at: Point): Hit {
   for (const block of wafer.blocks) {
     if (!inside(block.rect, column, row)) continue;
     hit.block = block.id;
+    if (block.sliced) continue;
     for (let id = block.firstExpert; id < block.firstExpert + block.experts; id++) {
       if (holds(id)) return { ...hit, expert: id };
     }

@@ -87,6 +87,8 @@ export interface Block {
   firstExpert: number;
   experts: number;
   activeExperts: number;
+  /** Whether each expert lies on all tiles of the block, rather than on some of its own. */
+  sliced: boolean;
 }
 
 /** All experts, one array for each field; a block's experts follow each other. */
@@ -166,10 +168,16 @@ export function expertRect(experts: Experts, id: number): Rect {
 
 function decodeBlocks(payload: Payload): Block[] {
   const columns = payload.blocks;
+  const wide = unpacked(payload.experts.columns);
+  const high = unpacked(payload.experts.rows);
   let first = 0;
   return columns.name.map((name, id) => {
     const firstExpert = first;
     first += columns.experts[id]!;
+    let sliced = first > firstExpert;
+    for (let at = firstExpert; at < first; at++) {
+      sliced &&= wide[at] === columns.columns[id] && high[at] === columns.rows[id];
+    }
     return {
       id,
       name,
@@ -187,6 +195,7 @@ function decodeBlocks(payload: Payload): Block[] {
       firstExpert,
       experts: columns.experts[id]!,
       activeExperts: columns.active_experts[id]!,
+      sliced,
     };
   });
 }

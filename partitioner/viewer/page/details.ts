@@ -102,7 +102,7 @@ function blockDetails(scene: Scene, block: Block): (Node | string)[] {
   ];
   if (block.experts) {
     rows.splice(4, 0, ["Experts", `${count(block.experts)}, ${count(block.activeExperts)} active for a token`]);
-    rows.splice(5, 0, ["Tiles of experts", count(expertTiles(scene, block))]);
+    rows.splice(5, 0, ["Tiles of experts", block.sliced ? "all, for each of them" : count(expertTiles(scene, block))]);
   }
   return [
     title(block.name, kind, block.layer === null ? kindLabel(kind) : `${kindLabel(kind)} of layer ${block.layer}`),

@@ -177,7 +177,7 @@ export class Painter {
     const c = this.context;
     const colour = this.colour(block);
     const alpha = kind === null || kind === block.kind ? 1 : DIMMED;
-    const single = block.experts > 0 && this.expertsVisible(block);
+    const single = block.experts > 0 && !block.sliced && this.expertsVisible(block);
     c.globalAlpha = 1;
     c.fillStyle = palette.wafer;
     c.fillRect(box.x, box.y, box.w, box.h);
@@ -293,7 +293,7 @@ export class Painter {
   private blockNotes(block: Block, nameless: boolean): string[] {
     const kind = kindLabel(this.frame.scene.kinds[block.kind]!);
     const size = bytes(block.weightBytes + block.cacheBytes + block.activationBytes);
-    const experts = block.experts ? [`${count(block.experts)} experts`] : [];
+    const experts = block.experts ? [`${count(block.experts)} experts${block.sliced ? ", each on all tiles" : ""}`] : [];
     return [
       ...(nameless ? [kind.toLowerCase()] : experts),
       `${size}`,
