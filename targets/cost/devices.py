@@ -207,7 +207,7 @@ def _expert_load(block: BlockProfile, degrees: Degrees, batch: Batch) -> _Load:
     busiest = busiest_group(-(-block.experts // degrees.expert), degrees.expert, touched)
     read = min(busiest, float(block.active_experts * tokens)) / block.experts
     # Where a group has more than its part of the touched experts, it has as much more of the tokens.
-    return _Load(plain.users, plain.tokens, tokens * min(1.0, read / touched), read)
+    return _Load(plain.users, plain.tokens, tokens * min(1.0, read / touched if touched else 0.0), read)
 
 
 def touched_share(experts: int, active: int, tokens: int) -> float:
@@ -221,11 +221,14 @@ def busiest_group(own: int, groups: int, touched: float) -> float:
 
     Each expert is touched with probability ``touched``, independently: E[max] = sum over m of 1 - P(count <= m)^groups.
     """
-    if groups == 1:
+    if groups == 1 or touched <= 0 or touched >= 1:
         return own * touched
+    # In logarithms, as binomial coefficients of many experts exceed any float.
+    whole, hit, missed = math.lgamma(own + 1), math.log(touched), math.log1p(-touched)
     expected, at_most = 0.0, 0.0
     for count in range(own):
-        at_most += math.comb(own, count) * touched**count * (1 - touched) ** (own - count)
+        chosen = whole - math.lgamma(count + 1) - math.lgamma(own - count + 1)
+        at_most += math.exp(chosen + count * hit + (own - count) * missed)
         expected += 1 - min(1.0, at_most) ** groups
     return expected
 
