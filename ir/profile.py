@@ -167,8 +167,7 @@ class Profile:
         """For each block the first one that does the same work, as repeated layers do."""
         first: dict[object, int] = {}
         return tuple(
-            first.setdefault(replace(block, name="", layer=None), index)
-            for index, block in enumerate(self.blocks)
+            first.setdefault(replace(block, name="", layer=None), index) for index, block in enumerate(self.blocks)
         )
 
     @cached_property

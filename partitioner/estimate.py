@@ -291,9 +291,6 @@ def _step_s(step: Step, speed: WaferSpeed) -> dict[str, float]:
 
 def _limit(profile: Profile, cost: StageCost, on_path: bool, speed: WaferSpeed) -> Limit:
     stage = cost.stage
-    causes = {
-        cause: getattr(cost.cycles, cause) / speed.clock_hz
-        for cause in CAUSES
-    }
+    causes = {cause: getattr(cost.cycles, cause) / speed.clock_hz for cause in CAUSES}
     most = max(causes, key=lambda cause: causes[cause]) if cost.seconds else "nothing"
     return Limit(profile.blocks[stage.block].name, stage.system, stage.tiles, cost.seconds, most, on_path, causes)

@@ -156,8 +156,8 @@ def _prefill(
     for first in range(0, whole, max(1, group)):
         count = min(group, whole - first)
         middle = first + (count - 1) / 2
-        times = sum(np.interp(middle, points, row) * each for row, each in zip(np.eye(len(points)), known, strict=True))
-        passes.append(_convoy(times, count))
+        shares = np.array([np.interp(middle, points, row) for row in np.eye(len(points))])
+        passes.append(_convoy(shares @ np.array(known), count))
     if tokens % chunk:
         passes.append(_convoy(costed(whole * chunk, tokens % chunk), 1))
     return tuple(passes)

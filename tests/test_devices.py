@@ -232,6 +232,10 @@ def test_the_busiest_group_of_experts():
     counted = sum(chance[a] * chance[b] * max(a, b) for a in range(3) for b in range(3))
     assert busiest_group(2, 2, 0.25) == pytest.approx(counted)
     assert touched_share(64, 4, 1) == 4 / 64
+    # Of very many, the busiest group is hardly busier than the others.
+    assert 2000 < busiest_group(4000, 2, 0.5) < 2040
+    assert busiest_group(8, 4, 0.0) == 0
+    assert busiest_group(8, 4, 1.0) == 8
 
 
 def test_expert_groups_exchange_tokens():

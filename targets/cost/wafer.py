@@ -12,7 +12,6 @@ from ir.model import BlockKind
 from ir.profile import BlockProfile, Product
 from ir.target import LayerRegions, Wafers, WaferSpeed
 from targets.cost.collectives import all_reduce_cycles
-from targets.cost.routing import busiest_load
 from targets.cost.cycles import (
     ACTIVATION_BYTES,
     Cycles,
@@ -22,6 +21,7 @@ from targets.cost.cycles import (
     stationary_cycles,
     wavelets,
 )
+from targets.cost.routing import busiest_load
 
 _GROWTH = 1.12
 """Ratio between the sizes of regions that are tried."""
