@@ -11,7 +11,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from ir.diagnostics import Diagnostic, ExitCode, UsageError, WafercError
 from partitioner.cli.arguments import Count, Json, TrustCode, parse_ids, parse_parts, parse_sizes
-from partitioner.cli.forecasts import estimate
+from partitioner.cli.forecasts import compare, estimate, size
 from partitioner.cli.output import Output
 from partitioner.version import VERSION
 
@@ -104,6 +104,8 @@ def inspect(
 
 
 app.command(estimate)
+app.command(size)
+app.command(compare)
 
 
 @app.command
