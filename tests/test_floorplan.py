@@ -20,6 +20,7 @@ from partitioner.floorplan import wafers as layouts
 from partitioner.floorplan.shapes import Demand, Shapes
 from partitioner.floorplan.strips import arrange
 from partitioner.floorplan.wafers import FloorPlanner, TooTight
+from partitioner.floorplan.wishes import wishes_for
 from partitioner.passes.profile import profile_of
 from partitioner.problem import ExpertLayout, Item, Problem, footprint
 from partitioner.solver.cpsat import Limits
@@ -345,6 +346,15 @@ def test_layers_that_take_turns_on_the_mesh_get_no_more_than_they_need(placed_sm
     turns = replace(load_wafers("mini").speed, layers=LayerRegions.WHOLE_MESH)
     plan = compile_model(least.model, least.plan.machine, least.plan.workload, Limits(), experts=way, speed=turns).plan
     assert plan.blocks == least.plan.blocks
+
+
+def test_a_wafer_that_stays_empty_wishes_for_nothing(compiled_small_kimi):
+    plan, model = compiled_small_kimi.plan, compiled_small_kimi.model
+    wishes = wishes_for(model, plan.machine, load_wafers("mini").speed, plan.workload, ExpertLayout.AUTO)
+    planner = FloorPlanner(model, plan.machine, plan.workload, wishes=wishes)
+    (embedding,) = planner.lay_out([[], [0], []])
+    assert embedding.wafer == 1
+    assert embedding.region.tiles >= wishes.of([0])[0].tiles > 0
 
 
 def test_equal_wafers_are_laid_out_once_and_alike(compiled_small_kimi, monkeypatch):
