@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: help demo demo-run test check format profiles clean
+.PHONY: help demo demo-run test check format profiles validate clean
 .DEFAULT_GOAL := help
 
 help: ## list what can be made
@@ -38,6 +38,9 @@ check: $(READY) ## style, types and the import law
 format: $(READY) ## put the code into form
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+validate: $(READY) ## fit the constants, hold forecasts against published speeds, and write docs/validation.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.validate --fit --docs
 
 profiles: $(READY) ## lower the bundled models again and write down their profiles
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/profiles.py

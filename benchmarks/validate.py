@@ -236,6 +236,39 @@ def table(found: Validation) -> str:
     return "\n".join(lines)
 
 
+_SIDE_BY_SIDE = (
+    "llama-3.1-8b",
+    "qwen3-32b",
+    "llama-3.3-70b",
+    "llama-3.1-405b",
+    "gpt-oss-120b",
+    "qwen3-235b-a22b",
+    "deepseek-v3",
+    "kimi-k2.6",
+)
+
+
+def side_by_side() -> str:
+    """A Markdown table of wafers and GPUs, from small models to large ones."""
+    lines = [
+        "| model | CS-3 (systems) | 8 GPUs of an NVL72 | all 72 | CS-3 over 8, over 72 |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    question = Question(input_tokens=2000, output_tokens=400)
+    rack = load_target("gb200_nvl72")
+    for name in _SIDE_BY_SIDE:
+        profile = load_profile(name, LoadOptions())
+        wafers, *gpus = (
+            answer(profile, target, question)
+            for target in (load_target("cs3"), load_target("gb200_nvl72", {"node.devices": 8}), rack)
+        )
+        speeds = [each.tokens_per_s_per_user for each in gpus]
+        margins = ", ".join(f"{wafers.tokens_per_s_per_user / speed:.1f}" for speed in speeds)
+        told = " | ".join(f"{speed:,.0f}" for speed in speeds)
+        lines.append(f"| {name} | {wafers.tokens_per_s_per_user:,.0f} ({wafers.systems}) | {told} | {margins} |")
+    return "\n".join(lines)
+
+
 def sources(found: Validation) -> str:
     """Where each row comes from."""
     rows = [each.row for each in found.compared] + list(found.told)
@@ -288,6 +321,13 @@ and draft, and for twice as many. For rows marked - there is nothing that a fore
 {table(found)}
 
 ![Published speeds against forecasts](validation.svg)
+
+## Wafers and GPUs side by side
+
+Tokens a second of one user alone, 2,000 tokens in and 400 out, without speculation, on the fewest CS-3 that hold the
+model. Forecasts, not measurements; [forecast.md](forecast.md) explains them.
+
+{side_by_side()}
 
 ## Where the published speeds come from
 
