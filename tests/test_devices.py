@@ -16,7 +16,8 @@ from ir.workload import Workload
 from targets.batched import serve_batched
 from targets.cost.device_links import all_gather_s, all_reduce_s, all_to_all_s, send_s
 from targets.cost.device_split import copied_bytes, split_block
-from targets.cost.devices import Batch, block_seconds, busiest_group, device_pass, make_stages, outline, 
+from targets.cost.devices import Batch, block_seconds, busiest_group, device_pass, make_stages, outline
+from targets.cost.routing import touched_share
 from targets.machines import load_target
 from targets.parallel import candidates, choose_parallel, decode_step, fewest_nodes, most_users, place_with
 from targets.speculation import Speculation, acceptance_for, draft_profile, eagle3_profile, expected_tokens

@@ -36,6 +36,8 @@ class Wishes:
 
     def of(self, blocks: Sequence[int]) -> tuple[Wish, ...]:
         """For each of ``blocks`` (indices) of one wafer; wafers with the same layers are worked out once."""
+        if not blocks:
+            return ()
         key = tuple(self._profile.alike[block] for block in blocks)
         if key not in self._known:
             rooms = [self._room(block) for block in blocks]
