@@ -57,7 +57,7 @@ def block_cycles(
         return _apart_cycles(block, stage, tokens, speed)
     region = Region(stage.rows, stage.columns)
     # A prompt on the whole mesh moves both operands of its products; a few tokens pass over weights that stay.
-    whole_prompt = speed.layers is LayerRegions.WHOLE_MESH and is_prompt
+    whole_prompt = speed.layers is LayerRegions.WHOLE_MESH and is_prompt and tokens > 1
     total = _elementwise(block, stage.tiles if whole_prompt else stage.columns, tokens, speed)
     for kernel in block.kernels:
         if whole_prompt:
