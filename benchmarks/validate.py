@@ -317,7 +317,8 @@ speculative or may be: the forecast is without speculation, and the last column 
 yield to reach the published speed, with {DRAFT_TOKENS} tokens drafted for each step by an EAGLE-3 head on the same
 systems, the same for all rows. Where the number of systems was not published, it is told for the fewest that hold model
 and draft, and for twice as many. Where several speeds were published for one service, the lower ones may be without
-speculation: about one token a step, or less, says that the forecast without it is as fast. For rows marked - there is nothing that a forecast from hardware could say.
+speculation: about one token a step, or less, says that the forecast without it is as fast. For rows marked - there is
+nothing that a forecast from hardware could say.
 
 {table(found)}
 
