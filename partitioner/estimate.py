@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from ir.diagnostics import Diagnostic, UnsupportedModelError, UsageError
 from ir.forecast import Forecast, Limit, Range, Sensitivity
-from ir.profile import Profile
+from ir.profile import Attention, Profile
 from ir.target import LayerRegions, Target, Wafers, WaferSpeed
 from ir.workload import Workload
 from partitioner.serving import Pipeline, Step, decode_step, job, joined
@@ -121,11 +121,14 @@ def require_context(profile: Profile, question: Question) -> None:
 
     Raises:
         UsageError: W0107.
+        UnsupportedModelError: W0702, the model takes whole texts or none, as encoders do.
     """
     if profile.max_context is not None and question.tokens > profile.max_context:
         facts = {"context": question.tokens, "model_limit": profile.max_context}
         raise UsageError(Diagnostic("W0107", "the context is longer than the model's", "--context", facts))
-    if not any(block.takes_tokens for block in profile.blocks):
+    attends = any(isinstance(kernel, Attention) for block in profile.blocks for kernel in block.kernels)
+    remembers = any(block.caches for block in profile.blocks)
+    if not any(block.takes_tokens for block in profile.blocks) or (attends and not remembers):
         message = "a forecast needs a model that takes tokens step by step"
         raise UnsupportedModelError(Diagnostic("W0702", message, profile.name))
 
@@ -257,10 +260,14 @@ def speed_of(wafers: Wafers, target: Target) -> WaferSpeed:
 def _layout(placed: Placed, speed: WaferSpeed) -> str:
     stages = placed.pipeline.stages
     if speed.layers is LayerRegions.WHOLE_MESH:
-        return f"{len({stage.system for stage in stages})} wafers in a pipeline, each layer over the whole mesh"
+        return f"{_wafers_told(len({stage.system for stage in stages}))}, each layer over the whole mesh"
     groups = [stage for stage in stages if stage.expert_rows]
     apart = f", experts on {groups[0].expert_rows} x {groups[0].expert_columns} tiles each" if groups else ""
-    return f"{placed.systems} wafers in a pipeline, each block on tiles of its own{apart}"
+    return f"{_wafers_told(placed.systems)}, each block on tiles of its own{apart}"
+
+
+def _wafers_told(number: int) -> str:
+    return "1 wafer" if number == 1 else f"{number:,} wafers in a pipeline"
 
 
 def _stages(step: Step) -> list[tuple[StageCost, bool]]:
