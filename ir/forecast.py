@@ -34,13 +34,15 @@ class Limit:
 
 @dataclass(frozen=True, slots=True)
 class Sensitivity:
-    """How far one uncertain figure of the machine moves the speed of one user: at its lower and its upper bound."""
+    """How far one uncertain figure of the machine moves the speed of one user: at its lower and its upper bound;
+    ``None`` where the model does not fit there.
+    """
 
     figure: str
     low: float
     high: float
-    tokens_per_s_at_low: float
-    tokens_per_s_at_high: float
+    tokens_per_s_at_low: float | None
+    tokens_per_s_at_high: float | None
     trust: str
     source: str
 

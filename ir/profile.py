@@ -7,7 +7,7 @@ outputs side by side.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeAlias
 
@@ -167,8 +167,7 @@ class Profile:
         """For each block the first one that does the same work, as repeated layers do."""
         first: dict[object, int] = {}
         return tuple(
-            first.setdefault((block.kind, block.kernels, block.elementwise, block.experts, block.active_experts), index)
-            for index, block in enumerate(self.blocks)
+            first.setdefault(replace(block, name="", layer=None), index) for index, block in enumerate(self.blocks)
         )
 
     @cached_property

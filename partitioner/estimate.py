@@ -6,14 +6,15 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from ir.diagnostics import Diagnostic, UnsupportedModelError, UsageError
+from ir.diagnostics import Diagnostic, InfeasibleError, UnsupportedModelError, UsageError
 from ir.forecast import Forecast, Limit, Range, Sensitivity
 from ir.profile import Attention, Profile
 from ir.target import LayerRegions, Target, Wafers, WaferSpeed
 from ir.workload import Workload
-from partitioner.serving import Pipeline, Step, decode_step, job, joined
+from partitioner.serving import Pipeline, Step, as_draft, decode_step, job, joined
 from partitioner.sketch import Sketch, most_users, sketch
 from partitioner.validated import outside
+from targets.cost.cycles import CAUSES
 from targets.cost.pipeline import StageCost
 from targets.machines import at
 from targets.queue import Job, Request, Service, serve
@@ -21,6 +22,7 @@ from targets.speculation import Speculation, draft_profile
 
 _DEFAULT_CHUNK = 64
 _MOST = 1 << 40
+_MOST_SYSTEMS = 10_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,8 +58,9 @@ class Question:
         faults = []
         for name, low in least.items():
             value, flag = getattr(self, name), f"--{name.replace('_', '-')}"
-            if value is not None and not low <= value <= _MOST:
-                faults.append(Diagnostic("W0103", f"{flag} must be from {low} to {_MOST:,}, not {value:,}", flag))
+            most = _MOST_SYSTEMS if name == "systems" else _MOST
+            if value is not None and not low <= value <= most:
+                faults.append(Diagnostic("W0103", f"{flag} must be from {low} to {most:,}, not {value:,}", flag))
         if self.experts not in ("auto", "apart", "sliced"):
             faults.append(Diagnostic("W0104", f"--experts is auto, apart or sliced, not {self.experts!r}", "--experts"))
         if not faults and self.context is not None and self.context < self.input_tokens + self.output_tokens:
@@ -102,9 +105,10 @@ def place_sketch(profile: Profile, wafers: Wafers, question: Question) -> Placed
     Raises:
         InfeasibleError: W0701, it does not fit.
     """
-    draft = draft_profile(profile, question.speculation) if question.speculation else None
+    draft = as_draft(draft_profile(profile, question.speculation)) if question.speculation else None
     whole = joined(profile, draft) if draft else profile
-    found: Sketch = sketch(whole, wafers, question.workload, question.systems, question.experts)
+    workload = _workload(profile, question, wafers)
+    found: Sketch = sketch(whole, wafers, workload, question.systems, question.experts)
     count = len(profile.blocks)
     pipeline = Pipeline(
         profile,
@@ -112,8 +116,17 @@ def place_sketch(profile: Profile, wafers: Wafers, question: Question) -> Placed
         draft,
         tuple(replace(stage, block=stage.block - count) for stage in found.stages[count:]),
     )
-    users = most_users(whole, wafers.machine, question.workload, found.systems)
+    users = most_users(whole, wafers.machine, workload, found.systems)
     return Placed(pipeline, found.systems, users)
+
+
+def _workload(profile: Profile, question: Question, wafers: Wafers) -> Workload:
+    """What must be kept in memory. Layers that take turns on the whole mesh take prompts whole, but one buffer for the
+    prompt serves all blocks in turn, so each counts its part of it.
+    """
+    if wafers.speed is not None and wafers.speed.layers is LayerRegions.WHOLE_MESH:
+        return replace(question.workload, chunk=max(1, -(-question.input_tokens // len(profile.blocks))))
+    return question.workload
 
 
 def require_context(profile: Profile, question: Question) -> None:
@@ -126,10 +139,9 @@ def require_context(profile: Profile, question: Question) -> None:
     if profile.max_context is not None and question.tokens > profile.max_context:
         facts = {"context": question.tokens, "model_limit": profile.max_context}
         raise UsageError(Diagnostic("W0107", "the context is longer than the model's", "--context", facts))
-    attends = any(isinstance(kernel, Attention) for block in profile.blocks for kernel in block.kernels)
-    remembers = any(block.caches for block in profile.blocks)
-    if not any(block.takes_tokens for block in profile.blocks) or (attends and not remembers):
-        message = "a forecast needs a model that takes tokens step by step"
+    looks = any(isinstance(kernel, Attention) for block in profile.blocks for kernel in block.kernels)
+    if not any(block.takes_tokens for block in profile.blocks) or (looks and not profile.cache_bytes(1, 1)):
+        message = "a forecast needs a model that generates token after token"
         raise UnsupportedModelError(Diagnostic("W0702", message, profile.name))
 
 
@@ -152,8 +164,8 @@ def estimate_wafers(profile: Profile, target: Target, question: Question, placed
         changed = _wafers(other)
         pipeline = found.pipeline
         if changed.machine != wafers.machine and placed is None:
-            pipeline = place_sketch(profile, changed, replace(question, systems=None)).pipeline
-        return _answers(serve_wafers(pipeline, question, speed_of(changed, other)), question)
+            pipeline = place_sketch(profile, changed, question).pipeline
+        return _answers(pipeline, question, speed_of(changed, other))
 
     ranges, sensitivities = ranged(target, answers)
     tokens_per_s = service.total_tokens_per_s
@@ -176,7 +188,9 @@ def estimate_wafers(profile: Profile, target: Target, question: Question, placed
         power_w=power_w,
         joules_per_token=power_w / tokens_per_s,
         usd_per_million_tokens=price(target, found.systems, tokens_per_s),
-        notes=tuple(outside(profile, target, question.tokens, question.speculation is not None)),
+        notes=tuple(
+            outside(profile, target, question.tokens, question.users, is_speculative=question.speculation is not None)
+        ),
         **ranges,
     )
 
@@ -194,7 +208,7 @@ def ranged(
     """Each answer with its range, and what each uncertain figure of ``target`` does to the speed of one user.
 
     Figures are moved to their bounds one at a time. They are independent, so deviations add up as the root of their
-    squares, upwards and downwards apart.
+    squares, upwards and downwards apart. A bound at which the model does not fit says so, and moves nothing.
     """
     value = answers(target)
     below, above = dict.fromkeys(value, 0.0), dict.fromkeys(value, 0.0)
@@ -202,12 +216,12 @@ def ranged(
     for name, figure in target.figures.items():
         if figure.certain:
             continue
-        ends = [answers(at(target, {name: bound})) for bound in (figure.low, figure.high)]
+        ends = [_if_it_fits(answers, at(target, {name: bound})) for bound in (figure.low, figure.high)]
         for key, middle in value.items():
-            moved = [end[key] - middle for end in ends]
-            below[key] += min(0.0, *moved) ** 2
-            above[key] += max(0.0, *moved) ** 2
-        speeds = [end["tokens_per_s_per_user"] for end in ends]
+            moved = [end[key] - middle for end in ends if end is not None]
+            below[key] += min(0.0, *moved, 0.0) ** 2
+            above[key] += max(0.0, *moved, 0.0) ** 2
+        speeds = [None if end is None else end["tokens_per_s_per_user"] for end in ends]
         found.append(
             Sensitivity(name, figure.low, figure.high, speeds[0], speeds[1], figure.trust.value, figure.source)
         )
@@ -215,8 +229,22 @@ def ranged(
         key: Range(middle, max(0.0, middle - math.sqrt(below[key])), middle + math.sqrt(above[key]))
         for key, middle in value.items()
     }
-    found.sort(key=lambda each: -abs(each.tokens_per_s_at_high - each.tokens_per_s_at_low))
+    found.sort(key=lambda each: -_swing(each))
     return ranges, tuple(found)
+
+
+def _if_it_fits(answers: Callable[[Target], Mapping[str, float]], target: Target) -> Mapping[str, float] | None:
+    try:
+        return answers(target)
+    except InfeasibleError:
+        return None
+
+
+def _swing(each: Sensitivity) -> float:
+    """How far a figure moves the speed; where the model does not fit at a bound, further than any speed."""
+    if each.tokens_per_s_at_low is None or each.tokens_per_s_at_high is None:
+        return math.inf
+    return abs(each.tokens_per_s_at_high - each.tokens_per_s_at_low)
 
 
 def serve_wafers(pipeline: Pipeline, question: Question, speed: WaferSpeed) -> Service:
@@ -229,13 +257,16 @@ def wafer_job(pipeline: Pipeline, question: Question, speed: WaferSpeed) -> Job:
     return job(pipeline, question.request, question.history, question.workload.chunk, question.speculation, speed)
 
 
-def _answers(service: Service, question: Question) -> dict[str, float]:
+def _answers(pipeline: Pipeline, question: Question, speed: WaferSpeed) -> dict[str, float]:
+    work = wafer_job(pipeline, question, speed)
+    service = serve(work, question.users)
+    alone = serve(work, 1) if question.users > 1 else service
     return {
         "tokens_per_s_per_user": service.tokens_per_s_per_user,
         "total_tokens_per_s": service.total_tokens_per_s,
         "time_to_first_token_s": service.time_to_first_token_s,
         "request_s": service.request_s,
-        "prefill_tokens_per_s": question.input_tokens / service.time_to_first_token_s,
+        "prefill_tokens_per_s": question.input_tokens / alone.time_to_first_token_s,
     }
 
 
@@ -279,7 +310,7 @@ def _step_s(step: Step, speed: WaferSpeed) -> dict[str, float]:
     model = step.model
     causes = {
         cause: sum(getattr(cost.cycles, cause) for cost, on_path in _stages(step) if on_path) / speed.clock_hz
-        for cause in ("arithmetic", "memory", "attention", "unpacking", "communication", "launch")
+        for cause in CAUSES
     }
     causes |= {"hand_over": model.hand_over_s, "host": model.host_s}
     rest = model.latency_s - sum(causes.values())  # between regions of one wafer
@@ -289,9 +320,6 @@ def _step_s(step: Step, speed: WaferSpeed) -> dict[str, float]:
 
 def _limit(profile: Profile, cost: StageCost, on_path: bool, speed: WaferSpeed) -> Limit:
     stage = cost.stage
-    causes = {
-        cause: getattr(cost.cycles, cause) / speed.clock_hz
-        for cause in ("arithmetic", "memory", "attention", "unpacking", "communication", "launch")
-    }
+    causes = {cause: getattr(cost.cycles, cause) / speed.clock_hz for cause in CAUSES}
     most = max(causes, key=lambda cause: causes[cause]) if cost.seconds else "nothing"
     return Limit(profile.blocks[stage.block].name, stage.system, stage.tiles, cost.seconds, most, on_path, causes)

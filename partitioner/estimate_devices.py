@@ -230,7 +230,8 @@ def _limits(profile: Profile, placement: Placement, service: BatchedService) -> 
 
 def _notes(profile: Profile, target: Target, question: Question, placement: Placement) -> list[str]:
     asked = question.systems
-    notes = [*outside(profile, target, question.tokens, question.speculation is not None)]
+    speculative = question.speculation is not None
+    notes = [*outside(profile, target, question.tokens, question.users, is_speculative=speculative)]
     if asked is not None and placement.nodes < asked:
         notes.append(f"{placement.nodes:,} of {asked:,} systems are used: more would not make a token faster")
     return notes

@@ -11,6 +11,7 @@ from ir.machine import Machine
 from ir.model import Block, Model
 from ir.profile import BlockProfile
 from ir.workload import Workload
+from targets.cost.wafer import Room
 
 
 class ExpertLayout(StrEnum):
@@ -102,6 +103,13 @@ def least_tiles(block: Block, workload: Workload, machine: Machine, experts: Exp
     if block.experts and experts is ExpertLayout.APART:
         return block.experts * -(-total // (block.experts * machine.tile_bytes))
     return max(1, -(-total // machine.tile_bytes))
+
+
+def room(block: BlockProfile, index: int, workload: Workload, machine: Machine) -> Room:
+    """What block number ``index`` claims of a wafer's tiles at least, and each of its experts if they lie apart."""
+    total = footprint(block, workload).bytes
+    each = -(-total // (block.experts * machine.tile_bytes)) if block.experts else 0
+    return Room(index, max(1, -(-total // machine.tile_bytes)), each)
 
 
 def measure(model: Model, machine: Machine, workload: Workload, experts: ExpertLayout = ExpertLayout.AUTO) -> Problem:

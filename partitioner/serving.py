@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ir.profile import FlowProfile, Profile
 from ir.target import LayerRegions, WaferSpeed
@@ -16,6 +18,9 @@ from targets.speculation import Speculation
 
 _PROMPT_POINTS = 3
 """Contexts at which a chunk of a prompt is costed; between them, time grows in proportion."""
+_MOST_PASSES = 256
+"""Of one prompt, in the queue."""
+Times: TypeAlias = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +40,14 @@ class Step:
     Attributes:
         model: one of ``passes`` passes; the next enters a station when it has left it.
         draft: one of ``drafted`` passes, each of which waits for the one before.
+        way_s: to the draft's wafer, where it is not the model's last one.
     """
 
     model: PipelineCost
     passes: int = 1
     draft: PipelineCost | None = None
     drafted: int = 0
+    way_s: float = 0.0
 
     @property
     def verify_s(self) -> float:
@@ -49,8 +56,8 @@ class Step:
 
     @property
     def draft_s(self) -> float:
-        """What drafting takes; drafted tokens never leave the wafers."""
-        return self.drafted * (self.draft.latency_s - self.draft.host_s) if self.draft else 0.0
+        """What drafting takes, and the way to the draft; drafted tokens never leave the wafers."""
+        return self.drafted * (self.draft.latency_s - self.draft.host_s) + self.way_s if self.draft else 0.0
 
     @property
     def latency_s(self) -> float:
@@ -66,18 +73,21 @@ class Step:
         return held
 
 
+def as_draft(profile: Profile) -> Profile:
+    """A draft's profile, its blocks named apart from those of the model."""
+    return replace(profile, blocks=tuple(replace(block, name=f"draft.{block.name}") for block in profile.blocks))
+
+
 def joined(profile: Profile, draft: Profile) -> Profile:
-    """Both models in one: the draft's blocks behind the model's, together on one machine."""
+    """Both models in one: the draft's blocks behind the model's."""
     first = len(profile.blocks)
-    blocks = tuple(replace(block, name=f"draft.{block.name}") for block in draft.blocks)
     flows = tuple(replace(flow, source=flow.source + first, target=flow.target + first) for flow in draft.flows)
     link = FlowProfile(first - 1, first, max((flow.bytes_per_token for flow in profile.flows), default=0))
-    together = tuple(range(first, first + len(blocks)))
     return replace(
         profile,
-        blocks=(*profile.blocks, *blocks),
+        blocks=(*profile.blocks, *draft.blocks),
         flows=(*profile.flows, link, *flows),
-        items=(*profile.items, together),
+        items=(*profile.items, *(tuple(block + first for block in item) for item in draft.items)),
     )
 
 
@@ -93,11 +103,16 @@ def decode_step(pipeline: Pipeline, speculation: Speculation | None, context: in
         return one
     tokens = speculation.verified_tokens
     draft = pipeline_cost(pipeline.draft, pipeline.draft_stages, 1, context, speed)
-    options = (
-        Step(one.model, tokens, draft, speculation.draft_tokens),
-        Step(pipeline_cost(profile, stages, tokens, context, speed), 1, draft, speculation.draft_tokens),
+    is_away = pipeline.draft_stages[0].system != stages[-1].system
+    behind = replace(
+        one,
+        passes=tokens,
+        draft=draft,
+        drafted=speculation.draft_tokens,
+        way_s=speed.system_latency_s if is_away else 0.0,
     )
-    return min(options, key=lambda step: step.latency_s)
+    at_once = replace(behind, model=pipeline_cost(profile, stages, tokens, context, speed), passes=1)
+    return min(behind, at_once, key=lambda step: step.latency_s)
 
 
 def job(
@@ -115,19 +130,40 @@ def job(
 def _prefill(
     pipeline: Pipeline, tokens: int, history: int, chunk: int, stations: Sequence[str], speed: WaferSpeed
 ) -> tuple[Pass, ...]:
-    """The passes of a prompt; layers that take turns on the whole mesh take it whole."""
+    """The passes of a prompt, the draft's behind the model's; layers that take turns on the whole mesh take it whole.
+
+    Of a prompt of very many chunks, neighbours are one pass that holds each station for as long as all of them.
+    """
     if speed.layers is LayerRegions.WHOLE_MESH:
         chunk = max(1, tokens)
 
-    def costed(start: int, length: int) -> list[float]:
-        cost = pipeline_cost(pipeline.profile, pipeline.stages, length, history + start + length, speed, is_prompt=True)
-        return [cost.latency_s, *(cost.stations.get(name, 0.0) for name in stations)]
+    def costed(start: int, length: int) -> Times:
+        context = history + start + length
+        cost = pipeline_cost(pipeline.profile, pipeline.stages, length, context, speed, is_prompt=True)
+        latency_s, held = cost.latency_s, dict(cost.stations)
+        if pipeline.draft is not None:
+            beside = pipeline_cost(pipeline.draft, pipeline.draft_stages, length, context, speed, is_prompt=True)
+            latency_s += beside.latency_s - beside.host_s
+            for name, seconds in beside.stations.items():
+                held[name] = held.get(name, 0.0) + seconds
+        return np.array([latency_s, *(held.get(name, 0.0) for name in stations)])
 
     whole = tokens // chunk
-    points = sorted({round(i * max(0, whole - 1) / (_PROMPT_POINTS - 1)) for i in range(_PROMPT_POINTS)})
-    shares = [np.interp(range(whole), points, row) for row in np.eye(len(points))]
-    known = np.array([costed(point * chunk, chunk) for point in points[:whole]])
-    times = (np.array(shares).T @ known).tolist() if whole else []
+    points = sorted({round(i * max(0, whole - 1) / (_PROMPT_POINTS - 1)) for i in range(_PROMPT_POINTS)})[:whole]
+    known = [costed(point * chunk, chunk) for point in points]
+    group = -(-whole // _MOST_PASSES)
+    passes = []
+    for first in range(0, whole, max(1, group)):
+        count = min(group, whole - first)
+        middle = first + (count - 1) / 2
+        shares = np.array([np.interp(middle, points, row) for row in np.eye(len(points))])
+        passes.append(_convoy(shares @ np.array(known), count))
     if tokens % chunk:
-        times.append(costed(whole * chunk, tokens % chunk))
-    return tuple(Pass(latency_s, tuple(busy_s)) for latency_s, *busy_s in times)
+        passes.append(_convoy(costed(whole * chunk, tokens % chunk), 1))
+    return tuple(passes)
+
+
+def _convoy(times: Times, count: int) -> Pass:
+    """``count`` equal passes one behind the other, as one; ``times`` are one's latency and its stations' seconds."""
+    latency_s, held = float(times[0]), times[1:]
+    return Pass(latency_s + (count - 1) * float(held.max()), tuple((held * count).tolist()))

@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 
 from ir.diagnostics import Diagnostic, InfeasibleError
 from ir.machine import Machine
-from ir.profile import BlockProfile, Profile
-from ir.target import Wafers
+from ir.profile import Profile
+from ir.target import LayerRegions, Wafers
 from ir.workload import Workload
-from partitioner.problem import Flow, Item, Problem, footprint
+from partitioner.problem import Flow, Item, Problem, footprint, room
 from partitioner.solver.chain import smallest_bottleneck
-from targets.cost.wafer import Room, Stage, allocate
+from targets.cost.wafer import Stage, allocate
 
 _MANY = 1 << 40
 
@@ -40,7 +40,8 @@ def sketch(
     machine = wafers.machine
     problem = _problem(profile, machine, workload)
     count = fewest_systems(problem) if systems is None else systems
-    found = smallest_bottleneck(_on(problem, count)) if count is not None else None
+    # More wafers than items cannot help, and would only make the problem larger.
+    found = smallest_bottleneck(replace(problem, systems=min(count, len(problem.items)))) if count is not None else None
     if found is None or count is None:
         raise _does_not_fit(profile, problem, machine, systems)
     bottleneck, assignment = found
@@ -48,12 +49,24 @@ def sketch(
     known: dict[tuple[object, ...], tuple[Stage, ...]] = {}
     for system in sorted(set(assignment)):
         blocks = [b for item, s in zip(problem.items, assignment, strict=True) if s == system for b in item.blocks]
-        rooms = [_room(profile.blocks[b], b, workload, machine) for b in blocks]
+        rooms = [room(profile.blocks[b], b, workload, machine) for b in blocks]
         alike = tuple((profile.alike[room.block], room.tiles, room.expert_tiles) for room in rooms)
         if alike not in known:  # wafers with the same layers are laid out alike
             known[alike] = allocate(profile.blocks, rooms, wafers, workload.context, experts)
+            _require_room(profile, known[alike], wafers)
         stages += [replace(stage, block=b, system=system) for stage, b in zip(known[alike], blocks, strict=True)]
     return Sketch(tuple(sorted(stages, key=lambda stage: stage.block)), count, bottleneck)
+
+
+def _require_room(profile: Profile, stages: tuple[Stage, ...], wafers: Wafers) -> None:
+    """Refuse regions that are together larger than a wafer: rectangles of experts apart need more than their bytes."""
+    needed = sum(stage.tiles for stage in stages)
+    is_shared = wafers.speed is None or wafers.speed.layers is LayerRegions.WHOLE_MESH
+    if needed > wafers.machine.tiles and not is_shared:
+        facts = {"tiles_needed": needed, "tiles_of_a_wafer": wafers.machine.tiles}
+        help_ = ("--experts sliced needs no more tiles than bytes; one more system gives room",)
+        message = "blocks of one wafer need more tiles than it has"
+        raise InfeasibleError(Diagnostic("W0701", message, profile.name, facts, help_))
 
 
 def fewest_systems(problem: Problem) -> int | None:
@@ -92,7 +105,7 @@ def _problem(profile: Profile, machine: Machine, workload: Workload) -> Problem:
         block = profile.blocks[index]
         key = block.weight_bytes, block.caches, block.live_bytes_per_token, block.takes_tokens, block.experts
         if key not in known:
-            known[key] = footprint(block, workload).bytes, _room(block, index, workload, machine).tiles
+            known[key] = footprint(block, workload).bytes, room(block, index, workload, machine).tiles
         return known[key]
 
     items = tuple(
@@ -106,16 +119,6 @@ def _problem(profile: Profile, machine: Machine, workload: Workload) -> Problem:
         if item_of[flow.source] != item_of[flow.target]
     )
     return Problem(items, flows, machine.systems, machine.tiles)
-
-
-def _on(problem: Problem, systems: int) -> Problem:
-    return Problem(problem.items, problem.flows, systems, problem.tiles)
-
-
-def _room(block: BlockProfile, index: int, workload: Workload, machine: Machine) -> Room:
-    total = footprint(block, workload).bytes
-    each = -(-total // (block.experts * machine.tile_bytes)) if block.experts else 0
-    return Room(index, max(1, -(-total // machine.tile_bytes)), each)
 
 
 def _does_not_fit(profile: Profile, problem: Problem, machine: Machine, systems: int | None) -> InfeasibleError:

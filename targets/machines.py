@@ -250,10 +250,14 @@ def _missing(header: _Header, values: Mapping[str, float]) -> Iterator[str]:
 
 def _badly_ranged(header: _Header, figures: Mapping[str, Figure]) -> Iterator[str]:
     for name, figure in figures.items():
+        rule = KINDS[header.kind][name]
         if not figure.low <= figure.value <= figure.high:
             yield f"{name} is {figure.value:g}, outside of its own range from {figure.low:g} to {figure.high:g}"
-        if KINDS[header.kind][name].whole and int_or_none(figure.value) is None:
-            yield f"{name} must be an integer, not {figure.value:g}"
+        for which, bound in (("", figure.value), ("low of ", figure.low), ("high of ", figure.high)):
+            if rule.whole and int_or_none(bound) is None:
+                yield f"{which}{name} must be an integer, not {bound:g}"
+            elif which and not rule.low <= bound <= rule.high:
+                yield f"{which}{name} must be from {rule.low:g} to {rule.high:g}, not {bound:g}"
 
 
 def _wafers(header: _Header, values: Mapping[str, float]) -> Wafers:

@@ -205,16 +205,20 @@ def _sizes(cluster: DeviceCluster) -> list[int]:
     return sorted(inside | across)
 
 
-def _pipelines(rooms: Sequence[Room], stage: Degrees, cluster: DeviceCluster, users: int) -> Iterator[int]:
-    """Numbers of stages: the fewest that fit, and doublings of it, as far as there are devices and items."""
+def _pipelines(rooms: Sequence[Room], stage: Degrees, cluster: DeviceCluster, users: int) -> list[int]:
+    """Numbers of stages: the fewest that fit, in one replica or in as many as there can be, and doublings of these, as
+    far as there are devices and items.
+    """
     replicas = max(1, min(_replicas(stage, cluster), users))
-    for served in dict.fromkeys((-(-users // (replicas * stage.expert)), -(-users // stage.expert))):
-        stages = fewest_stages(rooms, served, cluster.device_bytes)
-        while stages is not None and stages <= len(rooms):
+    found: set[int] = set()
+    for sharing in (replicas, 1):
+        stages = fewest_stages(rooms, -(-users // (sharing * stage.expert)), cluster.device_bytes)
+        while stages is not None and stages <= len(rooms) and stages not in found:
             if nodes_needed(replace(stage, pipeline=stages), cluster.devices) > cluster.nodes:
                 break
-            yield stages
+            found.add(stages)
             stages *= 2
+    return sorted(found)
 
 
 def _replicas(degrees: Degrees, cluster: DeviceCluster) -> int:

@@ -403,10 +403,31 @@ def test_compile_reports_what_it_did(waferc, quick_load, tmp_path):
     assert manifest["workload"] == {"users": 2, "context": 256, "chunk": 64}
 
 
+@pytest.mark.parametrize(("way", "sliced"), [("auto", 3), ("sliced", 3), ("apart", 0)])
+def test_experts_lie_as_asked_for(waferc, quick_load, tmp_path, way, sliced):
+    folder = tmp_path / "plan"
+    done = waferc(*SMALL, "--experts", way, "-o", folder, "--json")
+    assert done.record["sliced_expert_groups"] == sliced
+    assert waferc("check", folder).code == 0
+    same = waferc("run", folder, "--prompt-ids", "1,5,9", "--tokens", 3, "--compare", "--json")
+    assert same.code == 0
+
+
+def test_experts_lie_in_no_other_way(waferc, quick_load):
+    done = waferc(*SMALL, "--experts", "diced", "--json")
+    assert (done.code, done.codes) == (2, ["W0104"])
+
+
 def test_compile_prints_a_table(waferc, quick_load):
     done = waferc(*SMALL)
     assert done.code == 0
-    for text in ("small-kimi on 4 x", "embedding, 0-1", "optimal: fullest wafer", "3 x 16 experts"):
+    for text in (
+        "small-kimi on 4 x",
+        "embedding, 0-1",
+        "optimal: fullest wafer",
+        "3 x 16 experts",
+        "sliced over its region",
+    ):
         assert text in done.out
 
 

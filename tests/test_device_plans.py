@@ -192,7 +192,9 @@ def test_check_and_view_know_such_plans(waferc, folder):
     assert waferc("check", folder, "--json").record["ok"]
     ranks = waferc("view", folder, "--json").record["ranks"]
     assert any("experts" in rule for rank in ranks for rule in rank["holds"])
-    assert "tensor" in waferc("view", folder).out
+    shown = waferc("view", folder).out
+    assert "attention of layer" in shown
+    assert "tensor" in shown
 
 
 def test_run_refuses_such_plans(waferc, folder):

@@ -16,7 +16,8 @@ from ir.workload import Workload
 from targets.batched import serve_batched
 from targets.cost.device_links import all_gather_s, all_reduce_s, all_to_all_s, send_s
 from targets.cost.device_split import copied_bytes, split_block
-from targets.cost.devices import Batch, block_seconds, busiest_group, device_pass, make_stages, outline, touched_share
+from targets.cost.devices import Batch, block_seconds, busiest_group, device_pass, make_stages, outline
+from targets.cost.routing import touched_share
 from targets.machines import load_target
 from targets.parallel import candidates, choose_parallel, decode_step, fewest_nodes, most_users, place_with
 from targets.speculation import Speculation, acceptance_for, draft_profile, eagle3_profile, expected_tokens
@@ -232,6 +233,10 @@ def test_the_busiest_group_of_experts():
     counted = sum(chance[a] * chance[b] * max(a, b) for a in range(3) for b in range(3))
     assert busiest_group(2, 2, 0.25) == pytest.approx(counted)
     assert touched_share(64, 4, 1) == 4 / 64
+    # Of very many, the busiest group is hardly busier than the others.
+    assert 2000 < busiest_group(4000, 2, 0.5) < 2040
+    assert busiest_group(8, 4, 0.0) == 0
+    assert busiest_group(8, 4, 1.0) == 8
 
 
 def test_expert_groups_exchange_tokens():

@@ -1,6 +1,7 @@
 """Floor plans: rectangles on the mesh, apart from each other, and no tile over its memory, counted tile by tile."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,14 +12,21 @@ from ir.encoding import ENCODINGS
 from ir.graph import Parameter
 from ir.layout import fullest_tile_bytes, sliced_layouts
 from ir.plan import Rectangle
+from ir.target import LayerRegions
 from ir.types import DType, TensorType
+from partitioner.check import check
 from partitioner.compile import _fewest_misfits, compile_model
+from partitioner.floorplan import wafers as layouts
 from partitioner.floorplan.shapes import Demand, Shapes
 from partitioner.floorplan.strips import arrange
 from partitioner.floorplan.wafers import FloorPlanner, TooTight
+from partitioner.floorplan.wishes import wishes_for
+from partitioner.passes.profile import profile_of
 from partitioner.problem import ExpertLayout, Item, Problem, footprint
 from partitioner.solver.cpsat import Limits
-from targets.machines import load_machine
+from targets.cost.pipeline import pipeline_cost
+from targets.cost.wafer import Stage
+from targets.machines import load_machine, load_wafers
 
 
 def weight(*shape: int, encoding: str = "f32") -> Parameter:
@@ -299,6 +307,68 @@ def test_a_model_is_laid_out_within_every_tile(placed_small_kimi):
             assert tiles.max() == block.tile_bytes <= machine.tile_bytes
 
 
+def latency_s(compiled) -> float:
+    """What the cost model says of one token through a plan."""
+    plan = compiled.plan
+    stages = []
+    for index, block in enumerate(plan.blocks):
+        own = Rectangle(0, 0, 0, 0) if block.sliced or not block.experts else block.experts[0].region
+        stages.append(Stage(index, block.wafer, block.region.rows, block.region.columns, own.rows, own.columns))
+    profile = profile_of(compiled.model, None)
+    return pipeline_cost(profile, stages, 1, plan.workload.context, load_wafers("mini").speed).latency_s
+
+
+def test_spare_tiles_make_a_token_faster(placed_small_kimi):
+    way, least = placed_small_kimi
+    wafers, plan = load_wafers("mini"), least.plan
+    assert wafers.machine == plan.machine
+    grown = compile_model(least.model, plan.machine, plan.workload, Limits(), experts=way, speed=wafers.speed)
+    assert check(grown.plan, least.model) == ()
+    assert [b.wafer for b in grown.plan.blocks] == [b.wafer for b in plan.blocks]
+    before, after = (sum(b.region.tiles for b in own.plan.blocks) for own in (least, grown))
+    assert after > 1.5 * before
+    assert latency_s(grown) < latency_s(least)
+    assert all(b.sliced == (way is not ExpertLayout.APART) for b in grown.plan.blocks if b.experts)
+
+
+def test_sliced_experts_serve_a_token_sooner(compiled_small_kimi):
+    plan, model = compiled_small_kimi.plan, compiled_small_kimi.model
+    speed = load_wafers("mini").speed
+    ways = {
+        way: latency_s(compile_model(model, plan.machine, plan.workload, Limits(), experts=way, speed=speed))
+        for way in ExpertLayout
+    }
+    assert ways[ExpertLayout.AUTO] == min(ways.values())
+
+
+def test_layers_that_take_turns_on_the_mesh_get_no_more_than_they_need(placed_small_kimi):
+    way, least = placed_small_kimi
+    turns = replace(load_wafers("mini").speed, layers=LayerRegions.WHOLE_MESH)
+    plan = compile_model(least.model, least.plan.machine, least.plan.workload, Limits(), experts=way, speed=turns).plan
+    assert plan.blocks == least.plan.blocks
+
+
+def test_a_wafer_that_stays_empty_wishes_for_nothing(compiled_small_kimi):
+    plan, model = compiled_small_kimi.plan, compiled_small_kimi.model
+    wishes = wishes_for(model, plan.machine, load_wafers("mini").speed, plan.workload, ExpertLayout.AUTO)
+    planner = FloorPlanner(model, plan.machine, plan.workload, wishes=wishes)
+    (embedding,) = planner.lay_out([[], [0], []])
+    assert embedding.wafer == 1
+    assert embedding.region.tiles >= wishes.of([0])[0].tiles > 0
+
+
+def test_equal_wafers_are_laid_out_once_and_alike(compiled_small_kimi, monkeypatch):
+    calls = []
+    monkeypatch.setattr(layouts, "arrange", lambda *given: calls.append(1) or arrange(*given))
+    plan, model = compiled_small_kimi.plan, compiled_small_kimi.model
+    planner = FloorPlanner(model, plan.machine, plan.workload)
+    layer = [[i for i, b in enumerate(model.blocks) if b.layer == n] for n in (1, 2, 3)]
+    placed = planner.lay_out(layer)
+    assert len(calls) == 1
+    by_layer = [[b.region for b in placed if b.layer == n] for n in (1, 2, 3)]
+    assert by_layer[0] == by_layer[1] == by_layer[2]
+
+
 def test_what_cannot_be_laid_out_is_named(compiled_small_kimi):
     plan, model = compiled_small_kimi.plan, compiled_small_kimi.model
     planner = FloorPlanner(model, plan.machine, plan.workload)
@@ -342,8 +412,6 @@ def test_the_misfits_named_are_none_too_many(sizes, data):
 @pytest.mark.parametrize("refused", [1, 2])
 def test_what_was_refused_is_placed_apart_and_the_bound_stays(compiled_small_kimi, monkeypatch, refused):
     """A floor planner that fails proves nothing: the plan is sound, but no longer called optimal if it is worse."""
-    from partitioner.check import check
-
     plan, model = compiled_small_kimi.plan, compiled_small_kimi.model
     first = [
         [model.blocks.index(b) for b in model.blocks if b.name in {p.name for p in plan.on_wafer(w)}] for w in range(4)

@@ -51,6 +51,7 @@ def test_every_expert_is_placed_with_its_layer(record, manifest):
     assert record["moe_layers"] == 60
     assert record["experts_per_layer"] == 384
     assert record["split_expert_groups"] == 0
+    assert record["sliced_expert_groups"] == 60, "one expert on a share of the tiles would be much slower"
     groups = [block for block in manifest["blocks"] if block["kind"] == "experts"]
     assert [block["layer"] for block in groups] == list(range(1, 61))
     assert {(block["experts"], block["active_experts"]) for block in groups} == {(384, 8)}

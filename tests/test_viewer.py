@@ -280,6 +280,20 @@ def test_fragment_selects_a_block_and_the_table_lists_every_wafer(tmp_path):
 
 
 @needs_chromium
+def test_experts_that_share_a_region_are_shown_as_one(tmp_path):
+    plan = make_plan()
+    shared = tuple(
+        dataclasses.replace(b, experts=tuple(dataclasses.replace(e, region=b.region) for e in b.experts))
+        for b in plan.blocks
+    )
+    pages = [render_report(p) for p in (plan, dataclasses.replace(plan, blocks=shared))]
+    apart, sliced = (dump_dom(tmp_path, page, "block=layers.3.experts") for page in pages)
+    assert ">all, for each of them<" not in apart
+    assert ">all, for each of them<" in sliced
+    assert body_data(sliced)["ready"] == "true"
+
+
+@needs_chromium
 def test_hostile_names_run_nothing_in_a_browser(tmp_path):
     dom = dump_dom(tmp_path, render_report(hostile_plan()), "transfer=0,2")
     state = body_data(dom)

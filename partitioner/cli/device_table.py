@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
-from ir.device_plan import DevicePlan, Rank
+from ir.device_plan import DevicePlan, Holding, Rank
 
 if TYPE_CHECKING:
     from targets.parallel import Candidate
@@ -73,10 +73,36 @@ def _row(run: Sequence[Rank], plan: DevicePlan, scale: float) -> list[str]:
     first, last = run[0], run[-1]
     fullest = max(run, key=lambda rank: rank.bytes)
     kept = (fullest.weight_bytes, fullest.cache_bytes, fullest.activation_bytes, plan.device_bytes - fullest.bytes)
-    holds = "; ".join(holding.rule.partition(", shard")[0] for holding in first.holdings)
+    holds = "; ".join(_folded(first.holdings))
     shards = f" / {plan.degrees.tensor}" if plan.degrees.tensor > 1 else ""
     ranks = str(first.rank) if len(run) == 1 else f"{first.rank}-{last.rank}"
     return [ranks, str(first.node), str(first.stage), holds + shards, *(f"{size / scale:,.3f}" for size in kept)]
+
+
+def _folded(holdings: Sequence[Holding]) -> Iterator[str]:
+    """What a rank holds, whatever the bytes of each layer: ``attention of layers 0-3, 5``."""
+    layers: dict[str, list[int]] = {}
+    for holding in holdings:
+        what = str(holding.kind).replace("_", " ")
+        if holding.experts:
+            what = f"experts {holding.first_expert}-{holding.first_expert + holding.experts - 1}"
+        own = layers.setdefault(what, [])
+        if holding.first is not None and holding.last is not None:
+            own += range(holding.first, holding.last + 1)
+    for what, found in layers.items():
+        runs = _layer_runs(sorted(set(found)))
+        yield f"{what} of layer{'s' if len(set(found)) > 1 else ''} {', '.join(runs)}" if runs else what
+
+
+def _layer_runs(layers: Sequence[int]) -> list[str]:
+    """``0-3`` for layers that follow each other."""
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and layer == runs[-1][-1] + 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    return [str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs]
 
 
 def _title(plan: DevicePlan) -> str:

@@ -227,15 +227,19 @@ def _figures(sensitivities: Sequence[Sensitivity]) -> Table:
     for column in made.columns[:-1]:
         column.no_wrap = True
     for each in _that_matter(sensitivities):
-        at_bounds = figure(each.tokens_per_s_at_low), figure(each.tokens_per_s_at_high)
+        at_bounds = _speed(each.tokens_per_s_at_low), _speed(each.tokens_per_s_at_high)
         made.add_row(each.figure, _plain(each.low), _plain(each.high), *at_bounds, each.trust, each.source)
     return made
 
 
 def _that_matter(sensitivities: Sequence[Sensitivity]) -> Iterator[Sensitivity]:
     for each in sensitivities[:_MOST_FIGURES]:
-        if figure(each.tokens_per_s_at_low) != figure(each.tokens_per_s_at_high):
+        if _speed(each.tokens_per_s_at_low) != _speed(each.tokens_per_s_at_high):
             yield each
+
+
+def _speed(tokens_per_s: float | None) -> str:
+    return "does not fit" if tokens_per_s is None else figure(tokens_per_s)
 
 
 def _plain(value: float) -> str:

@@ -10,8 +10,8 @@ from ir.model import Model
 from ir.target import LayerRegions, Wafers, WaferSpeed
 from ir.workload import Workload
 from partitioner.passes.profile import profile_of
-from partitioner.problem import ExpertLayout, footprint
-from targets.cost.wafer import Room, allocate
+from partitioner.problem import ExpertLayout, room
+from targets.cost.wafer import allocate
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,19 +36,15 @@ class Wishes:
 
     def of(self, blocks: Sequence[int]) -> tuple[Wish, ...]:
         """For each of ``blocks`` (indices) of one wafer; wafers with the same layers are worked out once."""
+        if not blocks:
+            return ()
         key = tuple(self._profile.alike[block] for block in blocks)
         if key not in self._known:
-            rooms = [self._room(block) for block in blocks]
+            rooms = [room(self._profile.blocks[b], b, self._workload, self._wafers.machine) for b in blocks]
             context = self._workload.context
             stages = allocate(self._profile.blocks, rooms, self._wafers, context, self._experts.value)
             self._known[key] = tuple(Wish(stage.tiles, not stage.expert_rows) for stage in stages)
         return self._known[key]
-
-    def _room(self, index: int) -> Room:
-        block, tile_bytes = self._profile.blocks[index], self._wafers.machine.tile_bytes
-        total = footprint(block, self._workload).bytes
-        each = -(-total // (block.experts * tile_bytes)) if block.experts else 0
-        return Room(index, max(1, -(-total // tile_bytes)), each)
 
 
 def wishes_for(

@@ -9,11 +9,12 @@ columns and reduces along the rows, so no vector is ever transposed (WaferLLM, O
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from ir.profile import Attention, Kernel, Product, Reduction
 from ir.target import WaferSpeed
 from targets.cost.collectives import Fabric, all_reduce_cycles
+from targets.cost.routing import touched_share
 
 ACTIVATION_BYTES = 2
 """Activations and sums are 16 bit wide, as the makers state ("16-bit arithmetic") and published kernels do."""
@@ -54,9 +55,13 @@ class Cycles:
             self.launch + other.launch,
         )
 
-    def scaled(self, factor: float) -> Cycles:
-        """Each cause times ``factor``."""
-        return Cycles(*(getattr(self, field.name) * factor for field in fields(self)))
+    def work(self, times: float) -> Cycles:
+        """Arithmetic and memory ``times`` as often, all else once."""
+        return replace(self, arithmetic=self.arithmetic * times, memory=self.memory * times)
+
+
+CAUSES = tuple(field.name for field in fields(Cycles))
+"""The causes, in order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,10 +134,19 @@ def _product_cycles(product: Product, region: Region, tokens: int, speed: WaferS
     return Cycles(
         arithmetic=arithmetic * passes,
         memory=memory * passes,
-        unpacking=inputs * outputs * speed.unpack_cycles if product.weight_bits <= 8 else 0.0,
+        unpacking=inputs * outputs * _unpacked(product, passes) * speed.unpack_cycles,
         communication=passed + queued,
         launch=speed.launch_cycles,
     )
+
+
+def _unpacked(product: Product, tokens: int) -> float:
+    """How often the weights that one token meets are widened for ``tokens``: once for each expert that they touch."""
+    if not 0 < product.weight_bits <= 8:
+        return 0.0
+    if not product.experts:
+        return 1.0
+    return product.experts * touched_share(product.experts, product.active, tokens) / product.active
 
 
 def local_inputs(product: Product, over: int) -> float:
@@ -194,9 +208,8 @@ def shifted_cycles(kernel: Kernel, region: Region, tokens: int, context: int, sp
             launch=looks.launch + 2 * speed.launch_cycles,
         )
     done = _gemm(tokens * kernel.vectors, product_inputs(kernel), kernel.outputs, region, speed)
-    packed = kernel.weight_bits <= 8
-    unpacked = kernel.weights / (region.rows * region.columns) * speed.unpack_cycles if packed else 0.0
-    return done + Cycles(unpacking=unpacked)
+    met = kernel.inputs * kernel.outputs * kernel.parts * max(1, kernel.active) * _unpacked(kernel, tokens)
+    return done + Cycles(unpacking=met / (region.rows * region.columns) * speed.unpack_cycles)
 
 
 def product_inputs(product: Product) -> int:
@@ -207,13 +220,13 @@ def product_inputs(product: Product) -> int:
 def _gemm(tokens: int, inputs: int, outputs: int, region: Region, speed: WaferSpeed) -> Cycles:
     """[tokens, inputs] x [inputs, outputs] by cyclic shifts: bytes move while a tile computes."""
     steps = max(region.rows, region.columns)
-    m, k, n = _share(tokens, region.rows), _share(inputs, region.columns), _share(outputs, region.columns)
+    m, k, n = _share(tokens, region.rows), _share(inputs, steps), _share(outputs, region.columns)
     # Vectors lie along the tokens of a tile: one instruction for each of its weights.
     arithmetic, memory = (k * n * each for each in vector_cycles(m, speed))
-    hidden = wavelets(m * k + k * n, speed) - arithmetic - memory
+    exposed = wavelets(m * k + k * n, speed) - arithmetic - memory
     return Cycles(
         arithmetic=arithmetic * steps,
         memory=memory * steps,
-        communication=steps * (max(0.0, hidden) + speed.shift_cycles),
+        communication=steps * (max(0.0, exposed) + speed.shift_cycles),
         launch=speed.launch_cycles,
     )

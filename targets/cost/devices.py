@@ -11,7 +11,6 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 from ir.device_plan import Degrees
 from ir.model import BlockKind
@@ -19,6 +18,7 @@ from ir.profile import Attention, BlockProfile, Product, Profile
 from ir.target import DeviceCluster
 from targets.cost.device_links import all_gather_s, all_reduce_s, all_to_all_s, send_s
 from targets.cost.device_split import ACTIVATION_BYTES, BlockSplit, split_block
+from targets.cost.routing import touched_share
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,25 +207,22 @@ def _expert_load(block: BlockProfile, degrees: Degrees, batch: Batch) -> _Load:
     busiest = busiest_group(-(-block.experts // degrees.expert), degrees.expert, touched)
     read = min(busiest, float(block.active_experts * tokens)) / block.experts
     # Where a group has more than its part of the touched experts, it has as much more of the tokens.
-    return _Load(plain.users, plain.tokens, tokens * min(1.0, read / touched), read)
+    return _Load(plain.users, plain.tokens, tokens * min(1.0, read / touched if touched else 0.0), read)
 
 
-def touched_share(experts: int, active: int, tokens: int) -> float:
-    """Expected share of a layer's experts that ``tokens`` tokens touch: 1 - (1 - k/E)^tokens."""
-    return float(1 - (1 - active / experts) ** tokens)
-
-
-@lru_cache(maxsize=4096)
 def busiest_group(own: int, groups: int, touched: float) -> float:
     """Expected number of touched experts in the group with the most, of ``groups`` of ``own`` experts each.
 
     Each expert is touched with probability ``touched``, independently: E[max] = sum over m of 1 - P(count <= m)^groups.
     """
-    if groups == 1:
+    if groups == 1 or touched <= 0 or touched >= 1:
         return own * touched
+    # In logarithms, as binomial coefficients of many experts exceed any float.
+    whole, hit, missed = math.lgamma(own + 1), math.log(touched), math.log1p(-touched)
     expected, at_most = 0.0, 0.0
     for count in range(own):
-        at_most += math.comb(own, count) * touched**count * (1 - touched) ** (own - count)
+        chosen = whole - math.lgamma(count + 1) - math.lgamma(own - count + 1)
+        at_most += math.exp(chosen + count * hit + (own - count) * missed)
         expected += 1 - min(1.0, at_most) ** groups
     return expected
 

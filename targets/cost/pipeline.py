@@ -48,10 +48,10 @@ def pipeline_cost(
 ) -> PipelineCost:
     """What a pass of ``tokens`` tokens of one user costs, the last of them with ``context`` tokens before it.
 
-    Of a prompt, the head sees the last token alone.
+    Of a prompt, the head sees the last token alone. Blocks that take no tokens (a vision tower) are left out.
     ``stages`` has one for each of the profile's blocks, in order.
     """
-    costs = _stage_costs(profile, stages, (tokens, 1 if is_prompt else tokens), context, speed)
+    costs = _stage_costs(profile, stages, tokens, context, speed, is_prompt=is_prompt)
     ends, came_from, handed = _longest_paths(profile, costs, tokens, speed)
     last = max(range(len(ends)), key=ends.__getitem__)
     path = []
@@ -72,16 +72,18 @@ def pipeline_cost(
 
 
 def _stage_costs(
-    profile: Profile, stages: Sequence[Stage], tokens: tuple[int, int], context: int, speed: WaferSpeed
+    profile: Profile, stages: Sequence[Stage], tokens: int, context: int, speed: WaferSpeed, *, is_prompt: bool
 ) -> tuple[StageCost, ...]:
-    """What each stage costs; ``tokens`` are those of the body, and of the head."""
     known: dict[tuple[int, ...], tuple[Cycles, float]] = {}
     costs = []
     for stage in stages:
         alike = (profile.alike[stage.block], stage.rows, stage.columns, stage.expert_rows, stage.expert_columns)
         if alike not in known:
             block = profile.blocks[stage.block]
-            cycles = block_cycles(block, stage, tokens[block.kind is BlockKind.HEAD], context, speed)
+            taken = 1 if is_prompt and block.kind is BlockKind.HEAD else tokens
+            cycles = Cycles()
+            if block.takes_tokens:
+                cycles = block_cycles(block, stage, taken, context, speed, is_prompt=is_prompt)
             known[alike] = (cycles, cycles.total / speed.clock_hz)
         costs.append(StageCost(stage, *known[alike]))
     return tuple(costs)

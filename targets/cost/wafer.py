@@ -21,6 +21,7 @@ from targets.cost.cycles import (
     stationary_cycles,
     wavelets,
 )
+from targets.cost.routing import busiest_load
 
 _GROWTH = 1.12
 """Ratio between the sizes of regions that are tried."""
@@ -48,13 +49,15 @@ class Stage:
         return self.rows * self.columns
 
 
-def block_cycles(block: BlockProfile, stage: Stage, tokens: int, context: int, speed: WaferSpeed) -> Cycles:
+def block_cycles(
+    block: BlockProfile, stage: Stage, tokens: int, context: int, speed: WaferSpeed, *, is_prompt: bool = False
+) -> Cycles:
     """Cycles of ``block`` on its region for ``tokens`` tokens of one user, the last with ``context`` before it."""
     if stage.expert_rows:
         return _apart_cycles(block, stage, tokens, speed)
     region = Region(stage.rows, stage.columns)
     # A prompt on the whole mesh moves both operands of its products; a few tokens pass over weights that stay.
-    whole_prompt = speed.layers is LayerRegions.WHOLE_MESH and tokens >= stage.rows
+    whole_prompt = speed.layers is LayerRegions.WHOLE_MESH and is_prompt
     total = _elementwise(block, stage.tiles if whole_prompt else stage.columns, tokens, speed)
     for kernel in block.kernels:
         if whole_prompt:
@@ -82,21 +85,11 @@ def _apart_cycles(block: BlockProfile, stage: Stage, tokens: int, speed: WaferSp
         total += stationary_cycles(alone, own, 1, 0, speed)
         if isinstance(kernel, Product):
             own, outputs = own.flip(), kernel.outputs
-    total = total.scaled(_busiest_expert(block, tokens))
+    total = total.work(busiest_load(block.experts, block.active_experts, tokens))
     sent = wavelets(math.ceil(outputs / stage.columns), speed) * tokens
     mesh = fabric(speed)
     across = all_reduce_cycles(stage.rows, sent, mesh) + all_reduce_cycles(stage.columns, sent, mesh)
     return total + Cycles(communication=across, launch=speed.launch_cycles)
-
-
-def _busiest_expert(block: BlockProfile, tokens: int) -> float:
-    """Tokens of ``tokens`` that the busiest expert serves, if all are as likely: mean and three deviations (Poisson),
-    as far as there are tokens.
-    """
-    if tokens == 1:
-        return 1.0
-    mean = tokens * block.active_experts / max(1, block.experts)
-    return min(float(tokens), max(1.0, mean + 3 * math.sqrt(mean)))
 
 
 # --- how many tiles ---------------------------------------------------------------------------------------------------
