@@ -134,6 +134,7 @@ def require_context(profile: Profile, question: Question) -> None:
 
     Raises:
         UsageError: W0107.
+        UnsupportedModelError: W0702, the model takes whole texts or none, as encoders do.
     """
     if profile.max_context is not None and question.tokens > profile.max_context:
         facts = {"context": question.tokens, "model_limit": profile.max_context}
@@ -290,10 +291,14 @@ def speed_of(wafers: Wafers, target: Target) -> WaferSpeed:
 def _layout(placed: Placed, speed: WaferSpeed) -> str:
     stages = placed.pipeline.stages
     if speed.layers is LayerRegions.WHOLE_MESH:
-        return f"{len({stage.system for stage in stages})} wafers in a pipeline, each layer over the whole mesh"
+        return f"{_wafers_told(len({stage.system for stage in stages}))}, each layer over the whole mesh"
     groups = [stage for stage in stages if stage.expert_rows]
     apart = f", experts on {groups[0].expert_rows} x {groups[0].expert_columns} tiles each" if groups else ""
-    return f"{placed.systems} wafers in a pipeline, each block on tiles of its own{apart}"
+    return f"{_wafers_told(placed.systems)}, each block on tiles of its own{apart}"
+
+
+def _wafers_told(number: int) -> str:
+    return "1 wafer" if number == 1 else f"{number:,} wafers in a pipeline"
 
 
 def _stages(step: Step) -> list[tuple[StageCost, bool]]:

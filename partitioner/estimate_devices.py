@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -21,8 +22,8 @@ from targets.speculation import draft_profile
 _ANY_USERS = 1 << 40
 _ACTIVATION_SHARE = 0.1
 """Of a device's memory, that the activations of a prompt's chunk may take."""
-_MOST_NODES_TRIED = 8
-"""Nodes beyond the fewest for the model that are tried to find room for a draft."""
+_ROOM_FOR_DRAFT = (1, 1.05, 1.25, 1.5, 2, 4)
+"""Multiples of the fewest nodes for the model that are tried to find room for a draft beside it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,7 @@ def spread(profile: Profile, cluster: DeviceCluster, question: Question) -> Spre
     fewest = fewest_nodes(profile, cluster, workload)
     if fewest is None:
         return _spread_on(profile, cluster, question)  # which says why
-    for nodes in range(fewest, fewest + _MOST_NODES_TRIED):
+    for nodes in sorted({math.ceil(fewest * ratio) for ratio in (_ROOM_FOR_DRAFT if question.speculation else (1,))}):
         try:
             return _spread_on(profile, replace(cluster, nodes=nodes), question)
         except InfeasibleError as error:
@@ -69,7 +70,7 @@ def _spread_on(profile: Profile, cluster: DeviceCluster, question: Question) -> 
     if not fitting:
         facts = {"draft_bytes": draft.weight_bytes, "nodes": cluster.nodes}
         message = f"{profile.name} fits on {cluster.name}, but not with its draft"
-        raise InfeasibleError(Diagnostic("W0701", message, cluster.name, facts, ("one more system gives room",)))
+        raise InfeasibleError(Diagnostic("W0701", message, cluster.name, facts, ("without a draft it fits",)))
     _, users, placement = max(fitting, key=lambda each: each[0])
     return Spread(placement, users)
 

@@ -57,8 +57,10 @@ def _strange_machine(target: Target) -> Iterator[str]:
     known = [load_target(name) for name in _MACHINES]
     for name, figure in target.figures.items():
         bounds = [other.figures[name] for other in known if name in other.figures]
+        if name.startswith(_SIZES) or not bounds:
+            continue
         low, high = min(f.low for f in bounds), max(f.high for f in bounds)
-        if not name.startswith(_SIZES) and not low <= figure.value <= high:
+        if not low <= figure.value <= high:
             yield f"{name} = {figure.value:g} (compared: {low:g} to {high:g})"
     low, high = _MESH_SIDES
     is_whole = target.cluster.speed.layers is LayerRegions.WHOLE_MESH

@@ -241,6 +241,11 @@ def test_bad_input_is_told(waferc, code, arguments):
     refused(waferc, code, *arguments)
 
 
+def test_an_encoder_has_no_tokens_per_second(waferc):
+    refused(waferc, "W0702", "estimate", "bert-large", exit_code=3)
+    refused(waferc, "W0702", "estimate", "bert-large", "--target", "h100", exit_code=3)
+
+
 def test_a_figure_that_is_nearly_right_is_suggested(waferc):
     fault = refused(waferc, "W0111", "estimate", "small-kimi", "--set", "tile.clock=1e9")
     assert "tile.clock_hz" in fault["help"][0]

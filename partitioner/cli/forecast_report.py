@@ -35,6 +35,8 @@ def print_forecast(forecast: Forecast, target: Target, events: Simulated | None 
     for part in parts:
         console.print(part)
         console.print()
+    if not forecast.sensitivities:
+        console.print("note: the machine file gives no figure a range, so the forecast has none")
     for note in forecast.notes:
         console.print(f"note: {note}")
 
