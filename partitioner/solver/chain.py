@@ -23,12 +23,13 @@ def fill(problem: Problem, most_bytes: int) -> Assignment | None:
     wafers: list[int] = []
     wafer = used_bytes = used_tiles = 0
     run: set[int] = set()
+    are_apart = bool(problem.apart)
     for index, item in enumerate(problem.items):
-        if item.bytes > most_bytes or item.tiles > problem.tiles or problem.misfits((index,)):
+        if item.bytes > most_bytes or item.tiles > problem.tiles or (are_apart and problem.misfits((index,))):
             return None
         run.add(index)
         too_much = used_bytes + item.bytes > most_bytes or used_tiles + item.tiles > problem.tiles
-        if too_much or problem.misfits(run):
+        if too_much or (are_apart and problem.misfits(run)):
             wafer, used_bytes, used_tiles, run = wafer + 1, 0, 0, {index}
         if wafer == problem.systems:
             return None

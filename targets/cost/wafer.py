@@ -23,6 +23,8 @@ from targets.cost.cycles import (
 )
 from targets.cost.routing import busiest_load
 
+_ROUNDS = 40
+"""Of the search for a price of tiles."""
 _GROWTH = 1.12
 """Ratio between the sizes of regions that are tried."""
 _FILLED = 0.97
@@ -132,9 +134,10 @@ def allocate(
 
     low, high = 0.0, max(seconds for own in distinct.values() for _, seconds, _ in own)
     chosen = _choose(distinct, low)
-    for _ in range(50 if tiles(chosen) > most else 0):
-        middle = (low + high) / 2
-        low, high = (middle, high) if tiles(_choose(distinct, middle)) > most else (low, middle)
+    if tiles(chosen) > most:
+        for _ in range(_ROUNDS):
+            middle = (low + high) / 2
+            low, high = (middle, high) if tiles(_choose(distinct, middle)) > most else (low, middle)
         chosen = _choose(distinct, high)
     return tuple(replace(chosen[id(own)][2], block=room.block) for room, own in zip(rooms, options, strict=True))
 
