@@ -164,7 +164,7 @@ def estimate_wafers(profile: Profile, target: Target, question: Question, placed
         changed = _wafers(other)
         pipeline = found.pipeline
         if changed.machine != wafers.machine and placed is None:
-            pipeline = place_sketch(profile, changed, question).pipeline
+            pipeline = _place_again(profile, changed, question, found.systems).pipeline
         return _answers(pipeline, question, speed_of(changed, other))
 
     ranges, sensitivities = ranged(target, answers)
@@ -193,6 +193,16 @@ def estimate_wafers(profile: Profile, target: Target, question: Question, placed
         ),
         **ranges,
     )
+
+
+def _place_again(profile: Profile, wafers: Wafers, question: Question, systems: int) -> Placed:
+    """On as many systems as before, though fewer might do; on more only where nobody asked for a number."""
+    try:
+        return place_sketch(profile, wafers, replace(question, systems=systems))
+    except InfeasibleError:
+        if question.systems is not None:
+            raise
+        return place_sketch(profile, wafers, question)
 
 
 def price(target: Target, systems: int, tokens_per_s: float) -> float | None:

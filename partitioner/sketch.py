@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from ir.diagnostics import Diagnostic, InfeasibleError
 from ir.machine import Machine
 from ir.profile import Profile
-from ir.target import LayerRegions, Wafers
+from ir.target import Wafers
 from ir.workload import Workload
 from partitioner.problem import Flow, Item, Problem, footprint, room
 from partitioner.solver.chain import smallest_bottleneck
@@ -59,10 +59,9 @@ def sketch(
 
 
 def _require_room(profile: Profile, stages: tuple[Stage, ...], wafers: Wafers) -> None:
-    """Refuse regions that are together larger than a wafer: rectangles of experts apart need more than their bytes."""
+    """Refuse rectangles of experts apart that need more than the wafer; other regions were counted before, by bytes."""
     needed = sum(stage.tiles for stage in stages)
-    is_shared = wafers.speed is None or wafers.speed.layers is LayerRegions.WHOLE_MESH
-    if needed > wafers.machine.tiles and not is_shared:
+    if needed > wafers.machine.tiles and any(stage.expert_rows for stage in stages):
         facts = {"tiles_needed": needed, "tiles_of_a_wafer": wafers.machine.tiles}
         help_ = ("--experts sliced needs no more tiles than bytes; one more system gives room",)
         message = "blocks of one wafer need more tiles than it has"
