@@ -33,6 +33,16 @@ class Limit:
 
 
 @dataclass(frozen=True, slots=True)
+class AtUsers:
+    """What each of ``users`` users gets on the same systems, and what all get together."""
+
+    users: int
+    tokens_per_s_per_user: float
+    total_tokens_per_s: float
+    request_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Sensitivity:
     """How far one uncertain figure of the machine moves the speed of one user: at its lower and its upper bound;
     ``None`` where the model does not fit there.
@@ -59,6 +69,7 @@ class Forecast:
         tokens_per_s_per_user: after the first token; ``total_tokens_per_s`` of all users, their prompts included.
         time_to_first_token_s, request_s: of a request; ``prefill_tokens_per_s`` of one alone.
         max_users: whose caches fit; ``users_at_full_speed`` can decode without waiting for each other.
+        by_users: the same for other numbers of users, from one to as many as fit.
         step_s: of one pass by cause, along the longest path; its sum is one user's time between passes.
         limits: of every stage.
         sensitivities: of the machine's uncertain figures, those that matter most first.
@@ -82,6 +93,7 @@ class Forecast:
     prefill_tokens_per_s: Range
     max_users: int
     users_at_full_speed: int
+    by_users: tuple[AtUsers, ...]
     step_s: Mapping[str, float]
     limits: tuple[Limit, ...]
     sensitivities: tuple[Sensitivity, ...]
@@ -89,3 +101,9 @@ class Forecast:
     joules_per_token: float
     usd_per_million_tokens: float | None
     notes: tuple[str, ...]
+
+
+def numbers_of_users(most: int) -> tuple[int, ...]:
+    """One, four, sixteen and so on, up to ``most`` (at most 2^20)."""
+    powers = [4**power for power in range(11) if 4**power < most]
+    return (*powers, min(most, 1 << 20)) if most >= 1 else ()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from ir.diagnostics import Diagnostic, InfeasibleError, UnsupportedModelError, UsageError
-from ir.forecast import Forecast, Limit, Range, Sensitivity
+from ir.forecast import AtUsers, Forecast, Limit, Range, Sensitivity, numbers_of_users
 from ir.profile import Attention, Profile
 from ir.target import LayerRegions, Target, Wafers, WaferSpeed
 from ir.workload import Workload
@@ -158,7 +158,8 @@ def estimate_wafers(profile: Profile, target: Target, question: Question, placed
     found = placed or place_sketch(profile, wafers, question)
     speed = speed_of(wafers, target)
     step = decode_step(found.pipeline, question.speculation, question.tokens - question.output_tokens // 2, speed)
-    service = serve_wafers(found.pipeline, question, speed)
+    work = wafer_job(found.pipeline, question, speed)
+    service = serve(work, question.users)
 
     def answers(other: Target) -> Mapping[str, float]:
         changed = _wafers(other)
@@ -182,6 +183,7 @@ def estimate_wafers(profile: Profile, target: Target, question: Question, placed
         tokens_per_step=question.speculation.tokens_per_step if question.speculation else 1.0,
         max_users=found.max_users,
         users_at_full_speed=service.users_at_full_speed,
+        by_users=tuple(_at_users(users, work) for users in numbers_of_users(found.max_users)),
         step_s=_step_s(step, speed),
         limits=tuple(_limit(profile, cost, on_path, speed) for cost, on_path in _stages(step)),
         sensitivities=sensitivities,
@@ -193,6 +195,11 @@ def estimate_wafers(profile: Profile, target: Target, question: Question, placed
         ),
         **ranges,
     )
+
+
+def _at_users(users: int, work: Job) -> AtUsers:
+    service = serve(work, users)
+    return AtUsers(users, service.tokens_per_s_per_user, service.total_tokens_per_s, service.request_s)
 
 
 def _place_again(profile: Profile, wafers: Wafers, question: Question, systems: int) -> Placed:

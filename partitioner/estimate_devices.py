@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from ir.diagnostics import Diagnostic, InfeasibleError
-from ir.forecast import Forecast, Limit
+from ir.forecast import AtUsers, Forecast, Limit, numbers_of_users
 from ir.profile import Profile
 from ir.target import DeviceCluster, Target
 from ir.workload import Workload
@@ -136,6 +136,7 @@ def estimate_devices(profile: Profile, target: Target, question: Question) -> Fo
         tokens_per_step=question.speculation.tokens_per_step if question.speculation else 1.0,
         max_users=found.max_users,
         users_at_full_speed=service.users_at_full_speed,
+        by_users=tuple(_at_users(profile, found, question, users) for users in numbers_of_users(found.max_users)),
         step_s=_step_s(service, cluster),
         limits=_limits(profile, found.placement, service),
         sensitivities=sensitivities,
@@ -166,6 +167,11 @@ def serve_devices(profile: Profile, found: Spread, question: Question) -> Batche
         chunk=chunk_of(profile, found.placement.cluster, question),
         speculation=question.speculation,
     )
+
+
+def _at_users(profile: Profile, found: Spread, question: Question, users: int) -> AtUsers:
+    service = serve_devices(profile, found, replace(question, users=users))
+    return AtUsers(users, service.tokens_per_s_per_user, service.total_tokens_per_s, service.request_s)
 
 
 def device_answers(service: BatchedService) -> dict[str, float]:

@@ -8,7 +8,7 @@ import simpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from targets.queue import Job, Pass, Request, curve, most_users, prompt_chunks, serve, simulate
+from targets.queue import Job, Pass, Request, serve, simulate
 from targets.queue.line import Line, route, send
 
 TIMES = st.floats(1e-6, 1e-2)
@@ -259,16 +259,6 @@ def test_littles_law_and_the_seed(job, users, seed):
     assert simulate(job, users, requests=20, seed=seed) == simulated
 
 
-def test_most_users_and_the_curve():
-    job = load()
-    services = curve(job, range(1, 40))
-    for service, users in zip(services, range(1, 40), strict=True):
-        assert service == serve(job, users)
-        assert most_users(job, 1 / service.tokens_per_s_per_user) == users
-    assert most_users(job, 0.5e-3) == 0
-    assert most_users(decoding(1.0, (0.0,)), 1.0, limit=1000) == 1000
-
-
 def test_decode_may_depend_on_the_context():
     asked = []
 
@@ -291,13 +281,6 @@ def test_speculation_yields_more_tokens_from_a_step():
         assert fast.tokens_per_s_per_user == pytest.approx(3 * slow.tokens_per_s_per_user)
 
 
-def test_chunks_cover_the_prompt():
-    seen = []
-    chunks = prompt_chunks(1100, 512, lambda start, length: seen.append((start, length)) or Pass(1.0, (0.5,)))
-    assert seen == [(0, 512), (512, 512), (1024, 76)]
-    assert len(chunks) == 3
-
-
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -311,7 +294,6 @@ def test_chunks_cover_the_prompt():
         lambda: Request(5, 0),
         lambda: decoding(1.0, (0.5,), tokens_per_step=0.5),
         lambda: Job(Request(1, 1), (Pass(1.0, (0.5, 0.5)),), Pass(1.0, (0.5,))),
-        lambda: prompt_chunks(10, 0, lambda _start, _length: Pass(1.0, (0.5,))),
         lambda: serve(decoding(1.0, (0.5,)), 0),
         lambda: simulate(decoding(1.0, (0.5,)), 1, arrivals_per_s=0.0),
     ],

@@ -27,6 +27,7 @@ def print_forecast(forecast: Forecast, target: Target, events: Simulated | None 
         _title(forecast, target),
         _answers(forecast, events),
         _room(forecast),
+        _by_users(forecast),
         _step(forecast),
         _stages(forecast.limits, isinstance(target.cluster, DeviceCluster)),
     ]
@@ -122,6 +123,14 @@ def _room(forecast: Forecast) -> str:
         f"{figure(forecast.power_w / 1e3)} kW, {figure(energy)} J for an output token, "
         f"{figure(energy / 3.6)} kWh for a million{cost}"
     )
+
+
+def _by_users(forecast: Forecast) -> Table:
+    made = table("users", "tokens/s each", "tokens/s in all", "request", title="on the same systems")
+    for each in forecast.by_users:
+        speeds = figure(each.tokens_per_s_per_user), figure(each.total_tokens_per_s)
+        made.add_row(f"{each.users:,}", *speeds, duration(each.request_s))
+    return made
 
 
 def _step(forecast: Forecast) -> Table:

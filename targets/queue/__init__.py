@@ -1,8 +1,8 @@
 """Users in a pipeline of stations: what each gets, by formula (:func:`serve`) and by simulation (:func:`simulate`)."""
 
-from targets.queue.serve import Service, curve, most_users, serve
+from targets.queue.serve import Service, serve
 from targets.queue.simulate import Served, Simulated, Spread, simulate
-from targets.queue.work import Job, Pass, Request, prompt_chunks
+from targets.queue.work import Job, Pass, Request
 
 __all__ = [
     "Job",
@@ -12,9 +12,6 @@ __all__ = [
     "Service",
     "Simulated",
     "Spread",
-    "curve",
-    "most_users",
-    "prompt_chunks",
     "serve",
     "simulate",
 ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -107,20 +106,6 @@ def serve(job: Job, users: int) -> Service:
         ValueError: for less than one user.
     """
     return alone(job).serve(users)
-
-
-def curve(job: Job, users: Iterable[int]) -> tuple[Service, ...]:
-    """The service for each number of users."""
-    one = alone(job)
-    return tuple(one.serve(each) for each in users)
-
-
-def most_users(job: Job, token_s: float, limit: int = 1 << 20) -> int:
-    """The largest number of users, up to ``limit``, who each get a token every ``token_s``; 0 if not even one does."""
-    one = alone(job)
-    # A thousandth of a millionth is rounding: the limit may have been computed from the speed.
-    speed = (1 - 1e-9) / token_s
-    return bisect_left(range(1, limit + 1), 1, key=lambda users: int(one.serve(users).tokens_per_s_per_user < speed))
 
 
 PHASES = 4  # moments of a decode step at which a prompt may begin

@@ -88,10 +88,3 @@ class Job:
     def steps(self) -> float:
         """Decode steps after the first token, on average."""
         return (self.request.output_tokens - 1) / self.tokens_per_step
-
-
-def prompt_chunks(tokens: int, chunk_tokens: int, pass_of: Callable[[int, int], Pass]) -> tuple[Pass, ...]:
-    """The passes of a prompt in chunks of at most ``chunk_tokens``; ``pass_of(start, length)`` gives each."""
-    if chunk_tokens < 1:
-        raise ValueError("a chunk has at least one token")
-    return tuple(pass_of(start, min(chunk_tokens, tokens - start)) for start in range(0, tokens, chunk_tokens))
