@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ir.diagnostics import UnsupportedModelError, UsageError
+from ir.forecast import Forecast
 from ir.model import BlockKind
 from ir.plan import Plan
 from ir.target import DeviceCluster
@@ -14,6 +17,9 @@ from partitioner.cli.devices import run_compile_devices
 from partitioner.cli.output import Output, peak_rss_bytes
 from partitioner.figures import figures
 from partitioner.folder import REPORT, refuse_foreign
+from partitioner.forecast import estimate
+from partitioner.planned import plan_machine, planned
+from partitioner.questions import ask
 from targets.machines import load_target, load_wafers
 
 
@@ -34,19 +40,35 @@ def run_compile(model: str, options: LoadOptions, request: Request, folder: Path
             placed.save(folder)
     for note in placed.lowered.notes:
         out.note(note)
+    speed = _forecast(placed, request)
     wall_s = time.perf_counter() - begin
     if out.json:
-        out.result(_record(placed, wall_s, folder))
+        out.result(_record(placed, speed, wall_s, folder))
         return
     from partitioner.cli.table import print_plan
 
     print_plan(placed.plan)
+    if speed is not None:
+        found = speed.tokens_per_s_per_user
+        bounds = f" ({found.low:,.0f} to {found.high:,.0f})" if found.low < found.high else ""
+        context = f"{speed.context:,} tokens of context"
+        print(f"modelled: {found.value:,.0f} tokens/s{bounds} for one user with {context}; waferc estimate tells why")
     print(_summary(placed, wall_s))
     if folder is not None:
         print(f"plan in {folder}, page in {folder / REPORT}")
 
 
-def _record(placed: CompiledModel, wall_s: float, folder: Path | None) -> dict[str, Any]:
+def _forecast(placed: CompiledModel, request: Request) -> Forecast | None:
+    """What one user gets of the plan; ``None`` where the machine file states no speed, or the model writes no tokens."""
+    found = planned(placed.plan, placed.model)
+    try:
+        question = ask(None, context=placed.plan.workload.context)
+        return estimate(found.profile, plan_machine(placed.plan, request.target), question, found.placed)
+    except (UnsupportedModelError, UsageError):
+        return None
+
+
+def _record(placed: CompiledModel, speed: Forecast | None, wall_s: float, folder: Path | None) -> dict[str, Any]:
     plan, found = placed.plan, figures(placed.model)
     split = sum(1 for b in plan.blocks if len({b.wafer, *(e.wafer for e in b.experts)}) > 1)
     return {
@@ -72,6 +94,7 @@ def _record(placed: CompiledModel, wall_s: float, folder: Path | None) -> dict[s
         "split_expert_groups": split,
         "sliced_expert_groups": sum(block.sliced for block in plan.blocks),
         "blocks": len(plan.blocks),
+        "tokens_per_s_per_user": None if speed is None else asdict(speed.tokens_per_s_per_user),
         "output": None if folder is None else str(folder),
         "solve_s": round(placed.compiled.solve_s, 3),
         "wall_s": round(wall_s, 3),
