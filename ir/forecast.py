@@ -65,6 +65,7 @@ class Forecast:
         systems: wafers, or nodes of devices; ``layout`` says in words how the model lies on them.
         users: who are served at the same time, each with ``context`` tokens at most, and requests of ``input_tokens``
             and ``output_tokens``.
+        prefill_chunk: tokens of a prompt that pass the stages at once.
         tokens_per_step: that one pass of the model yields; more than 1 under speculation.
         tokens_per_s_per_user: after the first token; ``total_tokens_per_s`` of all users, their prompts included.
         time_to_first_token_s, request_s: of a request; ``prefill_tokens_per_s`` of one alone.
@@ -85,6 +86,7 @@ class Forecast:
     context: int
     input_tokens: int
     output_tokens: int
+    prefill_chunk: int
     tokens_per_step: float
     tokens_per_s_per_user: Range
     total_tokens_per_s: Range

@@ -156,11 +156,11 @@ def most_in_time(in_time: Callable[[int], bool], most: int = 1 << 20) -> int:
 
 
 def most_in_all(total: Callable[[int], float | None], most: int) -> int:
-    """Of powers of two and ``most``, the number of users with the greatest ``total``, if it has one hump."""
+    """Of powers of four, ``most``, and some beside the best of them, the users with the greatest ``total``."""
     most = min(most, 1 << 20)
     powers = [1 << power for power in range(0, most.bit_length(), 2)]
     tried = {users: total(users) or 0.0 for users in (*powers, most)}
     best = max(tried, key=lambda users: tried[users])
-    near = {users: total(users) or 0.0 for users in (best // 2, 2 * best) if 1 <= users <= most}
+    near = {users: total(users) or 0.0 for users in (best // 2, 3 * best // 2, 2 * best) if 1 <= users <= most}
     tried |= near
     return max(tried, key=lambda users: (tried[users], -users))

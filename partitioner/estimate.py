@@ -17,10 +17,11 @@ from partitioner.validated import outside
 from targets.cost.cycles import CAUSES
 from targets.cost.pipeline import StageCost
 from targets.machines import at
-from targets.queue import Job, Request, Service, serve
+from targets.queue import Alone, Job, Request, Service, alone
 from targets.speculation import Speculation, draft_profile
 
-_DEFAULT_CHUNK = 64
+_CHUNKS = (1, 4, 16, 64)
+"""Tokens of a prompt in one pass that are tried; there is room for the activations of the most of them."""
 _MOST = 1 << 40
 _MOST_SYSTEMS = 10_000
 
@@ -35,7 +36,8 @@ class Question:
             ``None``.
         input_tokens, output_tokens: of a request.
         systems: wafers or nodes; the fewest that hold the model if ``None``.
-        prefill_chunk: tokens of a prompt that pass the stages at once; as is usual for the machine if ``None``.
+        prefill_chunk: tokens of a prompt that pass the stages at once; on wafers those that end requests soonest, on
+            devices as is usual, if ``None``.
         experts: ``apart`` (each routed expert on tiles of its own), ``sliced`` (each over all tiles of its group), or
             ``auto`` for the faster.
         speculation: how tokens are drafted, if they are.
@@ -87,7 +89,7 @@ class Question:
     @property
     def workload(self) -> Workload:
         """What must be kept in memory."""
-        return Workload(self.users, self.tokens, self.prefill_chunk or _DEFAULT_CHUNK)
+        return Workload(self.users, self.tokens, self.prefill_chunk or max(_CHUNKS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,10 +141,17 @@ def require_context(profile: Profile, question: Question) -> None:
     if profile.max_context is not None and question.tokens > profile.max_context:
         facts = {"context": question.tokens, "model_limit": profile.max_context}
         raise UsageError(Diagnostic("W0107", "the context is longer than the model's", "--context", facts))
+    draft = question.speculation.draft if question.speculation else None
+    for each in (profile, draft):
+        if isinstance(each, Profile) and not _generates(each):
+            message = "a forecast needs models that generate token after token"
+            raise UnsupportedModelError(Diagnostic("W0702", message, each.name))
+
+
+def _generates(profile: Profile) -> bool:
+    """Whether a model takes tokens, and remembers those before them if it has attention."""
     looks = any(isinstance(kernel, Attention) for block in profile.blocks for kernel in block.kernels)
-    if not any(block.takes_tokens for block in profile.blocks) or (looks and not profile.cache_bytes(1, 1)):
-        message = "a forecast needs a model that generates token after token"
-        raise UnsupportedModelError(Diagnostic("W0702", message, profile.name))
+    return any(block.takes_tokens for block in profile.blocks) and (not looks or profile.cache_bytes(1, 1) > 0)
 
 
 def estimate_wafers(profile: Profile, target: Target, question: Question, placed: Placed | None = None) -> Forecast:
@@ -158,15 +167,18 @@ def estimate_wafers(profile: Profile, target: Target, question: Question, placed
     found = placed or place_sketch(profile, wafers, question)
     speed = speed_of(wafers, target)
     step = decode_step(found.pipeline, question.speculation, question.tokens - question.output_tokens // 2, speed)
-    work = wafer_job(found.pipeline, question, speed)
-    service = serve(work, question.users)
+    jobs = _jobs(found.pipeline, question, speed)
+    chunk = _soonest(jobs, question.users)
+    service = jobs[chunk].serve(question.users)
+    # The bounds of figures are looked at with the same chunks.
+    asked = replace(question, prefill_chunk=chunk)
 
     def answers(other: Target) -> Mapping[str, float]:
         changed = _wafers(other)
         pipeline = found.pipeline
         if changed.machine != wafers.machine and placed is None:
             pipeline = _place_again(profile, changed, question, found.systems).pipeline
-        return _answers(pipeline, question, speed_of(changed, other))
+        return _answers(pipeline, asked, speed_of(changed, other))
 
     ranges, sensitivities = ranged(target, answers)
     tokens_per_s = service.total_tokens_per_s
@@ -183,7 +195,8 @@ def estimate_wafers(profile: Profile, target: Target, question: Question, placed
         tokens_per_step=question.speculation.tokens_per_step if question.speculation else 1.0,
         max_users=found.max_users,
         users_at_full_speed=service.users_at_full_speed,
-        by_users=tuple(_at_users(users, work) for users in numbers_of_users(found.max_users)),
+        by_users=tuple(_at_users(users, jobs) for users in numbers_of_users(found.max_users)),
+        prefill_chunk=chunk,
         step_s=_step_s(step, speed),
         limits=tuple(_limit(profile, cost, on_path, speed) for cost, on_path in _stages(step)),
         sensitivities=sensitivities,
@@ -197,8 +210,8 @@ def estimate_wafers(profile: Profile, target: Target, question: Question, placed
     )
 
 
-def _at_users(users: int, work: Job) -> AtUsers:
-    service = serve(work, users)
+def _at_users(users: int, jobs: Mapping[int, Alone]) -> AtUsers:
+    service = jobs[_soonest(jobs, users)].serve(users)
     return AtUsers(users, service.tokens_per_s_per_user, service.total_tokens_per_s, service.request_s)
 
 
@@ -266,24 +279,44 @@ def _swing(each: Sensitivity) -> float:
 
 def serve_wafers(pipeline: Pipeline, question: Question, speed: WaferSpeed) -> Service:
     """What users get of a placed model."""
-    return serve(wafer_job(pipeline, question, speed), question.users)
+    jobs = _jobs(pipeline, question, speed)
+    return jobs[_soonest(jobs, question.users)].serve(question.users)
 
 
 def wafer_job(pipeline: Pipeline, question: Question, speed: WaferSpeed) -> Job:
     """One user's request as passes through the stages."""
-    return job(pipeline, question.request, question.history, question.workload.chunk, question.speculation, speed)
+    jobs = _jobs(pipeline, question, speed)
+    return jobs[_soonest(jobs, question.users)].job
+
+
+def _jobs(pipeline: Pipeline, question: Question, speed: WaferSpeed) -> dict[int, Alone]:
+    """The request alone, for each size of chunks that may be chosen. Small ones let other users' tokens pass between
+    them and reach the last stage sooner; large ones start fewer kernels.
+    """
+    chunks = _CHUNKS if question.prefill_chunk is None else (question.prefill_chunk,)
+    if speed.layers is LayerRegions.WHOLE_MESH:
+        chunks = (max(1, question.input_tokens),)
+    return {
+        chunk: alone(job(pipeline, question.request, question.history, chunk, question.speculation, speed))
+        for chunk in chunks
+    }
+
+
+def _soonest(jobs: Mapping[int, Alone], users: int) -> int:
+    """The size of chunks with which requests end soonest."""
+    return min(jobs, key=lambda chunk: jobs[chunk].serve(users).request_s)
 
 
 def _answers(pipeline: Pipeline, question: Question, speed: WaferSpeed) -> dict[str, float]:
-    work = wafer_job(pipeline, question, speed)
-    service = serve(work, question.users)
-    alone = serve(work, 1) if question.users > 1 else service
+    jobs = _jobs(pipeline, question, speed)
+    chosen = jobs[_soonest(jobs, question.users)]
+    service, one = chosen.serve(question.users), chosen.serve(1)
     return {
         "tokens_per_s_per_user": service.tokens_per_s_per_user,
         "total_tokens_per_s": service.total_tokens_per_s,
         "time_to_first_token_s": service.time_to_first_token_s,
         "request_s": service.request_s,
-        "prefill_tokens_per_s": question.input_tokens / alone.time_to_first_token_s,
+        "prefill_tokens_per_s": question.input_tokens / one.time_to_first_token_s,
     }
 
 

@@ -133,6 +133,7 @@ def estimate_devices(profile: Profile, target: Target, question: Question) -> Fo
         context=question.tokens,
         input_tokens=question.input_tokens,
         output_tokens=question.output_tokens,
+        prefill_chunk=chunk_of(profile, cluster, question),
         tokens_per_step=question.speculation.tokens_per_step if question.speculation else 1.0,
         max_users=found.max_users,
         users_at_full_speed=service.users_at_full_speed,

@@ -18,7 +18,7 @@ from targets.speculation import Speculation
 
 _PROMPT_POINTS = 3
 """Contexts at which a chunk of a prompt is costed; between them, time grows in proportion."""
-_MOST_PASSES = 256
+_MOST_PASSES = 64
 """Of one prompt, in the queue."""
 Times: TypeAlias = NDArray[np.float64]
 

@@ -29,6 +29,8 @@ def outside(profile: Profile, target: Target, context: int, users: int, *, is_sp
     speed = target.cluster.speed if isinstance(target.cluster, Wafers) else None
     if speed is not None and speed.layers is LayerRegions.OWN_TILES:
         yield "no published time of a prompt through layers on tiles of their own is known to compare with"
+    if users > 1:
+        yield "the first token is told without waiting for other users; on wafers --simulate plays that out"
     if any(not block.takes_tokens for block in profile.blocks):
         yield "what does not take tokens, such as a vision tower, takes memory here but no time"
 

@@ -156,6 +156,8 @@ def _read_file(target: str) -> str:
         known = f"targets are {', '.join(catalog())}, or the path of a .toml file"
         raise UsageError(Diagnostic("W0110", f"there is no target {target!r}", help=(known,)))
     try:
+        if path.exists() and not path.is_file():
+            raise UsageError(Diagnostic("W0110", "the machine file is no file", target))
         if path.stat().st_size > _MOST_FILE_BYTES:
             raise _fault(["the machine file is larger than a megabyte"], target)
         return path.read_text("utf-8")
@@ -186,8 +188,8 @@ def _parse(data: dict[str, Any], where: str) -> tuple[_Header, dict[str, Figure]
         if value not in known:
             raise _fault([f"{name} must be {' or '.join(known)}, not {value!r}"], where)
     texts = [data.get(key) for key in ("name", "description")]
-    if not all(isinstance(text, str) and text for text in texts):
-        raise _fault(["name and description must be text"], where)
+    if not all(isinstance(text, str) and text.isprintable() and text for text in texts):
+        raise _fault(["name and description must be printable text"], where)
     entries = dict(_entries(data))
     unknown = sorted(entries.keys() - KINDS[kind].keys())
     if unknown:
@@ -213,8 +215,9 @@ def _figure(name: str, entry: object, where: str) -> Figure:
     faults += [f"{name} must be a number, not {n!r}" for n in dict.fromkeys((value, *bounds)) if not _is_number(n)]
     if stated.get("trust", Trust.GIVEN) not in [*Trust]:
         faults.append(f"the trust of {name} must be {' or '.join(Trust)}, not {stated['trust']!r}")
-    if not isinstance(stated.get("source", ""), str):
-        faults.append(f"the source of {name} must be text")
+    source = stated.get("source", "")
+    if not isinstance(source, str) or not source.isprintable():
+        faults.append(f"the source of {name} must be printable text")
     if faults:
         raise _fault(faults, where)
     trust, source = Trust(stated.get("trust", Trust.GIVEN)), stated.get("source", "the machine file")
@@ -254,6 +257,8 @@ def _badly_ranged(header: _Header, figures: Mapping[str, Figure]) -> Iterator[st
         if not figure.low <= figure.value <= figure.high:
             yield f"{name} is {figure.value:g}, outside of its own range from {figure.low:g} to {figure.high:g}"
         for which, bound in (("", figure.value), ("low of ", figure.low), ("high of ", figure.high)):
+            if which and bound == figure.value:
+                continue
             if rule.whole and int_or_none(bound) is None:
                 yield f"{which}{name} must be an integer, not {bound:g}"
             elif which and not rule.low <= bound <= rule.high:

@@ -60,7 +60,9 @@ def run_compare(
         _print_workload(console, profile.name, name, [row for row in rows if row.workload == name])
     console.print("modelled, not measured; alone: tokens/s of a single user")
     if users is None:
-        console.print("users: as many as get every request in time (one, if none does); in batch, as yield the most")
+        console.print(
+            "users: as many as get every request in time (one, if none does); in batch, the best of those tried"
+        )
     console.print("systems: of the fewest that fit and up to twice as many, those that yield the most for each in time")
 
 

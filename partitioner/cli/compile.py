@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ir.diagnostics import UnsupportedModelError, UsageError
+from ir.diagnostics import Diagnostic, UnsupportedModelError, UsageError
 from ir.forecast import Forecast
 from ir.model import BlockKind
 from ir.plan import Plan
@@ -19,6 +19,7 @@ from partitioner.figures import figures
 from partitioner.folder import REPORT, refuse_foreign
 from partitioner.forecast import estimate
 from partitioner.planned import plan_machine, planned
+from partitioner.problem import ExpertLayout
 from partitioner.questions import ask
 from targets.machines import load_target, load_wafers
 
@@ -27,6 +28,8 @@ def run_compile(model: str, options: LoadOptions, request: Request, folder: Path
     """Compile, write the plan to ``folder`` if there is one, and report."""
     begin = time.perf_counter()
     if isinstance(load_target(request.target).cluster, DeviceCluster):  # a wrong target is told at once
+        if request.experts != ExpertLayout.AUTO:
+            raise UsageError(Diagnostic("W0104", "--experts is for wafers; devices deal them by rank", "--experts"))
         run_compile_devices(model, options, request, folder, out)
         return
     load_wafers(request.target, request.systems, request.reserve_bytes)
@@ -59,7 +62,7 @@ def run_compile(model: str, options: LoadOptions, request: Request, folder: Path
 
 
 def _forecast(placed: CompiledModel, request: Request) -> Forecast | None:
-    """What one user gets of the plan; ``None`` where the machine file states no speed, or the model writes no tokens."""
+    """What one user gets of the plan; ``None`` where the machine states no speed, or the model writes no tokens."""
     found = planned(placed.plan, placed.model)
     try:
         question = ask(None, context=placed.plan.workload.context)

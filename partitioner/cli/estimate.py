@@ -106,6 +106,9 @@ def _unplanned(model: str, options: LoadOptions, asked: Asked) -> Subject:
     return Subject(profile, target, ask(profile.max_context, **asked.question, speculation=drafting))
 
 
+_OF_A_PLAN = ("tile.sram_bytes", "tile.reserve_bytes", "cluster.systems")
+
+
 def _planned(folder: Path, asked: Asked) -> Subject:
     from partitioner.cli.check import require_sound
     from partitioner.device_folder import is_device_plan
@@ -115,6 +118,11 @@ def _planned(folder: Path, asked: Asked) -> Subject:
 
     if asked.mesh is not None:
         raise UsageError(Diagnostic("W0707", "the plan has a mesh of its own", "--mesh"))
+    fixed = [name for name in asked.changes if name.startswith("mesh.") or name in _OF_A_PLAN]
+    if fixed:
+        raise UsageError(*(Diagnostic("W0707", f"the plan has its own {name}", "--set") for name in fixed))
+    if asked.question.get("experts", "auto") != "auto":
+        raise UsageError(Diagnostic("W0707", "the plan says how its experts lie", "--experts"))
     if is_device_plan(folder):
         help_ = ("forecast the model with --target, which chooses the degrees again",)
         raise UsageError(Diagnostic("W0707", "plans for devices are not forecast as they lie", str(folder), help=help_))

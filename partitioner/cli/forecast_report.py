@@ -80,11 +80,12 @@ def plural(number: int, noun: str) -> str:
 
 def _title(forecast: Forecast, target: Target) -> str:
     tokens = f"{forecast.input_tokens:,} tokens in and {forecast.output_tokens:,} out"
-    context = f"{forecast.context:,} tokens of context at the end"
+    context = f"{forecast.context:,} tokens of context"
+    chunks = f"prompts in chunks of {forecast.prefill_chunk:,}"
     return (
         f"{forecast.model} on {target.description}: modelled, not measured\n"
         f"{forecast.layout}\n"
-        f"{plural(forecast.users, 'user')}, requests of {tokens}, {context}"
+        f"{plural(forecast.users, 'user')}, requests of {tokens}, {context}; {chunks}"
     )
 
 
