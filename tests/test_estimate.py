@@ -117,8 +117,7 @@ def test_the_report_says_what_limits_and_fits_110_columns(waferc):
     assert all(len(line) <= 110 for line in lines)
     assert lines[0] == "kimi-k2.6 on Cerebras CS-3 (WSE-3): modelled, not measured"
     assert (
-        lines[2]
-        == "1 user, requests of 1,000 tokens in and 500 out, 1,500 tokens of context at the end; prompts in chunks of 4"
+        lines[2] == "1 user, requests of 1,000 tokens in and 500 out, 1,500 tokens of context; prompts in chunks of 4"
     )
     assert lines[5].split()[:7] == ["tokens/s", "for", "each", "user", *lines[5].split()[4:7]]
     value, low, high = (int(number) for number in lines[5].split()[4:7])
