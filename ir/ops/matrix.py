@@ -166,7 +166,6 @@ def _follow_attention(operands: Types, _results: Types, _attributes: Attributes)
 MATRIX = (
     OpDef("linear", _linear, _reference_linear, (2, 3), _linear_work, Kind.MATRIX, _follow_linear),
     OpDef("matmul", _matmul, lambda torch, ts, _a: torch.matmul(*ts), (2, 2), _matmul_work, follow=_follow_matmul),
-    OpDef("determinant", _determinant, lambda torch, ts, _a: torch.linalg.det(*ts), (1, 1)),
     OpDef(
         "determinant",
         _determinant,
