@@ -249,8 +249,8 @@ def ranged(
         ends = [_if_it_fits(answers, at(target, {name: bound})) for bound in (figure.low, figure.high)]
         for key, middle in value.items():
             moved = [end[key] - middle for end in ends if end is not None]
-            below[key] += min(0.0, *moved, 0.0) ** 2
-            above[key] += max(0.0, *moved, 0.0) ** 2
+            below[key] += min([0.0, *moved]) ** 2
+            above[key] += max([0.0, *moved]) ** 2
         speeds = [None if end is None else end["tokens_per_s_per_user"] for end in ends]
         found.append(
             Sensitivity(name, figure.low, figure.high, speeds[0], speeds[1], figure.trust.value, figure.source)
@@ -279,14 +279,18 @@ def _swing(each: Sensitivity) -> float:
 
 def serve_wafers(pipeline: Pipeline, question: Question, speed: WaferSpeed) -> Service:
     """What users get of a placed model."""
-    jobs = _jobs(pipeline, question, speed)
-    return jobs[_soonest(jobs, question.users)].serve(question.users)
+    return _chosen(pipeline, question, speed).serve(question.users)
 
 
 def wafer_job(pipeline: Pipeline, question: Question, speed: WaferSpeed) -> Job:
     """One user's request as passes through the stages."""
+    return _chosen(pipeline, question, speed).job
+
+
+def _chosen(pipeline: Pipeline, question: Question, speed: WaferSpeed) -> Alone:
+    """The request in the chunks that suit its users."""
     jobs = _jobs(pipeline, question, speed)
-    return jobs[_soonest(jobs, question.users)].job
+    return jobs[_soonest(jobs, question.users)]
 
 
 def _jobs(pipeline: Pipeline, question: Question, speed: WaferSpeed) -> dict[int, Alone]:
@@ -308,8 +312,7 @@ def _soonest(jobs: Mapping[int, Alone], users: int) -> int:
 
 
 def _answers(pipeline: Pipeline, question: Question, speed: WaferSpeed) -> dict[str, float]:
-    jobs = _jobs(pipeline, question, speed)
-    chosen = jobs[_soonest(jobs, question.users)]
+    chosen = _chosen(pipeline, question, speed)
     service, one = chosen.serve(question.users), chosen.serve(1)
     return {
         "tokens_per_s_per_user": service.tokens_per_s_per_user,

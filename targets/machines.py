@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ir.diagnostics import Diagnostic, UsageError
 from ir.machine import Machine
@@ -21,6 +21,7 @@ from ir.target import DeviceCluster, Figure, LayerRegions, Target, Trust, Wafers
 from targets.schema import KINDS, Need, absurdities, contradictions, int_or_none
 
 _MOST_FILE_BYTES = 1 << 20
+Cluster = TypeVar("Cluster", Wafers, DeviceCluster)
 _TEXTS = ("name", "description", "kind", "extends", "layers")
 _FIGURE_ENTRIES = {"value", "low", "high", "trust", "source"}
 
@@ -84,21 +85,7 @@ def load_wafers(target: str, systems: int | None = None, reserve_bytes: int | No
         UsageError: as :func:`load_target`; W0113, the target is no cluster of wafers.
     """
     changes = {"cluster.systems": systems, "tile.reserve_bytes": reserve_bytes}
-    cluster = load_target(target).cluster
-    if isinstance(cluster, Wafers):
-        cluster = load_target(target, changes).cluster
-    if not isinstance(cluster, Wafers):
-        raise UsageError(Diagnostic("W0113", "the target is no cluster of wafers", target))
-    return cluster
-
-
-def load_machine(target: str, systems: int | None = None, reserve_bytes: int | None = None) -> Machine:
-    """The wafers of :func:`load_target`, as placement sees them.
-
-    Raises:
-        UsageError: as :func:`load_wafers`.
-    """
-    return load_wafers(target, systems, reserve_bytes).machine
+    return _of_kind(Wafers, "wafers", target, changes)
 
 
 def load_devices(target: str, nodes: int | None = None, reserve_bytes: int | None = None) -> DeviceCluster:
@@ -108,12 +95,16 @@ def load_devices(target: str, nodes: int | None = None, reserve_bytes: int | Non
         UsageError: as :func:`load_target`; W0113, the target is no cluster of devices.
     """
     changes = {"cluster.nodes": nodes, "device.reserve_bytes": reserve_bytes}
-    cluster = load_target(target).cluster
-    if isinstance(cluster, DeviceCluster):
+    return _of_kind(DeviceCluster, "devices", target, changes)
+
+
+def _of_kind(kind: type[Cluster], words: str, target: str, changes: Mapping[str, float | None]) -> Cluster:
+    """The cluster of a target, which is told to be of the wrong kind whatever else was asked of it."""
+    if isinstance(load_target(target).cluster, kind):
         cluster = load_target(target, changes).cluster
-    if not isinstance(cluster, DeviceCluster):
-        raise UsageError(Diagnostic("W0113", "the target is no cluster of devices", target))
-    return cluster
+        if isinstance(cluster, kind):
+            return cluster
+    raise UsageError(Diagnostic("W0113", f"the target is no cluster of {words}", target))
 
 
 def summary(target: Target) -> str:

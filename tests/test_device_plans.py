@@ -15,7 +15,7 @@ from partitioner.device_compile import compile_for_devices
 from partitioner.device_folder import engine_flags, read_device_plan
 from partitioner.device_plan import make_device_plan
 from partitioner.passes.profile import profile_of
-from targets.machines import load_devices, load_machine
+from targets.machines import load_devices, load_wafers
 from targets.parallel import Candidate, decode_step, place_with
 
 WORKLOAD = Workload(8, 256, 64)
@@ -243,7 +243,7 @@ def test_what_does_not_fit_says_what_would(waferc, quick_load, small_machine):
 
 
 def test_wrong_requests_are_refused(waferc, tmp_path):
-    for load, target in ((load_devices, "mini"), (load_machine, "h100")):
+    for load, target in ((load_devices, "mini"), (load_wafers, "h100")):
         with pytest.raises(UsageError) as refused:
             load(target, 2, 1000)
         assert refused.value.diagnostics[0].code == "W0113"

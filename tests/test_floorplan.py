@@ -26,7 +26,7 @@ from partitioner.problem import ExpertLayout, Item, Problem, footprint
 from partitioner.solver.cpsat import Limits
 from targets.cost.pipeline import pipeline_cost
 from targets.cost.wafer import Stage
-from targets.machines import load_machine, load_wafers
+from targets.machines import load_wafers
 
 
 def weight(*shape: int, encoding: str = "f32") -> Parameter:
@@ -215,7 +215,7 @@ def test_blocks_that_need_more_than_the_mesh_are_refused():
 
 def test_a_wafer_of_three_large_layers_is_filled_to_97_percent():
     """Three layers of 384 experts, as large as those that a trillion parameters need, and caches beside them."""
-    cs3 = load_machine("cs3")
+    cs3 = load_wafers("cs3").machine
     matrices = tuple(weight(*shape, encoding="int4_g32") for shape in ((2048, 7168), (2048, 7168), (7168, 2048)))
     shared = tuple(weight(*p.shape, encoding="bf16") for p in matrices)
     attention = (
@@ -259,7 +259,7 @@ def test_spare_tiles_are_given_to_those_who_should_have_them():
 
 def test_sliced_experts_fill_no_more_tiles_than_their_bytes_need():
     """384 experts of packed 4-bit weights, whose 64 or 224 groups of inputs cannot be parted."""
-    cs3 = load_machine("cs3")
+    cs3 = load_wafers("cs3").machine
     matrices = tuple(weight(*shape, encoding="int4_g32") for shape in ((2048, 7168), (2048, 7168), (7168, 2048)))
     shapes = Shapes(Demand(matrices, 8 << 20, 384, sliced=True), cs3.tile_bytes, cs3.columns, cs3.rows)
     stored = 384 * sum(p.stored_bytes for p in matrices) + (8 << 20)

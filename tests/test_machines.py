@@ -9,7 +9,7 @@ import pytest
 
 from ir.diagnostics import UsageError
 from ir.target import DeviceCluster, LayerRegions, Trust, Wafers
-from targets.machines import at, catalog, load_machine, load_target, summary
+from targets.machines import at, catalog, load_target, load_wafers, summary
 from targets.schema import DEVICES, WAFERS, Need
 
 FOR_TESTS = {"mini"}
@@ -54,9 +54,9 @@ def test_kinds_make_their_clusters():
     assert isinstance(load_target("cs3").cluster, Wafers)
     assert isinstance(load_target("h100").cluster, DeviceCluster)
     assert load_target("h100").cluster.devices == 8
-    assert load_machine("cs3", systems=7).systems == 7
+    assert load_wafers("cs3", systems=7).machine.systems == 7
     with pytest.raises(UsageError) as error:
-        load_machine("h100")
+        load_wafers("h100")
     assert codes(error) == {"W0113"}
 
 

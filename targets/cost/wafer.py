@@ -11,7 +11,7 @@ from functools import lru_cache
 from ir.model import BlockKind
 from ir.profile import BlockProfile, Product
 from ir.target import LayerRegions, Wafers, WaferSpeed
-from targets.cost.collectives import all_reduce_cycles
+from targets.cost.collectives import all_reduce_2d_cycles
 from targets.cost.cycles import (
     ACTIVATION_BYTES,
     Cycles,
@@ -89,8 +89,7 @@ def _apart_cycles(block: BlockProfile, stage: Stage, tokens: int, speed: WaferSp
             own, outputs = own.flip(), kernel.outputs
     total = total.work(busiest_load(block.experts, block.active_experts, tokens))
     sent = wavelets(math.ceil(outputs / stage.columns), speed) * tokens
-    mesh = fabric(speed)
-    across = all_reduce_cycles(stage.rows, sent, mesh) + all_reduce_cycles(stage.columns, sent, mesh)
+    across = all_reduce_2d_cycles(stage.rows, stage.columns, sent, fabric(speed))
     return total + Cycles(communication=across, launch=speed.launch_cycles)
 
 
