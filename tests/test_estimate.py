@@ -14,7 +14,7 @@ from ir.diagnostics import InfeasibleError, UsageError
 from ir.forecast import Limit
 from partitioner.cli.forecast_report import duration, figure, folded
 from partitioner.comparison import most_in_all, most_in_time
-from partitioner.estimate import Question, place_sketch
+from partitioner.estimate import Question, place_sketch, price
 from partitioner.forecast import Answer, answer, estimate, simulated
 from partitioner.options import LoadOptions
 from partitioner.profiles import load_profile
@@ -358,3 +358,10 @@ def test_a_sketch_is_what_a_forecast_without_a_plan_takes(small):
     question = Question(input_tokens=64, output_tokens=32)
     placed = place_sketch(small, target.cluster, question)
     assert estimate(small, target, question, placed) == estimate(small, target, question)
+
+
+def test_a_price_counts_every_system():
+    """Twenty systems at 36 dollars an hour are 20 cents a second; at 1,000 tokens a second, 200 dollars a million."""
+    target = load_target("cs3", {"cluster.usd_per_system_hour": 36})
+    assert price(target, 20, 1000.0) == pytest.approx(200)
+    assert price(load_target("cs3"), 20, 1000.0) is None
