@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
 
 from ir.diagnostics import Diagnostic, Fact
 from ir.machine import Machine
-from ir.model import Block, Model
+from ir.model import Block, Granularity, Model
 from ir.workload import Workload
 from partitioner.problem import ExpertLayout, footprint, least_tiles, measure
 from partitioner.solver.chain import fill
@@ -19,13 +19,23 @@ _MOST_TRIES = 3
 
 
 def explain(
-    model: Model, machine: Machine, workload: Workload, experts: ExpertLayout, proof: str, fits: Fits
+    model: Model,
+    machine: Machine,
+    workload: Workload,
+    experts: ExpertLayout,
+    proof: str,
+    fits: Fits,
+    finer: Iterable[Granularity] = (),
 ) -> Diagnostic:
-    """The diagnostic of an infeasible placement: demand, capacity, gap, what makes it up, and verified levers."""
+    """The diagnostic of an infeasible placement: demand, capacity, gap, what makes it up, and verified levers.
+
+    ``finer`` are the granularities at which a placement is found as things are, the coarsest first.
+    """
     largest = max(model.blocks, key=lambda block: least_tiles(block, workload, machine, experts))
-    help_ = tuple(_levers(model, machine, workload, experts, fits)) or (
-        "no context, chunk or number of users or systems tried fits",
-    )
+    help_ = (
+        *(f"--granularity {granularity} would fit" for granularity in islice(finer, 1)),
+        *_levers(model, machine, workload, experts, fits),
+    ) or ("no context, chunk or number of users or systems tried fits",)
     if least_tiles(largest, workload, machine, experts) > machine.tiles:
         return Diagnostic(
             "W0412",
