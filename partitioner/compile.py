@@ -23,14 +23,14 @@ from ir.target import WaferSpeed
 from ir.verify import verify
 from ir.workload import Workload
 from partitioner.check import check
-from partitioner.explain import explain
+from partitioner.explain import counts_fit, explain, is_too_large
 from partitioner.floorplan.wafers import FloorPlanner, TooTight
 from partitioner.floorplan.wishes import wishes_for
 from partitioner.passes.blocks import find_blocks
 from partitioner.passes.localise import localise
 from partitioner.passes.simplify import simplify
 from partitioner.passes.step import require_step
-from partitioner.problem import ExpertLayout, Problem, least_tiles, measure
+from partitioner.problem import ExpertLayout, Problem, measure
 from partitioner.solver.cpsat import Limits
 from partitioner.solver.place import Solution, place
 
@@ -74,8 +74,8 @@ def compile_model(
     """Place ``model`` on ``machine``, its routed experts as ``experts`` says.
 
     Where the machine's ``speed`` is known, blocks get the spare tiles of their wafers so that a token passes soonest.
-    The plan's model has blocks of the ``granularity`` that is asked for; ``auto`` takes the model's own, and single
-    operators only where those find no place.
+    The plan's model has blocks of the ``granularity`` that is asked for. ``auto`` takes the model's own, and single
+    operators where no place is found for those, if operators in order would fit or a block is larger than a wafer.
 
     Raises:
         InfeasibleError: W0411 or W0412, no placement exists; with figures and what would fit.
@@ -94,15 +94,16 @@ def compile_model(
         solution, regions = _solve(measure(model, machine, workload, experts), planner, limits, progress)
     except (InfeasibleError, TimeLimitError) as error:
         ops = _cut_as(model, Granularity.OPS)
-        if granularity is Granularity.AUTO and ops is not model and _has_tiles(ops, machine, workload, experts):
-            finer = compile_model(ops, machine, workload, limits, progress, experts, speed, Granularity.OPS)
-            return replace(finer, solve_s=time.perf_counter() - begin)
+        needs_ops = any(is_too_large(block, machine, workload, experts) for block in model.blocks)
+        if granularity is Granularity.AUTO and (needs_ops or counts_fit(ops, machine, workload, experts)):
+            found = compile_model(ops, machine, workload, limits, progress, experts, speed, Granularity.OPS)
+            return replace(found, solve_s=time.perf_counter() - begin)
         if isinstance(error, TimeLimitError):
             raise
         progress("looking for what would fit")
         proof = str(error.diagnostics[0].facts["proof"])
-        finer_fits = (finer.granularity for finer in _finer(model) if fits(finer, machine, workload))
-        reason = explain(model, machine, workload, experts, proof, partial(fits, model), finer_fits)
+        finer = (finer.granularity for finer in _finer(model) if fits(finer, machine, workload))
+        reason = explain(model, machine, workload, experts, proof, partial(fits, model), finer)
         raise InfeasibleError(reason) from None
     solve_s = time.perf_counter() - begin
     plan = Plan(
@@ -179,14 +180,8 @@ def _fewest_misfits(problem: Problem, planner: FloorPlanner, misfits: Sequence[i
     return tuple(sorted(problem.items[item].alike for item in kept))
 
 
-def _has_tiles(model: Model, machine: Machine, workload: Workload, experts: ExpertLayout) -> bool:
-    """Whether the machine has as many tiles as all blocks need at least."""
-    needed = sum(least_tiles(block, workload, machine, experts) for block in model.blocks)
-    return needed <= machine.systems * machine.tiles
-
-
 def _fits(model: Model, machine: Machine, workload: Workload, limits: Limits, experts: ExpertLayout) -> bool:
-    if not _has_tiles(model, machine, workload, experts):
+    if not counts_fit(model, machine, workload, experts):
         return False
     try:
         planner = FloorPlanner(model, machine, workload, experts)
