@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import pairwise
 
 from ir.machine import Machine
-from ir.model import Block, Model
+from ir.model import Block, Granularity, Model
 from ir.profile import BlockProfile
 from ir.workload import Workload
 from targets.cost.wafer import Room
@@ -126,8 +127,9 @@ def measure(model: Model, machine: Machine, workload: Workload, experts: ExpertL
         )
         for group in groups
     )
+    flows = (*_flows(model, item_of), *_in_order(model, item_of))
     # More wafers than items cannot help, and would only make the problem larger.
-    return Problem(items, _flows(model, item_of), min(machine.systems, len(items)), machine.tiles)
+    return Problem(items, flows, min(machine.systems, len(items)), machine.tiles)
 
 
 def _needs(model: Model, group: tuple[int, ...], workload: Workload) -> object:
@@ -162,6 +164,18 @@ def shared_groups(model: Model) -> list[tuple[int, ...]]:
         members[condensed.graph["mapping"][leader.get(block, block)]].append(block)
     order = nx.lexicographical_topological_sort(condensed, key=lambda component: members[component][0])
     return [tuple(members[component]) for component in order]
+
+
+def _in_order(model: Model, item_of: dict[int, int]) -> Iterator[Flow]:
+    """Flows of no bytes from each operator of an attention or MLP to its next: they keep the order for which they were
+    cut, so that the items of a chain are one too. Else keys and values, side by side, could change places for nothing.
+    """
+    if model.granularity is Granularity.OPS:
+        fed = {(edge.source, edge.target) for edge in model.edges}
+        for (here, one), (following, other) in pairwise(enumerate(model.blocks)):
+            is_one_half = one.layer is not None and (one.layer, one.kind) == (other.layer, other.kind)
+            if is_one_half and item_of[here] < item_of[following] and (here, following) not in fed:
+                yield Flow(item_of[here], (item_of[following],), 0)
 
 
 def _flows(model: Model, item_of: dict[int, int]) -> tuple[Flow, ...]:
