@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ir.machine import Machine
 from ir.model import BlockKind
+from ir.objective import Objective
 from ir.workload import Workload
 
 
@@ -84,6 +85,25 @@ class Transfer:
     source_wafer: int
     target_wafer: int
     bytes_per_token: int
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What a placement reaches in one objective, those before it being kept.
+
+    ``bound`` is what no such placement can do better than; ``proof`` names the arguments that agree that the value is
+    the best, and is empty where that is not known.
+    """
+
+    objective: Objective
+    value: int
+    bound: int
+    proof: str
+
+    @property
+    def gap(self) -> float:
+        """Relative distance of the value from the bound."""
+        return abs(self.value - self.bound) / max(1, abs(self.value))
 
 
 OBJECTIVE = "largest_wafer_bytes"

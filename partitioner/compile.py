@@ -29,9 +29,10 @@ from partitioner.passes.blocks import find_blocks
 from partitioner.passes.localise import localise
 from partitioner.passes.simplify import simplify
 from partitioner.passes.step import require_step
-from partitioner.problem import ExpertLayout, Problem, measure
+from partitioner.problem import ExpertLayout, measure
 from partitioner.solver.cpsat import Limits
 from partitioner.solver.place import Solution, place
+from partitioner.solver.problem import Problem
 
 _MOST_ROUNDS = 20
 Progress = Callable[[str], None]
@@ -111,7 +112,7 @@ def _solve(
     blocks = sum(len(item.blocks) for item in problem.items)
     bound: int | None = None
     for _ in range(_MOST_ROUNDS):
-        progress(f"placing {blocks} blocks on {problem.systems} wafers")
+        progress(f"placing {blocks} blocks on {len(problem.wafers)} wafers")
         solution = _place_or_give_up(problem, limits)
         # That the floor planner fails on a set of blocks proves nothing, so the bound stays the first problem's.
         bound = solution.bound_bytes if bound is None else bound
@@ -121,7 +122,7 @@ def _solve(
             proof = solution.proof if solution.bottleneck_bytes == bound else ""
             return replace(solution, bound_bytes=bound, proof=proof), regions
         misfits = [i for i, wafer in enumerate(solution.assignment) if wafer == regions.wafer]
-        problem = replace(problem, apart=(*problem.apart, _fewest_misfits(problem, planner, misfits)))
+        problem = replace(problem, misfits=(*problem.misfits, _fewest_misfits(problem, planner, misfits)))
     facts = {"placements_tried": _MOST_ROUNDS}
     raise TimeLimitError(Diagnostic("W0403", "no placement tried could be laid out in tiles", facts=facts))
 
@@ -131,9 +132,9 @@ def _place_or_give_up(problem: Problem, limits: Limits) -> Solution:
     try:
         return place(problem, limits)
     except InfeasibleError:
-        if not problem.apart:
+        if not problem.misfits:
             raise
-        facts = {"combinations_kept_apart": len(problem.apart)}
+        facts = {"combinations_kept_apart": len(problem.misfits)}
         help_ = ("the bytes fit, but not as rectangles of tiles: one more system, or less context, gives room",)
         raise TimeLimitError(
             Diagnostic("W0403", "no placement tried could be laid out in tiles", facts=facts, help=help_)
@@ -160,7 +161,7 @@ def _fits(model: Model, machine: Machine, workload: Workload, limits: Limits, ex
 
 
 def _by_wafer(problem: Problem, solution: Solution) -> list[list[int]]:
-    wafers: list[list[int]] = [[] for _ in range(problem.systems)]
+    wafers: list[list[int]] = [[] for _ in range(len(problem.wafers))]
     for item, wafer in zip(problem.items, solution.assignment, strict=True):
         wafers[wafer].extend(item.blocks)
     return wafers

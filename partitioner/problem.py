@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections import defaultdict
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -11,6 +10,7 @@ from ir.machine import Machine
 from ir.model import Block, Model
 from ir.profile import BlockProfile
 from ir.workload import Workload
+from partitioner.solver.problem import Flow, Item, Problem, equal_wafers
 from targets.cost.wafer import Room
 
 
@@ -38,54 +38,6 @@ class Footprint:
     def bytes(self) -> int:
         """All of them."""
         return self.weight_bytes + self.cache_bytes + self.activation_bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """Blocks (indices into the model's) that must share a wafer, and what they need of it at least.
-
-    Items of the same ``alike`` number need the same shapes of tiles, as repeated layers do.
-    """
-
-    blocks: tuple[int, ...]
-    bytes: int
-    tiles: int
-    alike: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Flow:
-    """A value that item ``source`` makes and the items ``targets`` read (indices), in bytes per token."""
-
-    source: int
-    targets: tuple[int, ...]
-    bytes_per_token: int
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """Items in topological order, for ``systems`` wafers of ``tiles`` tiles each.
-
-    ``apart`` holds combinations that are known not to fit on one wafer together, though their bytes would: each is the
-    sorted ``alike`` numbers of its items, so that what is learnt of some layers holds for all like them.
-    """
-
-    items: tuple[Item, ...]
-    flows: tuple[Flow, ...]
-    systems: int
-    tiles: int
-    apart: tuple[tuple[int, ...], ...] = ()
-
-    def misfits(self, items: Iterable[int]) -> bool:
-        """Whether ``items`` on one wafer contain a combination that is known not to fit."""
-        present = Counter(self.items[index].alike for index in items) if self.apart else Counter()
-        return any(not Counter(apart) - present for apart in self.apart)
-
-    @property
-    def is_chain(self) -> bool:
-        """Whether each item feeds the next, so that only one order of the items exists."""
-        fed = {(flow.source, target) for flow in self.flows for target in flow.targets}
-        return all((index, index + 1) in fed for index in range(len(self.items) - 1))
 
 
 def footprint(block: Block | BlockProfile, workload: Workload) -> Footprint:
@@ -123,11 +75,14 @@ def measure(model: Model, machine: Machine, workload: Workload, experts: ExpertL
             bytes=sum(footprint(model.blocks[block], workload).bytes for block in group),
             tiles=sum(least_tiles(model.blocks[block], workload, machine, experts) for block in group),
             alike=numbers.setdefault(_needs(model, group, workload), len(numbers)),
+            state_bytes=sum(model.blocks[block].cache_bytes(1, workload.context) for block in group),
+            weight_bytes=sum(model.blocks[block].weight_bytes for block in group),
         )
         for group in groups
     )
     # More wafers than items cannot help, and would only make the problem larger.
-    return Problem(items, _flows(model, item_of), min(machine.systems, len(items)), machine.tiles)
+    wafers = equal_wafers(min(machine.systems, len(items)), machine.tiles, machine.wafer_bytes)
+    return Problem(items, _flows(model, item_of), wafers, users=workload.users)
 
 
 def _needs(model: Model, group: tuple[int, ...], workload: Workload) -> object:

@@ -526,7 +526,8 @@ TYPES = {
     "boolean": bool,
     "null": type(None),
 }
-KNOWN = {"$ref", "$defs", "title", "description", "type", "properties", "required", "items", "additionalProperties"}
+KNOWN = {"$ref", "$defs", "title", "description", "type", "properties", "required", "items", "default"}
+KNOWN |= {"additionalProperties"}
 
 
 def satisfies(value, schema, definitions) -> bool:

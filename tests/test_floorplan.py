@@ -22,8 +22,9 @@ from partitioner.floorplan.strips import arrange
 from partitioner.floorplan.wafers import FloorPlanner, TooTight
 from partitioner.floorplan.wishes import wishes_for
 from partitioner.passes.profile import profile_of
-from partitioner.problem import ExpertLayout, Item, Problem, footprint
+from partitioner.problem import ExpertLayout, footprint
 from partitioner.solver.cpsat import Limits
+from partitioner.solver.problem import Item, Problem, equal_wafers
 from targets.cost.pipeline import pipeline_cost
 from targets.cost.wafer import Stage
 from targets.machines import load_wafers
@@ -403,7 +404,7 @@ class Balance:
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=8), st.data())
 def test_the_misfits_named_are_none_too_many(sizes, data):
     planner = Balance(sizes, data.draw(st.integers(0, sum(sizes) - 1)))
-    problem = Problem(tuple(Item((n,), 1, 1, n) for n in range(len(sizes))), (), 2, 99)
+    problem = Problem(tuple(Item((n,), 1, 1, n) for n in range(len(sizes))), (), equal_wafers(2, 99))
     kept = set(_fewest_misfits(problem, planner, range(len(sizes))))
     assert not planner.fits(kept)
     assert all(planner.fits(kept - {item}) for item in kept)

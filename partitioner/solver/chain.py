@@ -9,10 +9,7 @@ from __future__ import annotations
 
 from itertools import accumulate
 
-from partitioner.problem import Problem
-
-Assignment = tuple[int, ...]
-"""The wafer of each item."""
+from partitioner.solver.problem import Assignment, Problem
 
 
 def fill(problem: Problem, most_bytes: int) -> Assignment | None:
@@ -23,15 +20,19 @@ def fill(problem: Problem, most_bytes: int) -> Assignment | None:
     wafers: list[int] = []
     wafer = used_bytes = used_tiles = 0
     run: set[int] = set()
-    are_apart = bool(problem.apart)
+    has_misfits = bool(problem.misfits)
     for index, item in enumerate(problem.items):
-        if item.bytes > most_bytes or item.tiles > problem.tiles or (are_apart and problem.misfits((index,))):
+        if (
+            item.bytes > most_bytes
+            or item.tiles > problem.wafers[0].tiles
+            or (has_misfits and problem.holds_misfit((index,)))
+        ):
             return None
         run.add(index)
-        too_much = used_bytes + item.bytes > most_bytes or used_tiles + item.tiles > problem.tiles
-        if too_much or (are_apart and problem.misfits(run)):
+        too_much = used_bytes + item.bytes > most_bytes or used_tiles + item.tiles > problem.wafers[0].tiles
+        if too_much or (has_misfits and problem.holds_misfit(run)):
             wafer, used_bytes, used_tiles, run = wafer + 1, 0, 0, {index}
-        if wafer == problem.systems:
+        if wafer == len(problem.wafers):
             return None
         used_bytes += item.bytes
         used_tiles += item.tiles
@@ -70,7 +71,7 @@ def least_traffic(problem: Problem, most_bytes: int) -> Assignment | None:
         for end in _ends(problem, start, most_bytes):
             for wafers, (sent, _) in best[start].items():
                 option = (sent + received[start][end - start - 1], start)
-                if wafers < problem.systems and option < best[end].get(wafers + 1, (1 << 62, 0)):
+                if wafers < len(problem.wafers) and option < best[end].get(wafers + 1, (1 << 62, 0)):
                     best[end][wafers + 1] = option
     if not best[count]:
         return None
@@ -94,7 +95,7 @@ def _ends(problem: Problem, start: int, most_bytes: int) -> list[int]:
         used_bytes += problem.items[index].bytes
         used_tiles += problem.items[index].tiles
         run.add(index)
-        if used_bytes > most_bytes or used_tiles > problem.tiles or problem.misfits(run):
+        if used_bytes > most_bytes or used_tiles > problem.wafers[0].tiles or problem.holds_misfit(run):
             break
         ends.append(index + 1)
     return ends
@@ -116,12 +117,12 @@ def _received(problem: Problem) -> list[list[int]]:
 def counting_bound(problem: Problem) -> int:
     """Bytes that the fullest wafer holds at least, whatever the placement: the mean, or the largest item."""
     total = sum(item.bytes for item in problem.items)
-    return max(-(-total // problem.systems), max(item.bytes for item in problem.items))
+    return max(-(-total // len(problem.wafers)), max(item.bytes for item in problem.items))
 
 
 def bottleneck(problem: Problem, assignment: Assignment) -> int:
     """Bytes of the fullest wafer."""
-    loads = [0] * problem.systems
+    loads = [0] * len(problem.wafers)
     for item, wafer in zip(problem.items, assignment, strict=True):
         loads[wafer] += item.bytes
     return max(loads)

@@ -9,9 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ir.diagnostics import Diagnostic, InfeasibleError, TimeLimitError
-from partitioner.problem import Problem
 from partitioner.solver.chain import (
-    Assignment,
     bottleneck,
     counting_bound,
     least_traffic,
@@ -19,6 +17,7 @@ from partitioner.solver.chain import (
     traffic,
 )
 from partitioner.solver.cpsat import Answer, Limits, solve_bottleneck, solve_traffic
+from partitioner.solver.problem import Assignment, Problem
 
 _MOST_BYTES = 1 << 56
 """Of all items together, for a search in 64-bit integers."""
@@ -86,9 +85,9 @@ def _proof(problem: Problem, answer: Answer, value: int, runs: tuple[int, Assign
 def _counted_out(problem: Problem) -> tuple[str, ...]:
     """Counts that no placement can meet."""
     arguments = {
-        "a block is larger than a wafer": any(item.tiles > problem.tiles for item in problem.items),
+        "a block is larger than a wafer": any(item.tiles > problem.wafers[0].tiles for item in problem.items),
         "the blocks need more tiles than all wafers have": sum(i.tiles for i in problem.items)
-        > problem.tiles * problem.systems,
+        > sum(wafer.tiles for wafer in problem.wafers),
     }
     return tuple(argument for argument, holds in arguments.items() if holds)
 

@@ -1,0 +1,36 @@
+"""What a user asks of a placement beside that it fits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class RuleKind(StrEnum):
+    """What a rule says of the blocks that it names.
+
+    ``pin``: they lie on one of ``wafers``. ``forbid``: on none of them. ``apart``: no two share a wafer. ``together``:
+    all share one. ``order``: those of each pattern lie on wafers before, or the same as, those of the next pattern.
+    ``at_most``: no wafer holds more than ``count`` of them. ``replicate``: each has ``count`` copies, on as many
+    wafers, which serve users in turn. ``free``: they need not follow the pipeline, so values may come back to them.
+    """
+
+    PIN = "pin"
+    FORBID = "forbid"
+    APART = "apart"
+    TOGETHER = "together"
+    ORDER = "order"
+    AT_MOST = "at_most"
+    REPLICATE = "replicate"
+    FREE = "free"
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One rule. ``blocks`` are patterns of block names, as ``layers.*.experts``; ``text`` is the rule as given."""
+
+    kind: RuleKind
+    blocks: tuple[str, ...]
+    wafers: tuple[int, ...] = ()
+    count: int = 0
+    text: str = ""
