@@ -130,7 +130,7 @@ def _latency(problem: Problem, assignment: Assignment) -> int:
         offered = problem.wafers[wafer]
         curves = [problem.items[item].latency.slowed(offered.slowness_permille) for item in items]
         work += least_time(curves, spare_tiles(problem, wafer, items))
-    return work + problem.hand_over_fs * _longest_way(problem, assignment)
+    return work + _longest_way_fs(problem, assignment)
 
 
 def spare_tiles(problem: Problem, wafer: int, items: Iterable[int]) -> int:
@@ -150,15 +150,16 @@ def least_time(curves: Iterable[Curve], spare: int) -> int:
     return total
 
 
-def _longest_way(problem: Problem, assignment: Assignment) -> int:
-    """The most that any path through the graph pays for links, in ordinary ones."""
-    paid = [0] * len(problem.items)
+def _longest_way_fs(problem: Problem, assignment: Assignment) -> int:
+    """The most that any path through the graph spends between wafers."""
+    spent = [0] * len(problem.items)
     for flow in sorted(problem.flows, key=lambda flow: flow.source):
         for target in flow.targets:
             route = (assignment[flow.source], assignment[target])
             cost = 0 if route[0] == route[1] else problem.link_cost.get(route, 1)
-            paid[target] = max(paid[target], paid[flow.source] + cost)
-    return max(paid)
+            way = cost * (problem.hand_over_fs + flow.link_fs)
+            spent[target] = max(spent[target], spent[flow.source] + way)
+    return max(spent)
 
 
 def _bottleneck(problem: Problem, assignment: Assignment) -> int:
