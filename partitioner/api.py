@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from ir.diagnostics import Diagnostic, UsageError
 from ir.forecast import Forecast
 from ir.graph import Graph
 from ir.model import Model
+from ir.objective import DEFAULT_OBJECTIVES, Objective
 from ir.plan import Plan
 from ir.types import symbols_of
 from ir.workload import Workload
@@ -74,6 +76,7 @@ class Request:
         prefill_chunk: tokens that a pipeline stage works on at once.
         experts: whether routed experts lie ``apart``, each on tiles of its own, or ``sliced``, each on all tiles of
             its layer's region; ``auto`` for what serves a token sooner.
+        objective: what to make the placement best for, in order, as ``balance,traffic``; see :class:`Objective`.
         seed: of the solver.
         time_limit: on the solver's work, in deterministic seconds.
     """
@@ -85,6 +88,7 @@ class Request:
     context: int | None = None
     prefill_chunk: int = 64
     experts: str = ExpertLayout.AUTO
+    objective: str = ",".join(DEFAULT_OBJECTIVES)
     seed: int = 0
     time_limit: float = 60.0
 
@@ -99,12 +103,32 @@ class Request:
         if self.experts not in [*ExpertLayout]:
             message = f"--experts is {', '.join(ExpertLayout)}, not {self.experts!r}"
             faults.append(Diagnostic("W0104", message, "--experts"))
+        faults += _wrong_objectives(self.objectives)
         if not self.time_limit > 0:
             faults.append(Diagnostic("W0103", f"--time-limit must be positive, not {self.time_limit}", "--time-limit"))
         if not 0 <= self.seed < 1 << 31:
             faults.append(Diagnostic("W0103", f"--seed must be from 0 to 2^31 - 1, not {self.seed}", "--seed"))
         if faults:
             raise UsageError(*faults)
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """What ``objective`` names."""
+        return tuple(name.strip() for name in self.objective.split(","))
+
+
+def _wrong_objectives(names: Sequence[str]) -> Iterator[Diagnostic]:
+    for name in names:
+        if name not in [*Objective]:
+            close = difflib.get_close_matches(name, [*Objective], n=1)
+            help_ = (f"did you mean {close[0]}?",) if close else (f"objectives are {', '.join(Objective)}",)
+            yield Diagnostic("W0104", f"there is no objective {name!r}", "--objective", help=help_)
+    for name, times in Counter(names).items():
+        if times > 1:
+            yield Diagnostic("W0104", f"{name} is named {times} times", "--objective")
+    if Objective.MOVES in names:
+        help_ = ("waferc replan moves as little as can be",)
+        yield Diagnostic("W0104", "there is no plan whose blocks could move", "--objective", help=help_)
 
 
 @dataclass(frozen=True)
@@ -179,7 +203,8 @@ def compile_lowered(lowered: Lowered, request: Request, progress: Progress = lam
     model = build_model(lowered.graph)
     limits = Limits(request.time_limit, request.seed)
     experts = ExpertLayout(request.experts)
-    compiled = compile_model(model, wafers.machine, workload, limits, progress, experts, wafers.speed)
+    objectives = [Objective(name) for name in request.objectives]
+    compiled = compile_model(model, wafers.machine, workload, limits, progress, experts, wafers.speed, objectives)
     return CompiledModel(lowered, compiled)
 
 

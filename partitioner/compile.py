@@ -17,7 +17,8 @@ from ir.diagnostics import CheckError, Diagnostic, InfeasibleError, TimeLimitErr
 from ir.graph import Graph
 from ir.machine import Machine
 from ir.model import Model
-from ir.plan import OBJECTIVE, PlacedBlock, Plan, SolverRecord, Transfer
+from ir.objective import DEFAULT_OBJECTIVES, Objective
+from ir.plan import PlacedBlock, Plan, Score, SolverRecord, Transfer, status_of
 from ir.target import WaferSpeed
 from ir.verify import verify
 from ir.workload import Workload
@@ -31,12 +32,12 @@ from partitioner.passes.simplify import simplify
 from partitioner.passes.step import require_step
 from partitioner.problem import ExpertLayout, measure
 from partitioner.solver.cpsat import Limits
-from partitioner.solver.place import Solution, place
+from partitioner.solver.place import Incumbent, Solution, place, trivial_bound
 from partitioner.solver.problem import Problem
 
 _MOST_ROUNDS = 20
-Progress = Callable[[str], None]
-"""Called with a word on what begins now."""
+Progress = Callable[[str | Incumbent], None]
+"""Called with a word on what begins now, and with each better placement."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +70,9 @@ def compile_model(
     progress: Progress = lambda _step: None,
     experts: ExpertLayout = ExpertLayout.AUTO,
     speed: WaferSpeed | None = None,
+    objectives: Sequence[Objective] = DEFAULT_OBJECTIVES,
 ) -> Compiled:
-    """Place ``model`` on ``machine``, its routed experts as ``experts`` says.
+    """Place ``model`` on ``machine``, its routed experts as ``experts`` says, as well as can be by ``objectives``.
 
     Where the machine's ``speed`` is known, blocks get the spare tiles of their wafers so that a token passes soonest.
 
@@ -83,7 +85,8 @@ def compile_model(
     try:
         wishes = wishes_for(model, machine, speed, workload, experts)
         planner = FloorPlanner(model, machine, workload, experts, wishes)
-        solution, regions = _solve(measure(model, machine, workload, experts), planner, limits, progress)
+        problem = measure(model, machine, workload, experts)
+        solution, regions = _solve(problem, planner, objectives, limits, progress)
     except InfeasibleError as error:
         progress("looking for what would fit")
         proof = str(error.diagnostics[0].facts["proof"])
@@ -106,31 +109,46 @@ def compile_model(
 
 
 def _solve(
-    problem: Problem, planner: FloorPlanner, limits: Limits, progress: Progress
+    problem: Problem, planner: FloorPlanner, objectives: Sequence[Objective], limits: Limits, progress: Progress
 ) -> tuple[Solution, list[PlacedBlock]]:
     """Place and lay out; what turns out not to fit on one wafer is kept apart, and the rest placed again."""
     blocks = sum(len(item.blocks) for item in problem.items)
-    bound: int | None = None
+    first: tuple[Score, ...] | None = None
     for _ in range(_MOST_ROUNDS):
         progress(f"placing {blocks} blocks on {len(problem.wafers)} wafers")
-        solution = _place_or_give_up(problem, limits)
-        # That the floor planner fails on a set of blocks proves nothing, so the bound stays the first problem's.
-        bound = solution.bound_bytes if bound is None else bound
+        solution = _place_or_give_up(problem, objectives, limits, progress)
+        first = first or solution.scores
         progress("laying out tiles")
         regions = planner.lay_out(_by_wafer(problem, solution))
         if not isinstance(regions, TooTight):
-            proof = solution.proof if solution.bottleneck_bytes == bound else ""
-            return replace(solution, bound_bytes=bound, proof=proof), regions
+            return replace(solution, scores=_proven(solution.scores, first)), regions
         misfits = [i for i, wafer in enumerate(solution.assignment) if wafer == regions.wafer]
         problem = replace(problem, misfits=(*problem.misfits, _fewest_misfits(problem, planner, misfits)))
     facts = {"placements_tried": _MOST_ROUNDS}
     raise TimeLimitError(Diagnostic("W0403", "no placement tried could be laid out in tiles", facts=facts))
 
 
-def _place_or_give_up(problem: Problem, limits: Limits) -> Solution:
+def _proven(scores: Sequence[Score], first: Sequence[Score]) -> tuple[Score, ...]:
+    """``scores`` with the bounds of the first problem.
+
+    That the floor planner fails on a set of blocks proves nothing, so what was proven while such sets were kept apart
+    is forgotten; a bound that stands on values of earlier objectives needs those values.
+    """
+    kept: list[Score] = []
+    same = True
+    for found, best in zip(scores, first, strict=True):
+        bound = best.bound if same else trivial_bound(found.objective)
+        same = same and found.value == best.value
+        kept.append(replace(found, bound=bound, proof=best.proof if same else ""))
+    return tuple(kept)
+
+
+def _place_or_give_up(
+    problem: Problem, objectives: Sequence[Objective], limits: Limits, progress: Callable[[Incumbent], None]
+) -> Solution:
     """A placement; where only our own floor planner stands in the way, infeasible is too strong a word."""
     try:
-        return place(problem, limits)
+        return place(problem, objectives, limits, progress)
     except InfeasibleError:
         if not problem.misfits:
             raise
@@ -154,7 +172,8 @@ def _fewest_misfits(problem: Problem, planner: FloorPlanner, misfits: Sequence[i
 def _fits(model: Model, machine: Machine, workload: Workload, limits: Limits, experts: ExpertLayout) -> bool:
     try:
         planner = FloorPlanner(model, machine, workload, experts)
-        _solve(measure(model, machine, workload, experts), planner, limits, lambda _step: None)
+        problem = measure(model, machine, workload, experts)
+        _solve(problem, planner, DEFAULT_OBJECTIVES[:1], limits, lambda _step: None)
     except (InfeasibleError, TimeLimitError):
         return False
     return True
@@ -178,13 +197,5 @@ def _transfers(model: Model, placed: Sequence[PlacedBlock]) -> tuple[Transfer, .
 
 
 def _record(solution: Solution, limits: Limits) -> SolverRecord:
-    return SolverRecord(
-        status="optimal" if solution.bottleneck_bytes == solution.bound_bytes else "feasible",
-        objective=OBJECTIVE,
-        objective_value=solution.bottleneck_bytes,
-        best_bound=solution.bound_bytes,
-        proof=solution.proof,
-        traffic_bytes_per_token=solution.traffic_bytes_per_token,
-        seed=limits.seed,
-        deterministic_time_limit=limits.deterministic_time,
-    )
+    status = status_of(solution.scores)
+    return SolverRecord(status, solution.scores, limits.seed, limits.deterministic_time, solution.interrupted)
