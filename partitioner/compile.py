@@ -22,11 +22,13 @@ from ir.target import WaferSpeed
 from ir.verify import verify
 from ir.workload import Workload
 from partitioner.check import check
+from partitioner.curves import CostCurves
 from partitioner.explain import explain
 from partitioner.floorplan.wafers import FloorPlanner, TooTight
 from partitioner.floorplan.wishes import wishes_for
 from partitioner.passes.blocks import find_blocks
 from partitioner.passes.localise import localise
+from partitioner.passes.profile import profile_of
 from partitioner.passes.simplify import simplify
 from partitioner.passes.step import require_step
 from partitioner.problem import ExpertLayout, measure
@@ -81,9 +83,11 @@ def compile_model(
     """
     begin = time.perf_counter()
     try:
-        wishes = wishes_for(model, machine, speed, workload, experts)
+        profile = profile_of(model, None)
+        wishes = wishes_for(profile, machine, speed, workload, experts)
         planner = FloorPlanner(model, machine, workload, experts, wishes)
-        solution, regions = _solve(measure(model, machine, workload, experts), planner, limits, progress)
+        speeds = CostCurves(profile, machine, speed, workload, experts) if speed else None
+        solution, regions = _solve(measure(model, machine, workload, experts, speeds), planner, limits, progress)
     except InfeasibleError as error:
         progress("looking for what would fit")
         proof = str(error.diagnostics[0].facts["proof"])
