@@ -80,7 +80,7 @@ def theirs(name: str, systems: int, machine_bytes: int) -> list[Row]:
                 spilled / 1e9,
                 _split_layers(device_map),
                 seconds,
-            )  # fmt: skip
+            )
         )
     return rows
 
