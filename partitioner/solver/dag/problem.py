@@ -31,7 +31,7 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """``machines`` equal ones, of ``bytes`` each (``None``: no limit); ``charged`` for values that cross their border."""
+    """``machines`` equal ones, of ``bytes`` each (``None``: no limit); ``charged`` for values that cross the border."""
 
     name: str
     machines: int
@@ -44,7 +44,8 @@ class DagProblem:
     """Nodes in topological order of ``edges`` (pairs of indices), for the machines of ``kinds``, numbered kind by kind.
 
     ``contiguous``: machines have an order along which values flow: those of the forward pass never go back in it, and
-    those of the backward pass never go on. Without it, any machine may hold any nodes.
+    those of the backward pass never go on, or (where a graph draws its backward pass the way of its forward pass) never
+    go back either. Values from one pass to the other are free. Without it, any machine may hold any nodes.
     """
 
     nodes: tuple[Node, ...]
