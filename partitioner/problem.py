@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import pairwise
 from typing import Protocol
 
 from ir.machine import Machine
-from ir.model import Block, Model
+from ir.model import Block, Granularity, Model
 from ir.profile import BlockProfile
 from ir.workload import Workload
 from partitioner.solver.problem import Curve, Flow, Item, Problem, equal_wafers
@@ -123,7 +124,7 @@ def measure(
     wafers = equal_wafers(min(machine.systems, len(items)), machine.tiles, machine.wafer_bytes)
     return Problem(
         items=tuple(items),
-        flows=_flows(model, item_of, speeds),
+        flows=(*_flows(model, item_of, speeds), *_in_order(model, item_of)),
         wafers=wafers,
         take_turns=speeds is not None and speeds.take_turns,
         hand_over_fs=speeds.hand_over_fs if speeds else 0,
@@ -163,6 +164,18 @@ def shared_groups(model: Model) -> list[tuple[int, ...]]:
         members[condensed.graph["mapping"][leader.get(block, block)]].append(block)
     order = nx.lexicographical_topological_sort(condensed, key=lambda component: members[component][0])
     return [tuple(members[component]) for component in order]
+
+
+def _in_order(model: Model, item_of: dict[int, int]) -> Iterator[Flow]:
+    """Flows of no bytes from each operator of an attention or MLP to its next: they keep the order for which they were
+    cut, so that the items of a chain are one too. Else keys and values, side by side, could change places for nothing.
+    """
+    if model.granularity is Granularity.OPS:
+        fed = {(edge.source, edge.target) for edge in model.edges}
+        for (here, one), (following, other) in pairwise(enumerate(model.blocks)):
+            is_one_half = one.layer is not None and (one.layer, one.kind) == (other.layer, other.kind)
+            if is_one_half and item_of[here] < item_of[following] and (here, following) not in fed:
+                yield Flow(item_of[here], (item_of[following],), 0)
 
 
 def _flows(model: Model, item_of: dict[int, int], speeds: Speeds | None) -> tuple[Flow, ...]:
