@@ -7,14 +7,22 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import pairwise
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from ir.machine import Machine
 from ir.model import Block, Granularity, Model
 from ir.profile import BlockProfile
 from ir.workload import Workload
-from partitioner.solver.problem import Curve, Flow, Item, Problem, equal_wafers
+from partitioner.solver.problem import Curve, Flow, Item, Problem, Wafer, equal_wafers
 from targets.cost.wafer import Room
+
+
+class Copy(NamedTuple):
+    """Copy ``number`` of ``copies`` of a block (index into the model's); most have but one."""
+
+    block: int
+    number: int = 0
+    copies: int = 1
 
 
 class ExpertLayout(StrEnum):
@@ -120,15 +128,28 @@ def measure(
                 slowest=times.slowest,
             )
         )
-    # More wafers than items cannot help, and would only make the problem larger.
-    wafers = equal_wafers(min(machine.systems, len(items)), machine.tiles, machine.wafer_bytes)
     return Problem(
         items=tuple(items),
         flows=(*_flows(model, item_of, speeds), *_in_order(model, item_of)),
-        wafers=wafers,
+        wafers=wafers_of(machine, len(items)),
         take_turns=speeds is not None and speeds.take_turns,
         hand_over_fs=speeds.hand_over_fs if speeds else 0,
+        link_costs=tuple((link.one, link.other, link.cost) for link in machine.odd_links),
         users=workload.users,
+    )
+
+
+def wafers_of(machine: Machine, most: int) -> tuple[Wafer, ...]:
+    """Where items can lie: all wafers by number, those out of service without a tile; of equal ones the ``most`` that
+    can be of use.
+    """
+    if machine.is_even:
+        return equal_wafers(min(machine.systems, most), machine.tiles, machine.wafer_bytes)
+    odd = {wafer.wafer: wafer for wafer in machine.odd_wafers}
+    usual = Wafer(machine.tiles, machine.wafer_bytes)
+    return tuple(
+        Wafer(odd[index].tiles, machine.bytes_of(index), odd[index].slowness_permille) if index in odd else usual
+        for index in range(machine.systems)
     )
 
 
