@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Protocol
 
 from ir.machine import Machine
 from ir.model import Block, Model
 from ir.profile import BlockProfile
+from ir.rules import Rule
 from ir.workload import Workload
+from partitioner.rules import resolve
 from partitioner.solver.problem import Curve, Flow, Item, Problem, equal_wafers
 from targets.cost.wafer import Room
 
@@ -98,37 +100,49 @@ def measure(
     workload: Workload,
     experts: ExpertLayout = ExpertLayout.AUTO,
     speeds: Speeds | None = None,
+    rules: Sequence[Rule] = (),
 ) -> Problem:
-    """The placement problem of ``model`` on ``machine`` under ``workload``; without ``speeds`` nothing takes time."""
+    """The placement problem of ``model`` on ``machine`` under ``workload``; without ``speeds`` nothing takes time.
+
+    Raises:
+        UsageError: W0116 or W0117, ``rules`` name what does not exist, or ask what no placement can change.
+    """
     groups = shared_groups(model)
-    item_of = {block: number for number, group in enumerate(groups) for block in group}
+    asked = resolve(rules, model, groups, machine)
+    item_of = {block: asked.places[number] for number, group in enumerate(groups) for block in group}
     numbers: dict[object, int] = {}
-    items = []
-    for group in groups:
+    items: list[Item] = []
+    for group, copies in zip(groups, asked.copies, strict=True):
         blocks = [model.blocks[block] for block in group]
+        served = share(workload, copies)
         times = speeds.times(group) if speeds else Times(Curve(), Curve())
-        items.append(
-            Item(
-                blocks=group,
-                bytes=sum(footprint(block, workload).bytes for block in blocks),
-                tiles=sum(least_tiles(block, workload, machine, experts) for block in blocks),
-                alike=numbers.setdefault(_needs(model, group, workload), len(numbers)),
-                state_bytes=sum(block.cache_bytes(1, workload.context) for block in blocks),
-                weight_bytes=sum(block.weight_bytes for block in blocks),
-                latency=times.latency,
-                slowest=times.slowest,
-            )
+        item = Item(
+            blocks=group,
+            bytes=sum(footprint(block, served).bytes for block in blocks),
+            tiles=sum(least_tiles(block, served, machine, experts) for block in blocks),
+            alike=numbers.setdefault(_needs(model, group, served), len(numbers)),
+            state_bytes=-(-sum(block.cache_bytes(1, workload.context) for block in blocks) // copies),
+            weight_bytes=sum(block.weight_bytes for block in blocks),
+            latency=times.latency.shared(copies),
+            slowest=times.slowest.shared(copies),
         )
-    # More wafers than items cannot help, and would only make the problem larger.
-    wafers = equal_wafers(min(machine.systems, len(items)), machine.tiles, machine.wafer_bytes)
+        items += [replace(item, copy=copy) for copy in range(copies)]
+    # More wafers than items cannot help, and would only make the problem larger; but rules may tell them apart.
+    count = machine.systems if any(rule.wafers for rule in rules) else min(machine.systems, len(items))
     return Problem(
         items=tuple(items),
         flows=_flows(model, item_of, speeds),
-        wafers=wafers,
+        wafers=equal_wafers(count, machine.tiles, machine.wafer_bytes),
+        restrictions=asked.on_items(),
         take_turns=speeds is not None and speeds.take_turns,
         hand_over_fs=speeds.hand_over_fs if speeds else 0,
         users=workload.users,
     )
+
+
+def share(workload: Workload, copies: int) -> Workload:
+    """What each of ``copies`` of a block serves: its share of the users, rounded up."""
+    return replace(workload, users=-(-workload.users // copies))
 
 
 def _needs(model: Model, group: tuple[int, ...], workload: Workload) -> object:
@@ -165,14 +179,15 @@ def shared_groups(model: Model) -> list[tuple[int, ...]]:
     return [tuple(members[component]) for component in order]
 
 
-def _flows(model: Model, item_of: dict[int, int], speeds: Speeds | None) -> tuple[Flow, ...]:
+def _flows(model: Model, item_of: dict[int, tuple[int, ...]], speeds: Speeds | None) -> tuple[Flow, ...]:
+    """Values between items; every copy of a source sends to every copy of a target, as each may serve any user."""
     targets: defaultdict[tuple[int, str], set[int]] = defaultdict(set)
     sizes: dict[str, int] = {}
     for edge in model.edges:
-        source, target = item_of[edge.source], item_of[edge.target]
+        sources, readers = item_of[edge.source], item_of[edge.target]
         sizes[edge.value] = edge.bytes_per_token
-        if source != target:
-            targets[source, edge.value].add(target)
+        for source in sources if sources != readers else ():
+            targets[source, edge.value].update(readers)
     return tuple(
         Flow(source, tuple(sorted(to)), sizes[value], speeds.link_fs(sizes[value]) if speeds else 0)
         for (source, value), to in targets.items()

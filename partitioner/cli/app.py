@@ -10,7 +10,7 @@ from typing import Annotated
 from cyclopts import App, CycloptsError, Parameter
 
 from ir.diagnostics import Diagnostic, ExitCode, UsageError, WafercError
-from partitioner.cli.arguments import Count, Json, TrustCode, parse_ids, parse_parts, parse_sizes
+from partitioner.cli.arguments import Count, Json, RuleOptions, TrustCode, parse_ids, parse_parts, parse_sizes
 from partitioner.cli.forecasts import compare, estimate, size
 from partitioner.cli.output import Output
 from partitioner.version import VERSION
@@ -36,6 +36,7 @@ def compile_command(
     prefill_chunk: Count = 64,
     reserve_bytes: Count | None = None,
     experts: str = "auto",
+    rules: RuleOptions = RuleOptions(),  # noqa: B008 - frozen, and cyclopts reads the options off it
     fix: str = "",
     parts: str = "text",
     trust_code: TrustCode = False,
@@ -76,6 +77,7 @@ def compile_command(
         context=context,
         prefill_chunk=prefill_chunk,
         experts=experts,
+        rules=rules.read(),
         seed=seed,
         time_limit=time_limit,
     )

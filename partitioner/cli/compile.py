@@ -30,6 +30,8 @@ def run_compile(model: str, options: LoadOptions, request: Request, folder: Path
     if isinstance(load_target(request.target).cluster, DeviceCluster):  # a wrong target is told at once
         if request.experts != ExpertLayout.AUTO:
             raise UsageError(Diagnostic("W0104", "--experts is for wafers; devices deal them by rank", "--experts"))
+        if request.rules:
+            raise UsageError(Diagnostic("W0104", "rules of placement are for wafers", str(request.rules[0])))
         run_compile_devices(model, options, request, folder, out)
         return
     load_wafers(request.target, request.systems, request.reserve_bytes)
