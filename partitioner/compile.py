@@ -157,7 +157,9 @@ def _solve(
             proof = solution.proof if solution.bottleneck_bytes == bound else ""
             return replace(solution, bound_bytes=bound, proof=proof), regions
         misfits = [i for i, wafer in enumerate(solution.assignment) if wafer == regions.wafer]
-        problem = _kept_apart(problem, planner, _fewest_misfits(problem, planner, misfits, regions.wafer), regions.wafer)
+        problem = _kept_apart(
+            problem, planner, _fewest_misfits(problem, planner, misfits, regions.wafer), regions.wafer
+        )
     facts = {"placements_tried": _MOST_ROUNDS}
     raise TimeLimitError(Diagnostic("W0403", "no placement tried could be laid out in tiles", facts=facts))
 

@@ -15,7 +15,6 @@ from partitioner.floorplan.strips import Placement, arrange
 from partitioner.floorplan.wishes import Wish, Wishes
 from partitioner.problem import Copy, ExpertLayout, footprint
 
-
 Mesh = tuple[int, int]
 """Columns and rows of a wafer."""
 
@@ -94,9 +93,7 @@ class FloorPlanner:
             ways.insert(0, tuple(wished))
         return list(dict.fromkeys(ways))
 
-    def _lay_out_one(
-        self, demands: tuple[Demand, ...], targets: tuple[int, ...], mesh: Mesh
-    ) -> list[Placement] | None:
+    def _lay_out_one(self, demands: tuple[Demand, ...], targets: tuple[int, ...], mesh: Mesh) -> list[Placement] | None:
         """The placements on one wafer; those of an equal wafer, if there was one."""
         if not demands:
             return []
