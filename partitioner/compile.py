@@ -10,23 +10,26 @@ check                                          every claim derived again
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from ir.diagnostics import CheckError, Diagnostic, InfeasibleError, TimeLimitError, UnsupportedModelError
 from ir.graph import Graph
 from ir.machine import Machine
-from ir.model import Model
+from ir.model import Granularity, Model
 from ir.plan import OBJECTIVE, PlacedBlock, Plan, SolverRecord, Transfer
 from ir.target import WaferSpeed
 from ir.verify import verify
 from ir.workload import Workload
 from partitioner.check import check
-from partitioner.explain import explain
+from partitioner.curves import CostCurves
+from partitioner.explain import counts_fit, explain, is_too_large
 from partitioner.floorplan.wafers import FloorPlanner, TooTight
 from partitioner.floorplan.wishes import wishes_for
 from partitioner.passes.blocks import find_blocks
 from partitioner.passes.localise import localise
+from partitioner.passes.profile import profile_of
 from partitioner.passes.simplify import simplify
 from partitioner.passes.step import require_step
 from partitioner.problem import ExpertLayout, measure
@@ -69,10 +72,13 @@ def compile_model(
     progress: Progress = lambda _step: None,
     experts: ExpertLayout = ExpertLayout.AUTO,
     speed: WaferSpeed | None = None,
+    granularity: Granularity = Granularity.AUTO,
 ) -> Compiled:
     """Place ``model`` on ``machine``, its routed experts as ``experts`` says.
 
     Where the machine's ``speed`` is known, blocks get the spare tiles of their wafers so that a token passes soonest.
+    The plan's model has blocks of the ``granularity`` that is asked for. ``auto`` takes the model's own, and single
+    operators where no place is found for those, if operators in order would fit or a block is larger than a wafer.
 
     Raises:
         InfeasibleError: W0411 or W0412, no placement exists; with figures and what would fit.
@@ -80,14 +86,29 @@ def compile_model(
         CheckError: the plan contradicts the model, which would be a fault of ours.
     """
     begin = time.perf_counter()
+    model = _cut_as(model, granularity)
+
+    def fits(model: Model, machine: Machine, workload: Workload) -> bool:
+        return _fits(model, machine, workload, limits, experts)
+
     try:
-        wishes = wishes_for(model, machine, speed, workload, experts)
+        profile = profile_of(model, None)
+        wishes = wishes_for(profile, machine, speed, workload, experts)
         planner = FloorPlanner(model, machine, workload, experts, wishes)
-        solution, regions = _solve(measure(model, machine, workload, experts), planner, limits, progress)
-    except InfeasibleError as error:
+        speeds = CostCurves(profile, machine, speed, workload, experts) if speed else None
+        solution, regions = _solve(measure(model, machine, workload, experts, speeds), planner, limits, progress)
+    except (InfeasibleError, TimeLimitError) as error:
+        ops = _cut_as(model, Granularity.OPS)
+        needs_ops = any(is_too_large(block, machine, workload, experts) for block in model.blocks)
+        if granularity is Granularity.AUTO and (needs_ops or counts_fit(ops, machine, workload, experts)):
+            found = compile_model(ops, machine, workload, limits, progress, experts, speed, Granularity.OPS)
+            return replace(found, solve_s=time.perf_counter() - begin)
+        if isinstance(error, TimeLimitError):
+            raise
         progress("looking for what would fit")
         proof = str(error.diagnostics[0].facts["proof"])
-        reason = explain(model, machine, workload, experts, proof, lambda m, w: _fits(model, m, w, limits, experts))
+        finer = (finer.granularity for finer in _finer(model) if fits(finer, machine, workload))
+        reason = explain(model, machine, workload, experts, proof, partial(fits, model), finer)
         raise InfeasibleError(reason) from None
     solve_s = time.perf_counter() - begin
     plan = Plan(
@@ -103,6 +124,19 @@ def compile_model(
     if faults:
         raise CheckError(*faults)
     return Compiled(plan, model, solve_s)
+
+
+def _cut_as(model: Model, granularity: Granularity) -> Model:
+    """The model in blocks of ``granularity``; itself if it is, or if the compiler is to choose."""
+    if granularity in (Granularity.AUTO, model.granularity):
+        return model
+    return find_blocks(model.graph, granularity)
+
+
+def _finer(model: Model) -> Iterator[Model]:
+    """The model in smaller parts, the largest first."""
+    order = (Granularity.LAYERS, Granularity.HALVES, Granularity.OPS)
+    return (_cut_as(model, granularity) for granularity in order[order.index(model.granularity) + 1 :])
 
 
 def _solve(
@@ -152,6 +186,8 @@ def _fewest_misfits(problem: Problem, planner: FloorPlanner, misfits: Sequence[i
 
 
 def _fits(model: Model, machine: Machine, workload: Workload, limits: Limits, experts: ExpertLayout) -> bool:
+    if not counts_fit(model, machine, workload, experts):
+        return False
     try:
         planner = FloorPlanner(model, machine, workload, experts)
         _solve(measure(model, machine, workload, experts), planner, limits, lambda _step: None)

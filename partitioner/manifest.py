@@ -15,7 +15,7 @@ from safetensors.numpy import load, save
 
 from ir.diagnostics import CheckError, Diagnostic
 from ir.machine import Machine, absurdities
-from ir.model import BlockKind, Model
+from ir.model import BlockKind, Granularity, Model
 from ir.plan import PlacedBlock, PlacedExpert, Plan, Rectangle, SolverRecord, Transfer
 from ir.workload import Workload
 from partitioner.version import VERSION
@@ -26,9 +26,12 @@ _EXPERT_COLUMNS = ("block", "index", "wafer", "column", "row", "columns", "rows"
 
 
 class ModelEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What was placed. Bytes are as stored; the cache is in bytes for each token of each user."""
+    """What was placed, and in blocks of which granularity. Bytes are as stored; the cache is in bytes for each token of
+    each user.
+    """
 
     name: str
+    granularity: Granularity
     parameters: int
     weight_bytes: int
     copied_bytes: int
@@ -183,6 +186,7 @@ def model_entry(name: str, model: Model, notes: tuple[str, ...]) -> ModelEntry:
     groups = model.of_kind(BlockKind.EXPERTS)
     return ModelEntry(
         name=name,
+        granularity=model.granularity,
         parameters=model.parameters,
         weight_bytes=model.weight_bytes,
         copied_bytes=model.copied_bytes,

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Protocol
 
 from ir.machine import Machine
 from ir.model import Block, Model
 from ir.profile import BlockProfile
 from ir.workload import Workload
-from partitioner.solver.problem import Flow, Item, Problem, equal_wafers
+from partitioner.solver.problem import Curve, Flow, Item, Problem, equal_wafers
 from targets.cost.wafer import Room
 
 
@@ -40,6 +42,32 @@ class Footprint:
         return self.weight_bytes + self.cache_bytes + self.activation_bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Times:
+    """One token of one user on the blocks of an item, by tiles: the sum of their times, and the slowest of them."""
+
+    latency: Curve
+    slowest: Curve
+
+
+class Speeds(Protocol):
+    """What is known of a machine's speed, as placement sees it."""
+
+    @property
+    def take_turns(self) -> bool:
+        """Whether blocks of a wafer work one after the other, each on the whole mesh."""
+
+    @property
+    def hand_over_fs(self) -> int:
+        """From one wafer to the next, its bytes left out."""
+
+    def link_fs(self, size: int) -> int:
+        """How long ``size`` bytes hold a link."""
+
+    def times(self, group: Sequence[int]) -> Times:
+        """Times of the blocks ``group`` (indices) on one wafer."""
+
+
 def footprint(block: Block | BlockProfile, workload: Workload) -> Footprint:
     """What ``block`` keeps in memory under ``workload``."""
     return Footprint(
@@ -64,25 +92,43 @@ def room(block: BlockProfile, index: int, workload: Workload, machine: Machine) 
     return Room(index, max(1, -(-total // machine.tile_bytes)), each)
 
 
-def measure(model: Model, machine: Machine, workload: Workload, experts: ExpertLayout = ExpertLayout.AUTO) -> Problem:
-    """The placement problem of ``model`` on ``machine`` under ``workload``."""
+def measure(
+    model: Model,
+    machine: Machine,
+    workload: Workload,
+    experts: ExpertLayout = ExpertLayout.AUTO,
+    speeds: Speeds | None = None,
+) -> Problem:
+    """The placement problem of ``model`` on ``machine`` under ``workload``; without ``speeds`` nothing takes time."""
     groups = shared_groups(model)
     item_of = {block: number for number, group in enumerate(groups) for block in group}
     numbers: dict[object, int] = {}
-    items = tuple(
-        Item(
-            blocks=group,
-            bytes=sum(footprint(model.blocks[block], workload).bytes for block in group),
-            tiles=sum(least_tiles(model.blocks[block], workload, machine, experts) for block in group),
-            alike=numbers.setdefault(_needs(model, group, workload), len(numbers)),
-            state_bytes=sum(model.blocks[block].cache_bytes(1, workload.context) for block in group),
-            weight_bytes=sum(model.blocks[block].weight_bytes for block in group),
+    items = []
+    for group in groups:
+        blocks = [model.blocks[block] for block in group]
+        times = speeds.times(group) if speeds else Times(Curve(), Curve())
+        items.append(
+            Item(
+                blocks=group,
+                bytes=sum(footprint(block, workload).bytes for block in blocks),
+                tiles=sum(least_tiles(block, workload, machine, experts) for block in blocks),
+                alike=numbers.setdefault(_needs(model, group, workload), len(numbers)),
+                state_bytes=sum(block.cache_bytes(1, workload.context) for block in blocks),
+                weight_bytes=sum(block.weight_bytes for block in blocks),
+                latency=times.latency,
+                slowest=times.slowest,
+            )
         )
-        for group in groups
-    )
     # More wafers than items cannot help, and would only make the problem larger.
     wafers = equal_wafers(min(machine.systems, len(items)), machine.tiles, machine.wafer_bytes)
-    return Problem(items, _flows(model, item_of), wafers, users=workload.users)
+    return Problem(
+        items=tuple(items),
+        flows=_flows(model, item_of, speeds),
+        wafers=wafers,
+        take_turns=speeds is not None and speeds.take_turns,
+        hand_over_fs=speeds.hand_over_fs if speeds else 0,
+        users=workload.users,
+    )
 
 
 def _needs(model: Model, group: tuple[int, ...], workload: Workload) -> object:
@@ -119,7 +165,7 @@ def shared_groups(model: Model) -> list[tuple[int, ...]]:
     return [tuple(members[component]) for component in order]
 
 
-def _flows(model: Model, item_of: dict[int, int]) -> tuple[Flow, ...]:
+def _flows(model: Model, item_of: dict[int, int], speeds: Speeds | None) -> tuple[Flow, ...]:
     targets: defaultdict[tuple[int, str], set[int]] = defaultdict(set)
     sizes: dict[str, int] = {}
     for edge in model.edges:
@@ -127,4 +173,7 @@ def _flows(model: Model, item_of: dict[int, int]) -> tuple[Flow, ...]:
         sizes[edge.value] = edge.bytes_per_token
         if source != target:
             targets[source, edge.value].add(target)
-    return tuple(Flow(source, tuple(sorted(to)), sizes[value]) for (source, value), to in targets.items())
+    return tuple(
+        Flow(source, tuple(sorted(to)), sizes[value], speeds.link_fs(sizes[value]) if speeds else 0)
+        for (source, value), to in targets.items()
+    )

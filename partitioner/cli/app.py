@@ -36,6 +36,7 @@ def compile_command(
     prefill_chunk: Count = 64,
     reserve_bytes: Count | None = None,
     experts: str = "auto",
+    granularity: str = "auto",
     fix: str = "",
     parts: str = "text",
     trust_code: TrustCode = False,
@@ -56,6 +57,8 @@ def compile_command(
         reserve_bytes: bytes of each tile or device kept for code and buffers; the target's own if not given.
         experts: apart, each routed expert on tiles of its own; sliced, each on all tiles of its layer's region; or auto
             for what serves a token sooner.
+        granularity: what is placed as a whole: layers, halves (attention and MLP apart), ops (each product with its
+            weight), or auto for halves if they fit and ops if not.
         fix: numbers for sizes that are not fixed, for example tokens=128 or batch=1,tokens=128; a model whose tokens
             meet outside of attention is placed for these sizes alone.
         parts: text, or text,vision to place the vision tower of a multimodal transformers model too, for one picture.
@@ -76,6 +79,7 @@ def compile_command(
         context=context,
         prefill_chunk=prefill_chunk,
         experts=experts,
+        granularity=granularity,
         seed=seed,
         time_limit=time_limit,
     )
