@@ -10,27 +10,31 @@ check                                          every claim derived again
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from ir.diagnostics import CheckError, Diagnostic, InfeasibleError, TimeLimitError, UnsupportedModelError
 from ir.graph import Graph
 from ir.machine import Machine
-from ir.model import Model
+from ir.model import Granularity, Model
 from ir.objective import DEFAULT_OBJECTIVES, Objective
-from ir.plan import PlacedBlock, Plan, Score, SolverRecord, Transfer, status_of
+from ir.plan import PlacedBlock, Plan, Score, SolverRecord, Transfer, pairs, status_of
 from ir.target import WaferSpeed
 from ir.verify import verify
 from ir.workload import Workload
 from partitioner.check import check
-from partitioner.explain import explain
+from partitioner.curves import CostCurves
+from partitioner.explain import counts_fit, explain, is_too_large
 from partitioner.floorplan.wafers import FloorPlanner, TooTight
 from partitioner.floorplan.wishes import wishes_for
 from partitioner.passes.blocks import find_blocks
 from partitioner.passes.localise import localise
+from partitioner.passes.profile import profile_of
 from partitioner.passes.simplify import simplify
 from partitioner.passes.step import require_step
-from partitioner.problem import ExpertLayout, measure
+from partitioner.problem import Copy, ExpertLayout, measure
 from partitioner.solver.cpsat import Limits
 from partitioner.solver.place import Incumbent, Solution, place, trivial_bound
 from partitioner.solver.problem import Problem
@@ -70,11 +74,14 @@ def compile_model(
     progress: Progress = lambda _step: None,
     experts: ExpertLayout = ExpertLayout.AUTO,
     speed: WaferSpeed | None = None,
+    granularity: Granularity = Granularity.AUTO,
     objectives: Sequence[Objective] = DEFAULT_OBJECTIVES,
 ) -> Compiled:
     """Place ``model`` on ``machine``, its routed experts as ``experts`` says, as well as can be by ``objectives``.
 
     Where the machine's ``speed`` is known, blocks get the spare tiles of their wafers so that a token passes soonest.
+    The plan's model has blocks of the ``granularity`` that is asked for. ``auto`` takes the model's own, and single
+    operators where no place is found for those, if operators in order would fit or a block is larger than a wafer.
 
     Raises:
         InfeasibleError: W0411 or W0412, no placement exists; with figures and what would fit.
@@ -82,15 +89,30 @@ def compile_model(
         CheckError: the plan contradicts the model, which would be a fault of ours.
     """
     begin = time.perf_counter()
+    model = _cut_as(model, granularity)
+
+    def fits(model: Model, machine: Machine, workload: Workload) -> bool:
+        return _fits(model, machine, workload, limits, experts)
+
     try:
-        wishes = wishes_for(model, machine, speed, workload, experts)
+        profile = profile_of(model, None)
+        wishes = wishes_for(profile, machine, speed, workload, experts)
         planner = FloorPlanner(model, machine, workload, experts, wishes)
-        problem = measure(model, machine, workload, experts)
+        speeds = CostCurves(profile, machine, speed, workload, experts) if speed else None
+        problem = measure(model, machine, workload, experts, speeds)
         solution, regions = _solve(problem, planner, objectives, limits, progress)
-    except InfeasibleError as error:
+    except (InfeasibleError, TimeLimitError) as error:
+        ops = _cut_as(model, Granularity.OPS)
+        needs_ops = any(is_too_large(block, machine, workload, experts) for block in model.blocks)
+        if granularity is Granularity.AUTO and (needs_ops or counts_fit(ops, machine, workload, experts)):
+            found = compile_model(ops, machine, workload, limits, progress, experts, speed, Granularity.OPS, objectives)
+            return replace(found, solve_s=time.perf_counter() - begin)
+        if isinstance(error, TimeLimitError):
+            raise
         progress("looking for what would fit")
         proof = str(error.diagnostics[0].facts["proof"])
-        reason = explain(model, machine, workload, experts, proof, lambda m, w: _fits(model, m, w, limits, experts))
+        finer = (finer.granularity for finer in _finer(model) if fits(finer, machine, workload))
+        reason = explain(model, machine, workload, experts, proof, partial(fits, model), finer)
         raise InfeasibleError(reason) from None
     solve_s = time.perf_counter() - begin
     plan = Plan(
@@ -98,7 +120,7 @@ def compile_model(
         machine=machine,
         workload=workload,
         blocks=tuple(regions),
-        transfers=_transfers(model, regions),
+        transfers=transfers(model, regions),
         solver=_record(solution, limits),
     )
     progress("checking the plan")
@@ -106,6 +128,19 @@ def compile_model(
     if faults:
         raise CheckError(*faults)
     return Compiled(plan, model, solve_s)
+
+
+def _cut_as(model: Model, granularity: Granularity) -> Model:
+    """The model in blocks of ``granularity``; itself if it is, or if the compiler is to choose."""
+    if granularity in (Granularity.AUTO, model.granularity):
+        return model
+    return find_blocks(model.graph, granularity)
+
+
+def _finer(model: Model) -> Iterator[Model]:
+    """The model in smaller parts, the largest first."""
+    order = (Granularity.LAYERS, Granularity.HALVES, Granularity.OPS)
+    return (_cut_as(model, granularity) for granularity in order[order.index(model.granularity) + 1 :])
 
 
 def _solve(
@@ -123,7 +158,9 @@ def _solve(
         if not isinstance(regions, TooTight):
             return replace(solution, scores=_proven(solution.scores, first)), regions
         misfits = [i for i, wafer in enumerate(solution.assignment) if wafer == regions.wafer]
-        problem = replace(problem, misfits=(*problem.misfits, _fewest_misfits(problem, planner, misfits)))
+        problem = _kept_apart(
+            problem, planner, _fewest_misfits(problem, planner, misfits, regions.wafer), regions.wafer
+        )
     facts = {"placements_tried": _MOST_ROUNDS}
     raise TimeLimitError(Diagnostic("W0403", "no placement tried could be laid out in tiles", facts=facts))
 
@@ -159,17 +196,38 @@ def _place_or_give_up(
         ) from None
 
 
-def _fewest_misfits(problem: Problem, planner: FloorPlanner, misfits: Sequence[int]) -> tuple[int, ...]:
-    """The kinds of a part of ``misfits`` that still does not fit on one wafer, with none to spare."""
+def _fewest_misfits(problem: Problem, planner: FloorPlanner, misfits: Sequence[int], wafer: int) -> list[int]:
+    """A part of ``misfits`` that still does not fit on ``wafer``, with none to spare."""
     kept = list(misfits)
     for item in misfits:
         rest = [other for other in kept if other != item]
-        if not planner.fits([block for other in rest for block in problem.items[other].blocks]):
+        if not planner.fits(_copies(problem, rest), planner.mesh(wafer)):
             kept = rest
-    return tuple(sorted(problem.items[item].alike for item in kept))
+    return kept
+
+
+def _kept_apart(problem: Problem, planner: FloorPlanner, misfits: Sequence[int], wafer: int) -> Problem:
+    """The problem in which ``misfits``, which do not fit on ``wafer`` together, are never put there again.
+
+    What fits on no other wafer either is kept apart everywhere. Else the wafers that are too small for it, of those
+    with the mesh of ``wafer``, offer fewer tiles than it counts.
+    """
+    blocks, mesh = _copies(problem, misfits), planner.mesh(wafer)
+    meshes = {planner.mesh(other) for other, offered in enumerate(problem.wafers) if offered.tiles}
+    if not any(planner.fits(blocks, other) for other in sorted(meshes - {mesh})):
+        kinds = tuple(sorted(problem.items[item].alike for item in misfits))
+        return replace(problem, misfits=(*problem.misfits, kinds))
+    most = sum(problem.items[item].tiles for item in misfits) - 1
+    wafers = (
+        replace(offered, tiles=min(offered.tiles, most)) if planner.mesh(other) == mesh else offered
+        for other, offered in enumerate(problem.wafers)
+    )
+    return replace(problem, wafers=tuple(wafers))
 
 
 def _fits(model: Model, machine: Machine, workload: Workload, limits: Limits, experts: ExpertLayout) -> bool:
+    if not counts_fit(model, machine, workload, experts):
+        return False
     try:
         planner = FloorPlanner(model, machine, workload, experts)
         problem = measure(model, machine, workload, experts)
@@ -179,19 +237,30 @@ def _fits(model: Model, machine: Machine, workload: Workload, limits: Limits, ex
     return True
 
 
-def _by_wafer(problem: Problem, solution: Solution) -> list[list[int]]:
-    wafers: list[list[int]] = [[] for _ in range(len(problem.wafers))]
-    for item, wafer in zip(problem.items, solution.assignment, strict=True):
-        wafers[wafer].extend(item.blocks)
-    return wafers
+def _by_wafer(problem: Problem, solution: Solution) -> list[list[Copy]]:
+    """The copies of blocks on each wafer, by its number."""
+    held: list[list[int]] = [[] for _ in range(len(problem.wafers))]
+    for item, wafer in enumerate(solution.assignment):
+        held[wafer].append(item)
+    return [_copies(problem, items) for items in held]
 
 
-def _transfers(model: Model, placed: Sequence[PlacedBlock]) -> tuple[Transfer, ...]:
+def _copies(problem: Problem, items: Sequence[int]) -> list[Copy]:
+    """The blocks of ``items`` (indices), each with the number of its copy and how many there are."""
+    copies = Counter(block for item in problem.items for block in item.blocks)
+    return [Copy(block, problem.items[i].copy, copies[block]) for i in items for block in problem.items[i].blocks]
+
+
+def transfers(model: Model, placed: Sequence[PlacedBlock]) -> tuple[Transfer, ...]:
     """What crosses between wafers: a value once for each wafer that reads it."""
+    copies: defaultdict[str, list[PlacedBlock]] = defaultdict(list)
+    for block in placed:
+        copies[block.name].append(block)
     crossing = {
-        (edge.value, model.blocks[edge.source].name, placed[edge.source].wafer, placed[edge.target].wafer): edge
+        (edge.value, source.name, source.wafer, target.wafer): edge
         for edge in model.edges
-        if placed[edge.source].wafer != placed[edge.target].wafer
+        for source, target in pairs(copies[model.blocks[edge.source].name], copies[model.blocks[edge.target].name])
+        if source.wafer != target.wafer
     }
     return tuple(Transfer(*route, edge.bytes_per_token) for route, edge in crossing.items())
 

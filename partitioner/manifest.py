@@ -15,9 +15,10 @@ from safetensors.numpy import load, save
 
 from ir.diagnostics import CheckError, Diagnostic
 from ir.machine import Machine, absurdities
-from ir.model import BlockKind, Model
+from ir.model import BlockKind, Granularity, Model
 from ir.objective import Objective
 from ir.plan import PlacedBlock, PlacedExpert, Plan, Rectangle, Score, SolverRecord, Transfer
+from ir.rules import Rule
 from ir.workload import Workload
 from partitioner.version import VERSION
 
@@ -27,9 +28,12 @@ _EXPERT_COLUMNS = ("block", "index", "wafer", "column", "row", "columns", "rows"
 
 
 class ModelEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What was placed. Bytes are as stored; the cache is in bytes for each token of each user."""
+    """What was placed, and in blocks of which granularity. Bytes are as stored; the cache is in bytes for each token of
+    each user.
+    """
 
     name: str
+    granularity: Granularity
     parameters: int
     weight_bytes: int
     copied_bytes: int
@@ -42,7 +46,7 @@ class ModelEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class BlockEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One block: its wafer, its rectangle of tiles, its weights, and the bytes that it keeps."""
+    """One copy of a block: its wafer, its rectangle of tiles, its weights, and the bytes that it keeps."""
 
     name: str
     kind: BlockKind
@@ -57,6 +61,7 @@ class BlockEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     macs_per_token: int
     experts: int
     active_experts: int
+    copy: int
 
 
 class ScoreEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -90,6 +95,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     solver: SolverEntry
     blocks: tuple[BlockEntry, ...]
     transfers: tuple[Transfer, ...]
+    rules: tuple[Rule, ...]
     files: dict[str, str]
 
 
@@ -113,6 +119,7 @@ def to_manifest(plan: Plan, model: Model, notes: tuple[str, ...], files: Mapping
         solver=_solver_entry(plan.solver),
         blocks=tuple(_block_entry(block) for block in plan.blocks),
         transfers=plan.transfers,
+        rules=plan.rules,
         files=dict(files),
     )
 
@@ -168,7 +175,9 @@ def to_plan(manifest: Manifest, tables: bytes, where: str) -> Plan:
         experts[number].append(PlacedExpert(index, wafer, Rectangle(*region)))
     blocks = tuple(_placed(entry, tuple(own)) for entry, own in zip(manifest.blocks, experts, strict=True))
     solver = _solver(manifest.solver)
-    return Plan(manifest.model.name, manifest.machine, manifest.workload, blocks, manifest.transfers, solver)
+    return Plan(
+        manifest.model.name, manifest.machine, manifest.workload, blocks, manifest.transfers, solver, manifest.rules
+    )
 
 
 def _expert_rows(tables: bytes, where: str) -> list[list[int]]:
@@ -188,6 +197,7 @@ def model_entry(name: str, model: Model, notes: tuple[str, ...]) -> ModelEntry:
     groups = model.of_kind(BlockKind.EXPERTS)
     return ModelEntry(
         name=name,
+        granularity=model.granularity,
         parameters=model.parameters,
         weight_bytes=model.weight_bytes,
         copied_bytes=model.copied_bytes,
