@@ -10,6 +10,7 @@ check                                          every claim derived again
 from __future__ import annotations
 
 import time
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,25 +19,29 @@ from ir.diagnostics import CheckError, Diagnostic, InfeasibleError, TimeLimitErr
 from ir.graph import Graph
 from ir.machine import Machine
 from ir.model import Granularity, Model
-from ir.plan import OBJECTIVE, PlacedBlock, Plan, SolverRecord, Transfer
+from ir.objective import DEFAULT_OBJECTIVES, Objective
+from ir.plan import PlacedBlock, Plan, Score, SolverRecord, Transfer, pairs, status_of
 from ir.target import WaferSpeed
 from ir.verify import verify
 from ir.workload import Workload
 from partitioner.check import check
+from partitioner.curves import CostCurves
 from partitioner.explain import counts_fit, explain, is_too_large
 from partitioner.floorplan.wafers import FloorPlanner, TooTight
 from partitioner.floorplan.wishes import wishes_for
 from partitioner.passes.blocks import find_blocks
 from partitioner.passes.localise import localise
+from partitioner.passes.profile import profile_of
 from partitioner.passes.simplify import simplify
 from partitioner.passes.step import require_step
-from partitioner.problem import ExpertLayout, Problem, measure
+from partitioner.problem import Copy, ExpertLayout, measure
 from partitioner.solver.cpsat import Limits
-from partitioner.solver.place import Solution, place
+from partitioner.solver.place import Incumbent, Solution, place, trivial_bound
+from partitioner.solver.problem import Problem
 
 _MOST_ROUNDS = 20
-Progress = Callable[[str], None]
-"""Called with a word on what begins now."""
+Progress = Callable[[str | Incumbent], None]
+"""Called with a word on what begins now, and with each better placement."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +75,9 @@ def compile_model(
     experts: ExpertLayout = ExpertLayout.AUTO,
     speed: WaferSpeed | None = None,
     granularity: Granularity = Granularity.AUTO,
+    objectives: Sequence[Objective] = DEFAULT_OBJECTIVES,
 ) -> Compiled:
-    """Place ``model`` on ``machine``, its routed experts as ``experts`` says.
+    """Place ``model`` on ``machine``, its routed experts as ``experts`` says, as well as can be by ``objectives``.
 
     Where the machine's ``speed`` is known, blocks get the spare tiles of their wafers so that a token passes soonest.
     The plan's model has blocks of the ``granularity`` that is asked for. ``auto`` takes the model's own, and single
@@ -89,14 +95,17 @@ def compile_model(
         return _fits(model, machine, workload, limits, experts)
 
     try:
-        wishes = wishes_for(model, machine, speed, workload, experts)
+        profile = profile_of(model, None)
+        wishes = wishes_for(profile, machine, speed, workload, experts)
         planner = FloorPlanner(model, machine, workload, experts, wishes)
-        solution, regions = _solve(measure(model, machine, workload, experts), planner, limits, progress)
+        speeds = CostCurves(profile, machine, speed, workload, experts) if speed else None
+        problem = measure(model, machine, workload, experts, speeds)
+        solution, regions = _solve(problem, planner, objectives, limits, progress)
     except (InfeasibleError, TimeLimitError) as error:
         ops = _cut_as(model, Granularity.OPS)
         needs_ops = any(is_too_large(block, machine, workload, experts) for block in model.blocks)
         if granularity is Granularity.AUTO and (needs_ops or counts_fit(ops, machine, workload, experts)):
-            found = compile_model(ops, machine, workload, limits, progress, experts, speed, Granularity.OPS)
+            found = compile_model(ops, machine, workload, limits, progress, experts, speed, Granularity.OPS, objectives)
             return replace(found, solve_s=time.perf_counter() - begin)
         if isinstance(error, TimeLimitError):
             raise
@@ -111,7 +120,7 @@ def compile_model(
         machine=machine,
         workload=workload,
         blocks=tuple(regions),
-        transfers=_transfers(model, regions),
+        transfers=transfers(model, regions),
         solver=_record(solution, limits),
     )
     progress("checking the plan")
@@ -135,49 +144,85 @@ def _finer(model: Model) -> Iterator[Model]:
 
 
 def _solve(
-    problem: Problem, planner: FloorPlanner, limits: Limits, progress: Progress
+    problem: Problem, planner: FloorPlanner, objectives: Sequence[Objective], limits: Limits, progress: Progress
 ) -> tuple[Solution, list[PlacedBlock]]:
     """Place and lay out; what turns out not to fit on one wafer is kept apart, and the rest placed again."""
     blocks = sum(len(item.blocks) for item in problem.items)
-    bound: int | None = None
+    first: tuple[Score, ...] | None = None
     for _ in range(_MOST_ROUNDS):
-        progress(f"placing {blocks} blocks on {problem.systems} wafers")
-        solution = _place_or_give_up(problem, limits)
-        # That the floor planner fails on a set of blocks proves nothing, so the bound stays the first problem's.
-        bound = solution.bound_bytes if bound is None else bound
+        progress(f"placing {blocks} blocks on {len(problem.wafers)} wafers")
+        solution = _place_or_give_up(problem, objectives, limits, progress)
+        first = first or solution.scores
         progress("laying out tiles")
         regions = planner.lay_out(_by_wafer(problem, solution))
         if not isinstance(regions, TooTight):
-            proof = solution.proof if solution.bottleneck_bytes == bound else ""
-            return replace(solution, bound_bytes=bound, proof=proof), regions
+            return replace(solution, scores=_proven(solution.scores, first)), regions
         misfits = [i for i, wafer in enumerate(solution.assignment) if wafer == regions.wafer]
-        problem = replace(problem, apart=(*problem.apart, _fewest_misfits(problem, planner, misfits)))
+        problem = _kept_apart(
+            problem, planner, _fewest_misfits(problem, planner, misfits, regions.wafer), regions.wafer
+        )
     facts = {"placements_tried": _MOST_ROUNDS}
     raise TimeLimitError(Diagnostic("W0403", "no placement tried could be laid out in tiles", facts=facts))
 
 
-def _place_or_give_up(problem: Problem, limits: Limits) -> Solution:
+def _proven(scores: Sequence[Score], first: Sequence[Score]) -> tuple[Score, ...]:
+    """``scores`` with the bounds of the first problem.
+
+    That the floor planner fails on a set of blocks proves nothing, so what was proven while such sets were kept apart
+    is forgotten; a bound that stands on values of earlier objectives needs those values.
+    """
+    kept: list[Score] = []
+    same = True
+    for found, best in zip(scores, first, strict=True):
+        bound = best.bound if same else trivial_bound(found.objective)
+        same = same and found.value == best.value
+        kept.append(replace(found, bound=bound, proof=best.proof if same else ""))
+    return tuple(kept)
+
+
+def _place_or_give_up(
+    problem: Problem, objectives: Sequence[Objective], limits: Limits, progress: Callable[[Incumbent], None]
+) -> Solution:
     """A placement; where only our own floor planner stands in the way, infeasible is too strong a word."""
     try:
-        return place(problem, limits)
+        return place(problem, objectives, limits, progress)
     except InfeasibleError:
-        if not problem.apart:
+        if not problem.misfits:
             raise
-        facts = {"combinations_kept_apart": len(problem.apart)}
+        facts = {"combinations_kept_apart": len(problem.misfits)}
         help_ = ("the bytes fit, but not as rectangles of tiles: one more system, or less context, gives room",)
         raise TimeLimitError(
             Diagnostic("W0403", "no placement tried could be laid out in tiles", facts=facts, help=help_)
         ) from None
 
 
-def _fewest_misfits(problem: Problem, planner: FloorPlanner, misfits: Sequence[int]) -> tuple[int, ...]:
-    """The kinds of a part of ``misfits`` that still does not fit on one wafer, with none to spare."""
+def _fewest_misfits(problem: Problem, planner: FloorPlanner, misfits: Sequence[int], wafer: int) -> list[int]:
+    """A part of ``misfits`` that still does not fit on ``wafer``, with none to spare."""
     kept = list(misfits)
     for item in misfits:
         rest = [other for other in kept if other != item]
-        if not planner.fits([block for other in rest for block in problem.items[other].blocks]):
+        if not planner.fits(_copies(problem, rest), planner.mesh(wafer)):
             kept = rest
-    return tuple(sorted(problem.items[item].alike for item in kept))
+    return kept
+
+
+def _kept_apart(problem: Problem, planner: FloorPlanner, misfits: Sequence[int], wafer: int) -> Problem:
+    """The problem in which ``misfits``, which do not fit on ``wafer`` together, are never put there again.
+
+    What fits on no other wafer either is kept apart everywhere. Else the wafers that are too small for it, of those
+    with the mesh of ``wafer``, offer fewer tiles than it counts.
+    """
+    blocks, mesh = _copies(problem, misfits), planner.mesh(wafer)
+    meshes = {planner.mesh(other) for other, offered in enumerate(problem.wafers) if offered.tiles}
+    if not any(planner.fits(blocks, other) for other in sorted(meshes - {mesh})):
+        kinds = tuple(sorted(problem.items[item].alike for item in misfits))
+        return replace(problem, misfits=(*problem.misfits, kinds))
+    most = sum(problem.items[item].tiles for item in misfits) - 1
+    wafers = (
+        replace(offered, tiles=min(offered.tiles, most)) if planner.mesh(other) == mesh else offered
+        for other, offered in enumerate(problem.wafers)
+    )
+    return replace(problem, wafers=tuple(wafers))
 
 
 def _fits(model: Model, machine: Machine, workload: Workload, limits: Limits, experts: ExpertLayout) -> bool:
@@ -185,37 +230,41 @@ def _fits(model: Model, machine: Machine, workload: Workload, limits: Limits, ex
         return False
     try:
         planner = FloorPlanner(model, machine, workload, experts)
-        _solve(measure(model, machine, workload, experts), planner, limits, lambda _step: None)
+        problem = measure(model, machine, workload, experts)
+        _solve(problem, planner, DEFAULT_OBJECTIVES[:1], limits, lambda _step: None)
     except (InfeasibleError, TimeLimitError):
         return False
     return True
 
 
-def _by_wafer(problem: Problem, solution: Solution) -> list[list[int]]:
-    wafers: list[list[int]] = [[] for _ in range(problem.systems)]
-    for item, wafer in zip(problem.items, solution.assignment, strict=True):
-        wafers[wafer].extend(item.blocks)
-    return wafers
+def _by_wafer(problem: Problem, solution: Solution) -> list[list[Copy]]:
+    """The copies of blocks on each wafer, by its number."""
+    held: list[list[int]] = [[] for _ in range(len(problem.wafers))]
+    for item, wafer in enumerate(solution.assignment):
+        held[wafer].append(item)
+    return [_copies(problem, items) for items in held]
 
 
-def _transfers(model: Model, placed: Sequence[PlacedBlock]) -> tuple[Transfer, ...]:
+def _copies(problem: Problem, items: Sequence[int]) -> list[Copy]:
+    """The blocks of ``items`` (indices), each with the number of its copy and how many there are."""
+    copies = Counter(block for item in problem.items for block in item.blocks)
+    return [Copy(block, problem.items[i].copy, copies[block]) for i in items for block in problem.items[i].blocks]
+
+
+def transfers(model: Model, placed: Sequence[PlacedBlock]) -> tuple[Transfer, ...]:
     """What crosses between wafers: a value once for each wafer that reads it."""
+    copies: defaultdict[str, list[PlacedBlock]] = defaultdict(list)
+    for block in placed:
+        copies[block.name].append(block)
     crossing = {
-        (edge.value, model.blocks[edge.source].name, placed[edge.source].wafer, placed[edge.target].wafer): edge
+        (edge.value, source.name, source.wafer, target.wafer): edge
         for edge in model.edges
-        if placed[edge.source].wafer != placed[edge.target].wafer
+        for source, target in pairs(copies[model.blocks[edge.source].name], copies[model.blocks[edge.target].name])
+        if source.wafer != target.wafer
     }
     return tuple(Transfer(*route, edge.bytes_per_token) for route, edge in crossing.items())
 
 
 def _record(solution: Solution, limits: Limits) -> SolverRecord:
-    return SolverRecord(
-        status="optimal" if solution.bottleneck_bytes == solution.bound_bytes else "feasible",
-        objective=OBJECTIVE,
-        objective_value=solution.bottleneck_bytes,
-        best_bound=solution.bound_bytes,
-        proof=solution.proof,
-        traffic_bytes_per_token=solution.traffic_bytes_per_token,
-        seed=limits.seed,
-        deterministic_time_limit=limits.deterministic_time,
-    )
+    status = status_of(solution.scores)
+    return SolverRecord(status, solution.scores, limits.seed, limits.deterministic_time, solution.interrupted)

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import pairwise
+from typing import NamedTuple, Protocol
 
 from ir.machine import Machine
 from ir.model import Block, Granularity, Model
 from ir.profile import BlockProfile
+from ir.rules import Rule
 from ir.workload import Workload
+from partitioner.rules import resolve
+from partitioner.solver.problem import Curve, Flow, Item, Problem, Wafer, equal_wafers
 from targets.cost.wafer import Room
+
+
+class Copy(NamedTuple):
+    """Copy ``number`` of ``copies`` of a block (index into the model's); most have but one."""
+
+    block: int
+    number: int = 0
+    copies: int = 1
 
 
 class ExpertLayout(StrEnum):
@@ -42,51 +54,29 @@ class Footprint:
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
-    """Blocks (indices into the model's) that must share a wafer, and what they need of it at least.
+class Times:
+    """One token of one user on the blocks of an item, by tiles: the sum of their times, and the slowest of them."""
 
-    Items of the same ``alike`` number need the same shapes of tiles, as repeated layers do.
-    """
-
-    blocks: tuple[int, ...]
-    bytes: int
-    tiles: int
-    alike: int = 0
+    latency: Curve
+    slowest: Curve
 
 
-@dataclass(frozen=True, slots=True)
-class Flow:
-    """A value that item ``source`` makes and the items ``targets`` read (indices), in bytes per token."""
-
-    source: int
-    targets: tuple[int, ...]
-    bytes_per_token: int
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """Items in topological order, for ``systems`` wafers of ``tiles`` tiles each.
-
-    ``apart`` holds combinations that are known not to fit on one wafer together, though their bytes would: each is the
-    sorted ``alike`` numbers of its items, so that what is learnt of some layers holds for all like them.
-    """
-
-    items: tuple[Item, ...]
-    flows: tuple[Flow, ...]
-    systems: int
-    tiles: int
-    apart: tuple[tuple[int, ...], ...] = ()
-
-    def misfits(self, items: Iterable[int]) -> bool:
-        """Whether ``items`` on one wafer contain a combination that is known not to fit."""
-        present = Counter(self.items[index].alike for index in items) if self.apart else Counter()
-        return any(not Counter(apart) - present for apart in self.apart)
+class Speeds(Protocol):
+    """What is known of a machine's speed, as placement sees it."""
 
     @property
-    def is_chain(self) -> bool:
-        """Whether each item feeds the next, so that only one order of the items exists."""
-        fed = {(flow.source, target) for flow in self.flows for target in flow.targets}
-        return all((index, index + 1) in fed for index in range(len(self.items) - 1))
+    def take_turns(self) -> bool:
+        """Whether blocks of a wafer work one after the other, each on the whole mesh."""
+
+    @property
+    def hand_over_fs(self) -> int:
+        """From one wafer to the next, its bytes left out."""
+
+    def link_fs(self, size: int) -> int:
+        """How long ``size`` bytes hold a link."""
+
+    def times(self, group: Sequence[int]) -> Times:
+        """Times of the blocks ``group`` (indices) on one wafer."""
 
 
 def footprint(block: Block | BlockProfile, workload: Workload) -> Footprint:
@@ -113,23 +103,67 @@ def room(block: BlockProfile, index: int, workload: Workload, machine: Machine) 
     return Room(index, max(1, -(-total // machine.tile_bytes)), each)
 
 
-def measure(model: Model, machine: Machine, workload: Workload, experts: ExpertLayout = ExpertLayout.AUTO) -> Problem:
-    """The placement problem of ``model`` on ``machine`` under ``workload``."""
+def measure(
+    model: Model,
+    machine: Machine,
+    workload: Workload,
+    experts: ExpertLayout = ExpertLayout.AUTO,
+    speeds: Speeds | None = None,
+    rules: Sequence[Rule] = (),
+) -> Problem:
+    """The placement problem of ``model`` on ``machine`` under ``workload``; without ``speeds`` nothing takes time.
+
+    Raises:
+        UsageError: W0116 or W0117, ``rules`` name what does not exist, or ask what no placement can change.
+    """
     groups = shared_groups(model)
-    item_of = {block: number for number, group in enumerate(groups) for block in group}
+    asked = resolve(rules, model, groups, machine)
+    item_of = {block: asked.places[number] for number, group in enumerate(groups) for block in group}
     numbers: dict[object, int] = {}
-    items = tuple(
-        Item(
-            blocks=group,
-            bytes=sum(footprint(model.blocks[block], workload).bytes for block in group),
-            tiles=sum(least_tiles(model.blocks[block], workload, machine, experts) for block in group),
-            alike=numbers.setdefault(_needs(model, group, workload), len(numbers)),
-        )
-        for group in groups
+    items: list[Item] = []
+    for group, copies in zip(groups, asked.copies, strict=True):
+        blocks = [model.blocks[block] for block in group]
+        times = speeds.times(group) if speeds else Times(Curve(), Curve())
+        for copy in range(copies):
+            served = workload.share(copy, copies)
+            items.append(
+                Item(
+                    blocks=group,
+                    bytes=sum(footprint(block, served).bytes for block in blocks),
+                    tiles=sum(least_tiles(block, served, machine, experts) for block in blocks),
+                    alike=numbers.setdefault(_needs(model, group, served), len(numbers)),
+                    state_bytes=-(-sum(block.cache_bytes(1, workload.context) for block in blocks) // copies),
+                    weight_bytes=sum(block.weight_bytes for block in blocks),
+                    latency=times.latency.shared(copies),
+                    slowest=times.slowest.shared(copies),
+                    copy=copy,
+                )
+            )
+    can_be_told_apart = any(rule.wafers for rule in rules)
+    return Problem(
+        items=tuple(items),
+        flows=(*_flows(model, item_of, speeds), *_in_order(model, item_of)),
+        wafers=wafers_of(machine, machine.systems if can_be_told_apart else len(items)),
+        restrictions=asked.on_items(),
+        take_turns=speeds is not None and speeds.take_turns,
+        hand_over_fs=speeds.hand_over_fs if speeds else 0,
+        link_costs=tuple((link.one, link.other, link.cost) for link in machine.odd_links),
+        users=workload.users,
     )
-    flows = (*_flows(model, item_of), *_in_order(model, item_of))
-    # More wafers than items cannot help, and would only make the problem larger.
-    return Problem(items, flows, min(machine.systems, len(items)), machine.tiles)
+
+
+def wafers_of(machine: Machine, most: int) -> tuple[Wafer, ...]:
+    """Where items can lie: all wafers by number, those out of service without a tile; of equal ones the ``most`` that
+    can be of use.
+    """
+    if machine.is_even:
+        return equal_wafers(min(machine.systems, most), machine.tiles, machine.wafer_bytes)
+    odd = {wafer.wafer: wafer for wafer in machine.odd_wafers}
+    usual = Wafer(machine.tiles, machine.wafer_bytes)
+    return tuple(
+        Wafer(odd[index].tiles, machine.bytes_of(index), odd[index].slowness_permille) if index in odd else usual
+        for index in range(machine.systems)
+    )
 
 
 def _needs(model: Model, group: tuple[int, ...], workload: Workload) -> object:
@@ -166,7 +200,7 @@ def shared_groups(model: Model) -> list[tuple[int, ...]]:
     return [tuple(members[component]) for component in order]
 
 
-def _in_order(model: Model, item_of: dict[int, int]) -> Iterator[Flow]:
+def _in_order(model: Model, item_of: Mapping[int, tuple[int, ...]]) -> Iterator[Flow]:
     """Flows of no bytes from each operator of an attention or MLP to its next: they keep the order for which they were
     cut, so that the items of a chain are one too. Else keys and values, side by side, could change places for nothing.
     """
@@ -175,15 +209,19 @@ def _in_order(model: Model, item_of: dict[int, int]) -> Iterator[Flow]:
         for (here, one), (following, other) in pairwise(enumerate(model.blocks)):
             is_one_half = one.layer is not None and (one.layer, one.kind) == (other.layer, other.kind)
             if is_one_half and item_of[here] < item_of[following] and (here, following) not in fed:
-                yield Flow(item_of[here], (item_of[following],), 0)
+                yield from (Flow(source, item_of[following], 0) for source in item_of[here])
 
 
-def _flows(model: Model, item_of: dict[int, int]) -> tuple[Flow, ...]:
+def _flows(model: Model, item_of: Mapping[int, tuple[int, ...]], speeds: Speeds | None) -> tuple[Flow, ...]:
+    """Values between items; every copy of a source sends to every copy of a target, as each may serve any user."""
     targets: defaultdict[tuple[int, str], set[int]] = defaultdict(set)
     sizes: dict[str, int] = {}
     for edge in model.edges:
-        source, target = item_of[edge.source], item_of[edge.target]
+        sources, readers = item_of[edge.source], item_of[edge.target]
         sizes[edge.value] = edge.bytes_per_token
-        if source != target:
-            targets[source, edge.value].add(target)
-    return tuple(Flow(source, tuple(sorted(to)), sizes[value]) for (source, value), to in targets.items())
+        for source in sources if sources != readers else ():
+            targets[source, edge.value].update(readers)
+    return tuple(
+        Flow(source, tuple(sorted(to)), sizes[value], speeds.link_fs(sizes[value]) if speeds else 0)
+        for (source, value), to in targets.items()
+    )

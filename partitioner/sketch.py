@@ -13,8 +13,9 @@ from ir.machine import Machine
 from ir.profile import Profile
 from ir.target import Wafers
 from ir.workload import Workload
-from partitioner.problem import Flow, Item, Problem, footprint, room
+from partitioner.problem import footprint, room
 from partitioner.solver.chain import smallest_bottleneck
+from partitioner.solver.problem import Flow, Item, Problem, equal_wafers
 from targets.cost.wafer import Stage, allocate
 
 _MANY = 1 << 40
@@ -41,7 +42,11 @@ def sketch(
     problem = _problem(profile, machine, workload)
     count = fewest_systems(problem) if systems is None else systems
     # More wafers than items cannot help, and would only make the problem larger.
-    found = smallest_bottleneck(replace(problem, systems=min(count, len(problem.items)))) if count is not None else None
+    found = (
+        smallest_bottleneck(replace(problem, wafers=equal_wafers(min(count, len(problem.items)), machine.tiles)))
+        if count is not None
+        else None
+    )
     if found is None or count is None:
         raise _does_not_fit(profile, problem, machine, systems)
     bottleneck, assignment = found
@@ -72,9 +77,9 @@ def fewest_systems(problem: Problem) -> int | None:
     """The least number of wafers on which a contiguous placement exists; ``None`` if a block is larger than one."""
     wafers = tiles = 0
     for item in problem.items:
-        if item.tiles > problem.tiles:
+        if item.tiles > problem.wafers[0].tiles:
             return None
-        if not wafers or tiles + item.tiles > problem.tiles:
+        if not wafers or tiles + item.tiles > problem.wafers[0].tiles:
             wafers, tiles = wafers + 1, 0
         tiles += item.tiles
     return max(1, wafers)
@@ -117,7 +122,7 @@ def _problem(profile: Profile, machine: Machine, workload: Workload) -> Problem:
         for flow in profile.flows
         if item_of[flow.source] != item_of[flow.target]
     )
-    return Problem(items, flows, machine.systems, machine.tiles)
+    return Problem(items, flows, equal_wafers(machine.systems, machine.tiles, machine.wafer_bytes))
 
 
 def _does_not_fit(profile: Profile, problem: Problem, machine: Machine, systems: int | None) -> InfeasibleError:

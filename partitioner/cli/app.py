@@ -10,7 +10,7 @@ from typing import Annotated
 from cyclopts import App, CycloptsError, Parameter
 
 from ir.diagnostics import Diagnostic, ExitCode, UsageError, WafercError
-from partitioner.cli.arguments import Count, Json, TrustCode, parse_ids, parse_parts, parse_sizes
+from partitioner.cli.arguments import Count, Json, RuleOptions, TrustCode, parse_ids, parse_parts, parse_sizes
 from partitioner.cli.forecasts import compare, estimate, size
 from partitioner.cli.output import Output
 from partitioner.version import VERSION
@@ -37,10 +37,12 @@ def compile_command(
     reserve_bytes: Count | None = None,
     experts: str = "auto",
     granularity: str = "auto",
+    rules: RuleOptions = RuleOptions(),  # noqa: B008 - frozen, and cyclopts reads the options off it
     fix: str = "",
     parts: str = "text",
     trust_code: TrustCode = False,
     output: Annotated[Path | None, Parameter(["--output", "-o"])] = None,
+    objective: str = "balance,traffic",
     seed: Count = 0,
     time_limit: float = 60.0,
     json: Json = False,
@@ -64,6 +66,8 @@ def compile_command(
         parts: text, or text,vision to place the vision tower of a multimodal transformers model too, for one picture.
         trust_code: open a .pt2 file, which is a pickle and can run code: only if you trust who made it.
         output: folder to write the plan to; nothing is written if not given.
+        objective: what to make the placement best for, the first first: machines, latency, bottleneck, traffic,
+            balance or room, separated by commas.
         seed: seed of the solver.
         time_limit: limit on the solver's work, in deterministic seconds.
         json: print one JSON object.
@@ -79,7 +83,9 @@ def compile_command(
         context=context,
         prefill_chunk=prefill_chunk,
         experts=experts,
+        objective=objective,
         granularity=granularity,
+        rules=rules.read(),
         seed=seed,
         time_limit=time_limit,
     )
@@ -139,6 +145,28 @@ def view(
     from partitioner.cli.view import run_view
 
     run_view(folder, Output(json=json), open_page=open_page)
+
+
+@app.command
+def diff(
+    before: Path,
+    after: Path,
+    /,
+    *,
+    speed: Annotated[bool, Parameter("--speed", negative=())] = False,
+    json: Json = False,
+) -> None:
+    """Say what changed from one plan to another; exit code 0, whatever did.
+
+    Args:
+        before: a plan's folder.
+        after: another one's.
+        speed: check both and forecast how fast they are.
+        json: print one JSON object.
+    """
+    from partitioner.cli.diff import run_diff
+
+    run_diff(before, after, Output(json=json), speed=speed)
 
 
 @app.command

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from partitioner.problem import Problem
-from partitioner.solver.chain import Assignment
+from partitioner.solver.problem import Assignment, Problem
 
 if TYPE_CHECKING:
     # It takes pandas with it, half a second that who only looks at a model need not wait.
@@ -21,6 +20,9 @@ class Limits:
 
     deterministic_time: float = 60.0
     seed: int = 0
+
+
+DEFAULT_LIMITS = Limits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +47,15 @@ def solve_bottleneck(problem: Problem, limits: Limits, hint: Assignment | None, 
     return formulation.solve(limits, hint, presolve=presolve)
 
 
-def solve_traffic(problem: Problem, limits: Limits, hint: Assignment, most_bytes: int) -> Answer:
+def solve_traffic(
+    problem: Problem, limits: Limits, hint: Assignment, most_bytes: int, *, presolve: bool = True
+) -> Answer:
     """Minimise the bytes sent between wafers for each token, with at most ``most_bytes`` on each wafer."""
     formulation = _Formulation(problem)
     for load in formulation.loads:
         formulation.model.add(load <= most_bytes)
     formulation.model.minimize(formulation.traffic())
-    return formulation.solve(limits, hint)
+    return formulation.solve(limits, hint, presolve=presolve)
 
 
 class _Formulation:
@@ -62,7 +66,7 @@ class _Formulation:
 
         self._problem = problem
         self.model = cp_model.CpModel()
-        wafers = range(problem.systems)
+        wafers = range(len(problem.wafers))
         self._on = [[self.model.new_bool_var(f"on_{i}_{w}") for w in wafers] for i in range(len(problem.items))]
         for row in self._on:
             self.model.add_exactly_one(row)
@@ -70,8 +74,8 @@ class _Formulation:
         self.loads = [sum(i.bytes * row[w] for i, row in zip(problem.items, self._on, strict=True)) for w in wafers]
         for w in wafers:
             tiles = sum(item.tiles * row[w] for item, row in zip(problem.items, self._on, strict=True))
-            self.model.add(tiles <= problem.tiles)
-            for apart in problem.apart:
+            self.model.add(tiles <= problem.wafers[w].tiles)
+            for apart in problem.misfits:
                 self._keep_apart(apart, w)
 
     def _keep_apart(self, apart: tuple[int, ...], wafer: int) -> None:
@@ -86,7 +90,7 @@ class _Formulation:
 
     def _order_wafers(self) -> None:
         """Item after item along the flows, and no wafer left empty before one that is used."""
-        wafers = range(self._problem.systems)
+        wafers = range(len(self._problem.wafers))
         position = [sum(w * row[w] for w in wafers) for row in self._on]
         pairs = sorted({(flow.source, target) for flow in self._problem.flows for target in flow.targets})
         for source, target in pairs:
@@ -103,7 +107,7 @@ class _Formulation:
 
         terms = []
         for number, flow in enumerate(self._problem.flows):
-            for w in range(self._problem.systems):
+            for w in range(len(self._problem.wafers)):
                 sent = self.model.new_bool_var(f"sent_{number}_{w}")
                 for target in flow.targets:
                     self.model.add_bool_or(~self._on[target][w], self._on[flow.source][w], sent)

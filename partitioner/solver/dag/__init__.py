@@ -1,1 +1,1 @@
-"""Any graph on machines whose nodes take turns: the load of a machine is what it computes and what it sends or takes."""
+"""Any graph, on machines whose nodes take turns: a machine is held by what it computes and what crosses its border."""

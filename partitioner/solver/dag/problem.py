@@ -31,7 +31,7 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """``machines`` equal ones, of ``bytes`` each (``None``: no limit); ``charged`` for values that cross their border."""
+    """``machines`` equal ones of ``bytes`` each (``None``: any), ``charged`` for values that cross their border."""
 
     name: str
     machines: int
