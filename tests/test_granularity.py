@@ -179,9 +179,9 @@ def test_what_stays_together(lowered_small_kimi: Lowered) -> None:
     assert [b.parameters for b in whole[0]] == [b.parameters for b in whole[1]], "mixtures are not split"
 
 
-def test_latents_are_turned_into_keys_where_attention_is() -> None:
+def test_latents_are_turned_into_keys_where_attention_is(lowered_small_kimi: Lowered) -> None:
     """The product that recomputes keys and values from what is cached stays with attention (DeepSeek-V2, 2.1)."""
-    halves = build_model(lowered("deepseek").graph)
+    halves = build_model(lowered_small_kimi.graph)
     ops = find_blocks(halves.graph, OPS)
     caches = [[cache for block in model.blocks for cache in block.caches] for model in (halves, ops)]
     assert caches[0] == caches[1]
@@ -313,7 +313,7 @@ def test_the_plan_tells_its_granularity(waferc, tmp_path: Path, quick_load: None
     assert {"W0501"} <= set(damaged.codes), "other blocks than the plan has"
 
 
-def test_the_choice_is_told(lowered_small_kimi: Lowered, tmp_path: Path) -> None:
+def test_the_choice_is_told(compiled_small_kimi: CompiledModel, tmp_path: Path) -> None:
     given = lowered("llama")
     machine = tmp_path / "tiny.toml"
     text = "[mesh]\ncolumns = 24\nrows = 24\n[tile]\nsram_bytes = 104\nreserve_bytes = 0\n[cluster]\nsystems = 12\n"
@@ -321,8 +321,8 @@ def test_the_choice_is_told(lowered_small_kimi: Lowered, tmp_path: Path) -> None
     found = compile_lowered(given, Request(target=str(machine), context=16, prefill_chunk=1))
     assert found.model.granularity is OPS
     assert any("--granularity ops" in note for note in found.lowered.notes)
-    found = compile_lowered(lowered_small_kimi, Request(target="mini", systems=4, context=256))
-    assert not any("--granularity" in note for note in found.lowered.notes)
+    assert compiled_small_kimi.model.granularity is HALVES
+    assert not any("--granularity" in note for note in compiled_small_kimi.lowered.notes)
 
 
 def test_there_is_no_other_granularity() -> None:
