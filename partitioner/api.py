@@ -190,7 +190,9 @@ def compile_lowered(lowered: Lowered, request: Request, progress: Progress = lam
     model = build_model(lowered.graph)
     limits = Limits(request.time_limit, request.seed)
     experts, granularity = ExpertLayout(request.experts), Granularity(request.granularity)
-    compiled = compile_model(model, wafers.machine, workload, limits, progress, experts, wafers.speed, granularity)
+    compiled = compile_model(
+        model, wafers.machine, workload, limits, progress, experts, wafers.speed, granularity, as_rules(request.rules)
+    )
     notes = (*lowered.notes, *_on_granularity(granularity, compiled.model))
     return CompiledModel(replace(lowered, notes=notes), compiled)
 

@@ -19,14 +19,17 @@ from ir.graph import Graph
 from ir.machine import Machine
 from ir.model import Granularity, Model
 from ir.plan import OBJECTIVE, PlacedBlock, Plan, SolverRecord, Transfer
+from ir.rules import Rule
 from ir.target import WaferSpeed
 from ir.verify import verify
 from ir.workload import Workload
+from partitioner.case import Case
 from partitioner.check import check
 from partitioner.curves import CostCurves
-from partitioner.explain import counts_fit, explain, is_too_large
+from partitioner.explain import explain, is_too_large
 from partitioner.floorplan.wafers import FloorPlanner, TooTight
 from partitioner.floorplan.wishes import wishes_for
+from partitioner.levers import may_fit
 from partitioner.passes.blocks import find_blocks
 from partitioner.passes.localise import localise
 from partitioner.passes.profile import profile_of
@@ -73,43 +76,41 @@ def compile_model(
     experts: ExpertLayout = ExpertLayout.AUTO,
     speed: WaferSpeed | None = None,
     granularity: Granularity = Granularity.AUTO,
+    rules: Sequence[Rule] = (),
 ) -> Compiled:
-    """Place ``model`` on ``machine``, its routed experts as ``experts`` says.
+    """Place ``model`` on ``machine``, its routed experts as ``experts`` says, and as ``rules`` ask.
 
     Where the machine's ``speed`` is known, blocks get the spare tiles of their wafers so that a token passes soonest.
     The plan's model has blocks of the ``granularity`` that is asked for. ``auto`` takes the model's own, and single
     operators where no place is found for those, if operators in order would fit or a block is larger than a wafer.
 
     Raises:
-        InfeasibleError: W0411 or W0412, no placement exists; with figures and what would fit.
+        InfeasibleError: W0411 to W0413, no placement exists; with figures and what would fit.
+        UsageError: W0116 or W0117, rules that name what does not exist, or that mean nothing.
         TimeLimitError: W0402 or W0403, none was found.
         CheckError: the plan contradicts the model, which would be a fault of ours.
     """
     begin = time.perf_counter()
     model = _cut_as(model, granularity)
-
-    def fits(model: Model, machine: Machine, workload: Workload) -> bool:
-        return _fits(model, machine, workload, limits, experts)
-
+    case = Case(model, machine, workload, experts, tuple(rules))
     try:
         profile = profile_of(model, None)
         wishes = wishes_for(profile, machine, speed, workload, experts)
         planner = FloorPlanner(model, machine, workload, experts, wishes)
         speeds = CostCurves(profile, machine, speed, workload, experts) if speed else None
-        solution, regions = _solve(measure(model, machine, workload, experts, speeds), planner, limits, progress)
+        problem = measure(model, machine, workload, experts, speeds, case.rules)
+        solution, regions = _solve(problem, planner, limits, progress)
     except (InfeasibleError, TimeLimitError) as error:
         ops = _cut_as(model, Granularity.OPS)
         needs_ops = any(is_too_large(block, machine, workload, experts) for block in model.blocks)
-        if granularity is Granularity.AUTO and (needs_ops or counts_fit(ops, machine, workload, experts)):
-            found = compile_model(ops, machine, workload, limits, progress, experts, speed, Granularity.OPS)
+        if granularity is Granularity.AUTO and (needs_ops or may_fit(replace(case, model=ops))):
+            found = compile_model(ops, machine, workload, limits, progress, experts, speed, Granularity.OPS, rules)
             return replace(found, solve_s=time.perf_counter() - begin)
         if isinstance(error, TimeLimitError):
             raise
-        progress("looking for what would fit")
         proof = str(error.diagnostics[0].facts["proof"])
-        finer = (finer.granularity for finer in _finer(model) if fits(finer, machine, workload))
-        reason = explain(model, machine, workload, experts, proof, partial(fits, model), finer)
-        raise InfeasibleError(reason) from None
+        fits = partial(_fits, limits=limits)
+        raise InfeasibleError(explain(case, proof, _finer(model), fits, limits, progress)) from None
     solve_s = time.perf_counter() - begin
     plan = Plan(
         model_name=model.graph.name,
@@ -118,6 +119,7 @@ def compile_model(
         blocks=tuple(regions),
         transfers=_transfers(model, regions),
         solver=_record(solution, limits),
+        rules=case.rules,
     )
     progress("checking the plan")
     faults = check(plan, model)
@@ -185,12 +187,13 @@ def _fewest_misfits(problem: Problem, planner: FloorPlanner, misfits: Sequence[i
     return tuple(sorted(problem.items[item].alike for item in kept))
 
 
-def _fits(model: Model, machine: Machine, workload: Workload, limits: Limits, experts: ExpertLayout) -> bool:
-    if not counts_fit(model, machine, workload, experts):
+def _fits(case: Case, limits: Limits) -> bool:
+    """Whether a placement is found and laid out."""
+    if not may_fit(case):
         return False
     try:
-        planner = FloorPlanner(model, machine, workload, experts)
-        _solve(measure(model, machine, workload, experts), planner, limits, lambda _step: None)
+        planner = FloorPlanner(case.model, case.machine, case.workload, case.experts)
+        _solve(case.problem, planner, limits, lambda _step: None)
     except (InfeasibleError, TimeLimitError):
         return False
     return True

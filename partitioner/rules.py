@@ -145,7 +145,9 @@ def _line(lines: Sequence[str], key: str, rule: str) -> int:
 def _kind(word: str, text: str, source: str) -> RuleKind:
     kind = word.replace("-", "_")
     if kind not in [*RuleKind]:
-        raise UsageError(Diagnostic("W0114", f"there is no rule {word!r}", _where(text, source), help=(_kinds_like(kind),)))
+        raise UsageError(
+            Diagnostic("W0114", f"there is no rule {word!r}", _where(text, source), help=(_kinds_like(kind),))
+        )
     return RuleKind(kind)
 
 

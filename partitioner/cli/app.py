@@ -60,6 +60,7 @@ def compile_command(
             for what serves a token sooner.
         granularity: what is placed as a whole: layers, halves (attention and MLP apart), ops (each product with its
             weight), or auto for halves if they fit and ops if not.
+        rules: what else is asked of the placement.
         fix: numbers for sizes that are not fixed, for example tokens=128 or batch=1,tokens=128; a model whose tokens
             meet outside of attention is placed for these sizes alone.
         parts: text, or text,vision to place the vision tower of a multimodal transformers model too, for one picture.
