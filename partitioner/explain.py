@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -14,10 +15,10 @@ from ir.workload import Workload
 from partitioner.case import Case
 from partitioner.conflict import Verdict, smallest_conflict
 from partitioner.levers import Fits, Progress, Trial, levers
-from partitioner.problem import ExpertLayout, footprint, least_tiles, share
+from partitioner.problem import ExpertLayout, footprint, least_tiles
 from partitioner.solver.cpsat import Limits
 from partitioner.solver.place import place
-from partitioner.solver.problem import Item, Problem, Wafer
+from partitioner.solver.problem import Problem, Wafer
 
 _BOUNDLESS = Wafer(tiles=1 << 40, bytes=1 << 60)
 _MOST_DETERMINISTIC_S = 10.0
@@ -50,8 +51,9 @@ def figures_of(case: Case, proof: tuple[str, ...]) -> Explanation:
     """Demand and capacity of ``case``, and what makes them up."""
     problem, machine = case.problem, case.machine
     tiles = sum(item.tiles for item in problem.items)
+    copies = Counter(item.blocks for item in problem.items)
     parts = [
-        footprint(case.model.blocks[block], share(case.workload, _copies(problem, item)))
+        footprint(case.model.blocks[block], case.workload.share(item.copy, copies[item.blocks]))
         for item in problem.items
         for block in item.blocks
     ]
@@ -65,7 +67,7 @@ def figures_of(case: Case, proof: tuple[str, ...]) -> Explanation:
     wafer = max(problem.wafers, key=lambda wafer: wafer.tiles)
     return Explanation(
         demand=Amount(tiles, sum(item.bytes for item in problem.items)),
-        capacity=Amount(machine.systems * machine.tiles, machine.systems * machine.wafer_bytes),
+        capacity=Amount(machine.total_tiles, machine.total_bytes),
         terms=terms,
         largest=Whole(
             tuple(case.model.blocks[block].name for block in largest.blocks),
@@ -76,13 +78,15 @@ def figures_of(case: Case, proof: tuple[str, ...]) -> Explanation:
     )
 
 
-def _copies(problem: Problem, item: Item) -> int:
-    return sum(1 for other in problem.items if other.blocks == item.blocks)
-
-
 def is_too_large(block: Block, machine: Machine, workload: Workload, experts: ExpertLayout) -> bool:
     """Whether not even an empty wafer has the tiles that ``block`` needs."""
-    return least_tiles(block, workload, machine, experts) > machine.tiles
+    return least_tiles(block, workload, machine, experts) > largest_wafer_tiles(machine)
+
+
+def largest_wafer_tiles(machine: Machine) -> int:
+    """Tiles of the largest wafer."""
+    odd = [wafer.tiles for wafer in machine.odd_wafers]
+    return max(odd) if len(odd) == machine.systems else max([machine.tiles, *odd])
 
 
 # --- rules in conflict ------------------------------------------------------------------------------------------------
@@ -175,8 +179,8 @@ def _block_facts(block: Block, case: Case) -> dict[str, Fact]:
     tiles = least_tiles(block, case.workload, case.machine, case.experts)
     return {
         "tiles_needed": tiles,
-        "tiles_of_a_wafer": case.machine.tiles,
-        "tiles_short": tiles - case.machine.tiles,
+        "tiles_of_a_wafer": largest_wafer_tiles(case.machine),
+        "tiles_short": tiles - largest_wafer_tiles(case.machine),
         "weight_bytes": needed.weight_bytes,
         "cache_bytes": needed.cache_bytes,
         "activation_bytes": needed.activation_bytes,

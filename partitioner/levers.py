@@ -124,7 +124,7 @@ def _more_systems(case: Case, trial: Trial) -> Iterator[Lever]:
     asked = case.machine.systems
 
     def with_more(extra: int) -> Case:
-        return replace(case, machine=replace(case.machine, systems=asked + extra))
+        return replace(case, machine=case.machine.resized(asked + extra))
 
     def lever(extra: int) -> Lever:
         return Lever("systems", asked, asked + extra, f"--systems {asked + extra} would fit", 0.0, 1)

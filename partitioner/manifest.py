@@ -45,7 +45,7 @@ class ModelEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class BlockEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One block: its wafer, its rectangle of tiles, its weights, and the bytes that it keeps."""
+    """One copy of a block: its wafer, its rectangle of tiles, its weights, and the bytes that it keeps."""
 
     name: str
     kind: BlockKind
@@ -60,6 +60,7 @@ class BlockEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     macs_per_token: int
     experts: int
     active_experts: int
+    copy: int
 
 
 class SolverEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -145,6 +145,28 @@ def view(
 
 
 @app.command
+def diff(
+    before: Path,
+    after: Path,
+    /,
+    *,
+    speed: Annotated[bool, Parameter("--speed", negative=())] = False,
+    json: Json = False,
+) -> None:
+    """Say what changed from one plan to another; exit code 0, whatever did.
+
+    Args:
+        before: a plan's folder.
+        after: another one's.
+        speed: check both and forecast how fast they are.
+        json: print one JSON object.
+    """
+    from partitioner.cli.diff import run_diff
+
+    run_diff(before, after, Output(json=json), speed=speed)
+
+
+@app.command
 def run(
     folder: Path,
     /,
