@@ -143,13 +143,16 @@ class CompiledModel:
         Raises:
             UsageError: W0105, it cannot be written.
         """
-        page = render_report(
+        write_plan(Path(folder), self.plan, self.model, self.lowered, self.page())
+
+    def page(self) -> str:
+        """The placement as an HTML page."""
+        return render_report(
             self.plan,
             model_weight_bytes=self.model.weight_bytes,
             model_parameters=self.model.parameters,
             unplaced_parameters=[parameter.name for parameter in self.model.unplaced],
         )
-        write_plan(Path(folder), self.plan, self.model, self.lowered, page)
 
     def emulator(self, seed: int = 0) -> Emulator:
         """The model on emulated tiles; a model without weights of its own gets random ones from ``seed``.

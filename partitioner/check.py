@@ -18,6 +18,7 @@ from ir.layout import fullest_tile_bytes
 from ir.machine import Machine, absurdities
 from ir.model import Block, Model
 from ir.plan import OBJECTIVE, PlacedBlock, Plan, Rectangle, Transfer
+from partitioner.check_rules import broken_rules, free_blocks
 
 _MOST = 1 << 40
 
@@ -40,8 +41,9 @@ def check(plan: Plan, model: Model) -> tuple[Diagnostic, ...]:
     if sound_regions:
         faults += _overfull_tiles(placed.values(), plan, model)
     faults += _parted(placed, model)
-    faults += _backward(placed, model)
+    faults += _backward(placed, model, free_blocks(plan, model))
     if len(placed) == len(known):
+        faults += broken_rules(plan, model)
         faults += _wrong_transfers(plan, placed, model)
         faults += _wrong_claims(plan)
         faults += _not_optimal(plan, model)
@@ -200,8 +202,9 @@ def _parted(placed: dict[str, PlacedBlock], model: Model) -> Iterator[Diagnostic
             yield Diagnostic("W0507", "blocks that exchange routed tokens are on different wafers", "", facts)
 
 
-def _backward(placed: dict[str, PlacedBlock], model: Model) -> Iterator[Diagnostic]:
-    for edge in model.edges:
+def _backward(placed: dict[str, PlacedBlock], model: Model, free: frozenset[str]) -> Iterator[Diagnostic]:
+    following = (e for e in model.edges if free.isdisjoint((model.blocks[e.source].name, model.blocks[e.target].name)))
+    for edge in following:
         source, target = (placed.get(model.blocks[i].name) for i in (edge.source, edge.target))
         if source and target and source.wafer > target.wafer:
             facts = {source.name: source.wafer, target.name: target.wafer}
@@ -257,7 +260,7 @@ def _not_optimal(plan: Plan, model: Model) -> Iterator[Diagnostic]:
     Wafer after wafer is filled as far as one byte less than the stated optimum allows. For a chain that finds a
     placement whenever there is one; for other models what it finds is still a placement.
     """
-    if plan.solver.status != "optimal":
+    if plan.solver.status != "optimal" or plan.rules:
         return
     limit, wafer, used_bytes, used_tiles = plan.solver.objective_value - 1, 0, 0, 0
     reached: dict[int, int] = {}
