@@ -10,6 +10,7 @@ from ir.diagnostics import Diagnostic, Fact, InfeasibleError, TimeLimitError
 from ir.explanation import Amount, Conflict, Explanation, Terms, Whole
 from ir.machine import Machine
 from ir.model import Block, Model
+from ir.objective import DEFAULT_OBJECTIVES
 from ir.rules import Rule
 from ir.workload import Workload
 from partitioner.case import Case
@@ -109,7 +110,7 @@ def _conflict(case: Case, limits: Limits) -> Conflict | None:
 
 def _verdict(problem: Problem, limits: Limits) -> Verdict:
     try:
-        place(problem, limits)
+        place(problem, DEFAULT_OBJECTIVES[:1], limits)
     except InfeasibleError:
         return False
     except TimeLimitError:
