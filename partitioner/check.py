@@ -19,6 +19,7 @@ from ir.machine import Machine, absurdities
 from ir.model import Block, Model
 from ir.objective import Objective
 from ir.plan import FEASIBLE, OPTIMAL, PlacedBlock, Plan, Rectangle, Transfer
+from partitioner.check_rules import broken_rules, free_blocks
 
 _MOST = 1 << 40
 
@@ -41,8 +42,9 @@ def check(plan: Plan, model: Model) -> tuple[Diagnostic, ...]:
     if sound_regions:
         faults += _overfull_tiles(placed.values(), plan, model)
     faults += _parted(placed, model)
-    faults += _backward(placed, model)
+    faults += _backward(placed, model, free_blocks(plan, model))
     if len(placed) == len(known):
+        faults += broken_rules(plan, model)
         faults += _wrong_transfers(plan, placed, model)
         faults += _wrong_claims(plan, model)
         faults += _not_optimal(plan, model)
@@ -201,7 +203,7 @@ def _parted(placed: dict[str, PlacedBlock], model: Model) -> Iterator[Diagnostic
             yield Diagnostic("W0507", "blocks that exchange routed tokens are on different wafers", "", facts)
 
 
-def _backward(placed: dict[str, PlacedBlock], model: Model) -> Iterator[Diagnostic]:
+def _backward(placed: dict[str, PlacedBlock], model: Model, free: frozenset[str]) -> Iterator[Diagnostic]:
     """Values that break the pipeline: wafers need not follow each other by number, but in some order values must go on.
 
     There is one exactly if, taking away wafers that receive from none that is left, all go; and none is left then.
@@ -210,6 +212,7 @@ def _backward(placed: dict[str, PlacedBlock], model: Model) -> Iterator[Diagnost
     crossing = [
         (edge, source, target)
         for edge in model.edges
+        if free.isdisjoint((model.blocks[edge.source].name, model.blocks[edge.target].name))
         for source, target in [tuple(placed.get(model.blocks[i].name) for i in (edge.source, edge.target))]
         if source and target and source.wafer != target.wafer
     ]
@@ -301,7 +304,7 @@ def _not_optimal(plan: Plan, model: Model) -> Iterator[Diagnostic]:
     placement whenever there is one; for other models what it finds is still a placement.
     """
     best = plan.solver.scores[0] if plan.solver.scores else None
-    if best is None or not best.proof:
+    if best is None or not best.proof or plan.rules:
         return
     systems, most, users = plan.machine.systems, plan.machine.wafer_bytes, plan.workload.users
     match best.objective:
