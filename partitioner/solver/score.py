@@ -32,6 +32,10 @@ def faults(problem: Problem, assignment: Assignment) -> tuple[str, ...]:
     except CycleError:
         found.append("values flow back along the pipeline")
     found += [rule.text or rule.kind.value for rule in problem.restrictions if _broken(rule, assignment)]
+    if not found:
+        found += [
+            text for objective, limit in problem.thresholds for text in _missed(problem, assignment, objective, limit)
+        ]
     return tuple(found)
 
 
@@ -78,6 +82,12 @@ def _overfull(problem: Problem, wafer: int, items: Sequence[int]) -> Iterator[st
         yield f"wafer {wafer} has too few bytes"
     if problem.holds_misfit(items):
         yield f"wafer {wafer} holds items that do not fit together"
+
+
+def _missed(problem: Problem, assignment: Assignment, objective: Objective, limit: int) -> Iterator[str]:
+    value = score(problem, assignment, objective)
+    if value < limit if objective.is_maximum else value > limit:
+        yield f"{objective} is {value}, beyond {limit}"
 
 
 def _broken(rule: Restriction, assignment: Assignment) -> bool:
