@@ -13,6 +13,7 @@ from ir.forecast import Forecast
 from ir.graph import Graph
 from ir.model import Granularity, Model
 from ir.plan import Plan
+from ir.rules import Rule
 from ir.types import symbols_of
 from ir.workload import Workload
 from partitioner import forecast
@@ -27,6 +28,7 @@ from partitioner.passes.step import STEP_SYMBOLS, takes_tokens
 from partitioner.problem import ExpertLayout
 from partitioner.profiles import load_profile
 from partitioner.questions import ask
+from partitioner.rules import as_rules
 from partitioner.solver.cpsat import Limits
 from partitioner.viewer.report import render_report
 from targets.machines import load_target, load_wafers
@@ -76,6 +78,7 @@ class Request:
             its layer's region; ``auto`` for what serves a token sooner.
         granularity: what is placed as a whole: ``layers``, ``halves`` (attention and MLP apart), ``ops`` (each product
             with its weight), or ``auto`` for halves if they fit and ops if not.
+        rules: what else is asked of the placement, as ``pin embedding=0``; see docs/rules.md.
         seed: of the solver.
         time_limit: on the solver's work, in deterministic seconds.
     """
@@ -88,6 +91,7 @@ class Request:
     prefill_chunk: int = 64
     experts: str = ExpertLayout.AUTO
     granularity: str = Granularity.AUTO
+    rules: Sequence[Rule | str] = ()
     seed: int = 0
     time_limit: float = 60.0
 
@@ -111,6 +115,7 @@ class Request:
             faults.append(Diagnostic("W0103", f"--seed must be from 0 to 2^31 - 1, not {self.seed}", "--seed"))
         if faults:
             raise UsageError(*faults)
+        object.__setattr__(self, "rules", as_rules(self.rules))
 
 
 @dataclass(frozen=True)

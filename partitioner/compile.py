@@ -10,6 +10,7 @@ check                                          every claim derived again
 from __future__ import annotations
 
 import time
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,7 +19,7 @@ from ir.diagnostics import CheckError, Diagnostic, InfeasibleError, TimeLimitErr
 from ir.graph import Graph
 from ir.machine import Machine
 from ir.model import Granularity, Model
-from ir.plan import OBJECTIVE, PlacedBlock, Plan, SolverRecord, Transfer
+from ir.plan import OBJECTIVE, PlacedBlock, Plan, SolverRecord, Transfer, pairs
 from ir.target import WaferSpeed
 from ir.verify import verify
 from ir.workload import Workload
@@ -32,7 +33,7 @@ from partitioner.passes.localise import localise
 from partitioner.passes.profile import profile_of
 from partitioner.passes.simplify import simplify
 from partitioner.passes.step import require_step
-from partitioner.problem import ExpertLayout, measure
+from partitioner.problem import Copy, ExpertLayout, measure
 from partitioner.solver.cpsat import Limits
 from partitioner.solver.place import Solution, place
 from partitioner.solver.problem import Problem
@@ -116,7 +117,7 @@ def compile_model(
         machine=machine,
         workload=workload,
         blocks=tuple(regions),
-        transfers=_transfers(model, regions),
+        transfers=transfers(model, regions),
         solver=_record(solution, limits),
     )
     progress("checking the plan")
@@ -156,7 +157,9 @@ def _solve(
             proof = solution.proof if solution.bottleneck_bytes == bound else ""
             return replace(solution, bound_bytes=bound, proof=proof), regions
         misfits = [i for i, wafer in enumerate(solution.assignment) if wafer == regions.wafer]
-        problem = replace(problem, misfits=(*problem.misfits, _fewest_misfits(problem, planner, misfits)))
+        problem = _kept_apart(
+            problem, planner, _fewest_misfits(problem, planner, misfits, regions.wafer), regions.wafer
+        )
     facts = {"placements_tried": _MOST_ROUNDS}
     raise TimeLimitError(Diagnostic("W0403", "no placement tried could be laid out in tiles", facts=facts))
 
@@ -175,14 +178,33 @@ def _place_or_give_up(problem: Problem, limits: Limits) -> Solution:
         ) from None
 
 
-def _fewest_misfits(problem: Problem, planner: FloorPlanner, misfits: Sequence[int]) -> tuple[int, ...]:
-    """The kinds of a part of ``misfits`` that still does not fit on one wafer, with none to spare."""
+def _fewest_misfits(problem: Problem, planner: FloorPlanner, misfits: Sequence[int], wafer: int) -> list[int]:
+    """A part of ``misfits`` that still does not fit on ``wafer``, with none to spare."""
     kept = list(misfits)
     for item in misfits:
         rest = [other for other in kept if other != item]
-        if not planner.fits([block for other in rest for block in problem.items[other].blocks]):
+        if not planner.fits(_copies(problem, rest), planner.mesh(wafer)):
             kept = rest
-    return tuple(sorted(problem.items[item].alike for item in kept))
+    return kept
+
+
+def _kept_apart(problem: Problem, planner: FloorPlanner, misfits: Sequence[int], wafer: int) -> Problem:
+    """The problem in which ``misfits``, which do not fit on ``wafer`` together, are never put there again.
+
+    What fits on no other wafer either is kept apart everywhere. Else the wafers that are too small for it, of those
+    with the mesh of ``wafer``, offer fewer tiles than it counts.
+    """
+    blocks, mesh = _copies(problem, misfits), planner.mesh(wafer)
+    meshes = {planner.mesh(other) for other, offered in enumerate(problem.wafers) if offered.tiles}
+    if not any(planner.fits(blocks, other) for other in sorted(meshes - {mesh})):
+        kinds = tuple(sorted(problem.items[item].alike for item in misfits))
+        return replace(problem, misfits=(*problem.misfits, kinds))
+    most = sum(problem.items[item].tiles for item in misfits) - 1
+    wafers = (
+        replace(offered, tiles=min(offered.tiles, most)) if planner.mesh(other) == mesh else offered
+        for other, offered in enumerate(problem.wafers)
+    )
+    return replace(problem, wafers=tuple(wafers))
 
 
 def _fits(model: Model, machine: Machine, workload: Workload, limits: Limits, experts: ExpertLayout) -> bool:
@@ -196,19 +218,30 @@ def _fits(model: Model, machine: Machine, workload: Workload, limits: Limits, ex
     return True
 
 
-def _by_wafer(problem: Problem, solution: Solution) -> list[list[int]]:
-    wafers: list[list[int]] = [[] for _ in range(len(problem.wafers))]
-    for item, wafer in zip(problem.items, solution.assignment, strict=True):
-        wafers[wafer].extend(item.blocks)
-    return wafers
+def _by_wafer(problem: Problem, solution: Solution) -> list[list[Copy]]:
+    """The copies of blocks on each wafer, by its number."""
+    held: list[list[int]] = [[] for _ in range(len(problem.wafers))]
+    for item, wafer in enumerate(solution.assignment):
+        held[wafer].append(item)
+    return [_copies(problem, items) for items in held]
 
 
-def _transfers(model: Model, placed: Sequence[PlacedBlock]) -> tuple[Transfer, ...]:
+def _copies(problem: Problem, items: Sequence[int]) -> list[Copy]:
+    """The blocks of ``items`` (indices), each with the number of its copy and how many there are."""
+    copies = Counter(block for item in problem.items for block in item.blocks)
+    return [Copy(block, problem.items[i].copy, copies[block]) for i in items for block in problem.items[i].blocks]
+
+
+def transfers(model: Model, placed: Sequence[PlacedBlock]) -> tuple[Transfer, ...]:
     """What crosses between wafers: a value once for each wafer that reads it."""
+    copies: defaultdict[str, list[PlacedBlock]] = defaultdict(list)
+    for block in placed:
+        copies[block.name].append(block)
     crossing = {
-        (edge.value, model.blocks[edge.source].name, placed[edge.source].wafer, placed[edge.target].wafer): edge
+        (edge.value, source.name, source.wafer, target.wafer): edge
         for edge in model.edges
-        if placed[edge.source].wafer != placed[edge.target].wafer
+        for source, target in pairs(copies[model.blocks[edge.source].name], copies[model.blocks[edge.target].name])
+        if source.wafer != target.wafer
     }
     return tuple(Transfer(*route, edge.bytes_per_token) for route, edge in crossing.items())
 

@@ -17,6 +17,7 @@ from ir.diagnostics import CheckError, Diagnostic
 from ir.machine import Machine, absurdities
 from ir.model import BlockKind, Granularity, Model
 from ir.plan import PlacedBlock, PlacedExpert, Plan, Rectangle, SolverRecord, Transfer
+from ir.rules import Rule
 from ir.workload import Workload
 from partitioner.version import VERSION
 
@@ -44,7 +45,7 @@ class ModelEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class BlockEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One block: its wafer, its rectangle of tiles, its weights, and the bytes that it keeps."""
+    """One copy of a block: its wafer, its rectangle of tiles, its weights, and the bytes that it keeps."""
 
     name: str
     kind: BlockKind
@@ -59,6 +60,7 @@ class BlockEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     macs_per_token: int
     experts: int
     active_experts: int
+    copy: int
 
 
 class SolverEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -86,6 +88,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     solver: SolverEntry
     blocks: tuple[BlockEntry, ...]
     transfers: tuple[Transfer, ...]
+    rules: tuple[Rule, ...]
     files: dict[str, str]
 
 
@@ -109,6 +112,7 @@ def to_manifest(plan: Plan, model: Model, notes: tuple[str, ...], files: Mapping
         solver=SolverEntry(**_fields(plan.solver), gap=plan.solver.gap),
         blocks=tuple(_block_entry(block) for block in plan.blocks),
         transfers=plan.transfers,
+        rules=plan.rules,
         files=dict(files),
     )
 
@@ -166,7 +170,9 @@ def to_plan(manifest: Manifest, tables: bytes, where: str) -> Plan:
     record = _fields(manifest.solver)
     del record["gap"]
     solver = SolverRecord(**record)
-    return Plan(manifest.model.name, manifest.machine, manifest.workload, blocks, manifest.transfers, solver)
+    return Plan(
+        manifest.model.name, manifest.machine, manifest.workload, blocks, manifest.transfers, solver, manifest.rules
+    )
 
 
 def _expert_rows(tables: bytes, where: str) -> list[list[int]]:

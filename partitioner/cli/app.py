@@ -10,7 +10,7 @@ from typing import Annotated
 from cyclopts import App, CycloptsError, Parameter
 
 from ir.diagnostics import Diagnostic, ExitCode, UsageError, WafercError
-from partitioner.cli.arguments import Count, Json, TrustCode, parse_ids, parse_parts, parse_sizes
+from partitioner.cli.arguments import Count, Json, RuleOptions, TrustCode, parse_ids, parse_parts, parse_sizes
 from partitioner.cli.forecasts import compare, estimate, size
 from partitioner.cli.output import Output
 from partitioner.version import VERSION
@@ -37,6 +37,7 @@ def compile_command(
     reserve_bytes: Count | None = None,
     experts: str = "auto",
     granularity: str = "auto",
+    rules: RuleOptions = RuleOptions(),  # noqa: B008 - frozen, and cyclopts reads the options off it
     fix: str = "",
     parts: str = "text",
     trust_code: TrustCode = False,
@@ -80,6 +81,7 @@ def compile_command(
         prefill_chunk=prefill_chunk,
         experts=experts,
         granularity=granularity,
+        rules=rules.read(),
         seed=seed,
         time_limit=time_limit,
     )

@@ -32,6 +32,8 @@ def run_compile(model: str, options: LoadOptions, request: Request, folder: Path
             raise UsageError(Diagnostic("W0104", "--experts is for wafers; devices deal them by rank", "--experts"))
         if request.granularity not in (Granularity.AUTO, Granularity.HALVES):
             raise UsageError(Diagnostic("W0104", "--granularity is for wafers", "--granularity"))
+        if request.rules:
+            raise UsageError(Diagnostic("W0104", "rules of placement are for wafers", str(request.rules[0])))
         run_compile_devices(model, options, request, folder, out)
         return
     load_wafers(request.target, request.systems, request.reserve_bytes)
