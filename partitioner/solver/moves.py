@@ -19,21 +19,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import accumulate, pairwise, product
+from itertools import accumulate, pairwise
 
 import numpy as np
-import numpy.typing as npt
 
 from ir.objective import Objective
-from partitioner.solver.problem import Assignment, Problem, Wafer
-from partitioner.solver.score import score
+from partitioner.solver.problem import Assignment, Problem
+from partitioner.solver.runs import Array, Chain, Thresholds, Wafers
+from partitioner.solver.score import faults, held_fs, score
 
 PROOF = "dynamic programming over cuts and dual potentials checked on every arc"
-_MOST_STATES = 20_000
-"""Numbers of wafers of each kind in use that are told apart at a cut."""
+_OF_RUNS = (Objective.BALANCE, Objective.MACHINES, Objective.BOTTLENECK, Objective.ROOM)
+"""Objectives whose threshold each run keeps or breaks by itself, or that count runs."""
 _NEVER = -1
-
-Array = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +44,11 @@ class Moved:
 
 
 def applies(problem: Problem) -> bool:
-    """Whether :func:`fewest_moves` is exact: a chain without rules, whose wafers held spans that do not overlap, and
-    with thresholds that hold for each run alone.
+    """Whether :func:`fewest_moves` finds the fewest: for chains without rules, whose wafers held spans that do not
+    overlap, with thresholds that hold for each run alone.
     """
     simple = problem.is_chain and not problem.restrictions and len(problem.previous) == len(problem.items)
-    known = all(objective in (Objective.BALANCE, Objective.MACHINES) for objective, _ in problem.thresholds)
-    return simple and known and _States(problem).are_told_apart
+    return simple and {name for name, _ in problem.thresholds} <= set(_OF_RUNS) and _Spans(problem).are_told_apart
 
 
 def fewest_moves(problem: Problem) -> Moved | None:
@@ -61,16 +58,29 @@ def fewest_moves(problem: Problem) -> Moved | None:
 
     The problem is one that :func:`applies` allows.
     """
-    found = _Search(problem).best()
+    for cautious in (False, True):
+        found = _search(problem, cautious)
+        if found is None or not faults(problem, found.assignment):
+            return found
+    return None
+
+
+def _search(problem: Problem, cautious: bool) -> Moved | None:
+    """``cautious``: what several links share counts as if one carried all of it. Otherwise the answer may break the
+    threshold of a link, and if it does not, it is the best.
+    """
+    chain = Chain(problem, cautious)
+    found = _Search(chain).best()
     if found is None:
         return None
     assignment, kept, potentials = found
-    proof = PROOF if _is_dual(problem, potentials, kept) else ""
-    sizes = sorted({size for size in _run_bytes(problem) if size <= score(problem, assignment, Objective.BALANCE)})
+    proof = "" if cautious or not _is_dual(chain, potentials, kept) else PROOF
+    sizes = sorted({size for size in _run_bytes(chain) if size <= score(problem, assignment, Objective.BALANCE)})
     low, high = 0, len(sizes) - 1
     while low < high:
         middle = (low + high) // 2
-        narrower = _Search(_within(problem, sizes[middle])).best()
+        at_most = replace(problem, thresholds=(*problem.thresholds, (Objective.BALANCE, sizes[middle])))
+        narrower = _Search(Chain(at_most, cautious)).best()
         if narrower is None or narrower[1] < kept:
             low = middle + 1
         else:
@@ -78,40 +88,35 @@ def fewest_moves(problem: Problem) -> Moved | None:
     return Moved(assignment, score(problem, assignment, Objective.MOVES), proof)
 
 
-def _within(problem: Problem, most_bytes: int) -> Problem:
-    return replace(problem, thresholds=(*problem.thresholds, (Objective.BALANCE, most_bytes)))
-
-
-def _run_bytes(problem: Problem) -> Iterator[int]:
+def _run_bytes(chain: Chain) -> Iterator[int]:
     """Bytes of every run that some wafer can hold: the fullest one's are among them."""
-    states = _States(problem)
-    for start in range(len(problem.items)):
-        furthest = max(states.furthest(kind, start) for kind in range(len(states.kinds)))
-        yield from accumulate(item.bytes for item in problem.items[start:furthest])
+    furthest = np.max(chain.reach(_thresholds(chain)), axis=0)
+    for start in range(chain.count):
+        yield from accumulate(item.bytes for item in chain.problem.items[start : furthest[start]])
 
 
-class _States:
-    """Wafers by kind, how many of each are in use, and the spans of items that they held."""
+def _thresholds(chain: Chain) -> Thresholds:
+    """The problem's thresholds, the tightest of each objective."""
+    found: dict[str, int] = {"machines": max(chain.wafers.used)}
+    for objective, limit in chain.problem.thresholds:
+        tightest = max if objective.is_maximum else min
+        found[objective.value] = tightest(found.get(objective.value, limit), limit)
+    return Thresholds(**found)
+
+
+class _Spans:
+    """The spans of items that wafers in service held."""
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
         self.count = len(problem.items)
-        self.most_bytes = min([1 << 62, *(most for name, most in problem.thresholds if name is Objective.BALANCE)])
-        machines = [most for name, most in problem.thresholds if name is Objective.MACHINES]
-        self.most_wafers = min([self.count, *machines])
-        usable = [wafer for wafer in problem.wafers if wafer.tiles > 0]
-        self.kinds: tuple[Wafer, ...] = tuple(dict.fromkeys(usable))
-        self.members = tuple(
-            tuple(number for number, wafer in enumerate(problem.wafers) if wafer == kind) for kind in self.kinds
-        )
-        self.kind_of = {number: kind for kind, members in enumerate(self.members) for number in members}
 
     @cached_property
     def spans(self) -> dict[int, tuple[int, int]]:
         """[wafer in service] -> the first item that it held, and the one behind its last."""
         found: dict[int, tuple[int, int]] = {}
         for item, wafer in enumerate(self.problem.previous):
-            if wafer is not None and wafer in self.kind_of:
+            if wafer is not None and wafer < len(self.problem.wafers) and self.problem.wafers[wafer].tiles:
                 found[wafer] = (found.get(wafer, (item, 0))[0], item + 1)
         return found
 
@@ -119,9 +124,8 @@ class _States:
     def are_told_apart(self) -> bool:
         """Whether no two spans overlap, and the numbers of wafers in use are few enough to tell apart."""
         spans = sorted(self.spans.values())
-        numbers = np.prod([min(len(own), self.count) + 1.0 for own in self.members])
         apart = all(one[1] <= other[0] for one, other in pairwise(spans))
-        return apart and numbers <= _MOST_STATES
+        return apart and Wafers.of(self.problem).exact
 
     @cached_property
     def across(self) -> list[int | None]:
@@ -157,18 +161,6 @@ class _States:
         across = self.across[end]
         return across is not None and (across == wafer or (used and across == self.across[start]))
 
-    def furthest(self, kind: int, start: int) -> int:
-        """The last cut where a run from ``start`` may end on a wafer of ``kind``."""
-        wafer, run = self.kinds[kind], set[int]()
-        tiles = size = 0
-        for index in range(start, self.count):
-            item = self.problem.items[index]
-            tiles, size = tiles + item.tiles, size + item.bytes
-            run.add(index)
-            if tiles > wafer.tiles or size > min(wafer.bytes, self.most_bytes) or self.problem.holds_misfit(run):
-                return index
-        return self.count
-
 
 _Found = tuple[Assignment, int, Array]
 
@@ -176,66 +168,58 @@ _Found = tuple[Assignment, int, Array]
 class _Search:
     """Longest paths; arrays are over [cut, whether the wafer across it is in use, numbers in use]."""
 
-    def __init__(self, problem: Problem) -> None:
-        self._states = states = _States(problem)
-        counts = [min(len(own), states.count) for own in states.members]
-        numbers = [used for used in product(*(range(most + 1) for most in counts)) if sum(used) <= states.most_wafers]
-        index = {used: number for number, used in enumerate(numbers)}
-        self._one_more: list[tuple[Array, Array]] = []
-        for kind in range(len(counts)):
-            more = ((*used[:kind], used[kind] + 1, *used[kind + 1 :]) for used in numbers)
-            pairs = [(index[used], index[after]) for used, after in zip(numbers, more, strict=True) if after in index]
-            self._one_more.append(tuple(np.array(pairs, np.int64).reshape(-1, 2).T))  # type: ignore[arg-type]
-        shape = (states.count + 1, 2, len(numbers))
+    def __init__(self, chain: Chain) -> None:
+        self._chain, self._spans = chain, _Spans(chain.problem)
+        self._kind_of = {wafer: kind for kind, own in enumerate(chain.wafers.members) for wafer in own}
+        most = _thresholds(chain)
+        states = sum(used <= most.machines for used in chain.wafers.used)
+        self._reach = [ends.tolist() for ends in chain.reach(most)]
+        self._one_more = [_one_more(chain.wafers, kind, states) for kind in range(len(chain.wafers.kinds))]
+        shape = (chain.count + 1, 2, states)
         self._kept = np.full(shape, _NEVER, np.int64)
         self._sent = np.zeros(shape, np.int64)
         self._arc = np.full(shape, _NEVER, np.int64)
         self._arcs: list[tuple[int, int, int, int | None]] = []  # start, flag, kind, wafer that keeps
-        self._kept[0, 0, index[(0,) * len(counts)]] = 0
+        self._kept[0, 0, 0] = 0
 
     def best(self) -> _Found | None:
         """The best placement, the weight that it keeps, and the potentials."""
-        states = self._states
-        for start in range(states.count):
-            for kind in range(len(states.kinds)):
-                self._runs(start, kind)
-        end = self._kept[states.count, 0]
+        for start in range(self._chain.count):
+            received = _received(self._chain.problem, start)
+            for kind in range(len(self._reach)):
+                self._runs(start, kind, received)
+        end = self._kept[self._chain.count, 0]
         kept = int(end.max(initial=_NEVER))
         if kept == _NEVER:
             return None
         among = np.flatnonzero(end == kept)
-        last = int(among[np.argmin(self._sent[states.count, 0][among])])
+        last = int(among[np.argmin(self._sent[self._chain.count, 0][among])])
         return self._assignment(last), kept, self._kept
 
-    def _runs(self, start: int, kind: int) -> None:
+    def _runs(self, start: int, kind: int, received: Sequence[int]) -> None:
         """Extend the paths that end at ``start`` by all runs on a wafer of ``kind``."""
-        states = self._states
-        received = _received(states.problem, start)
-        furthest = states.furthest(kind, start)
         for used in (0, 1):
             if (self._kept[start, used] == _NEVER).all():
                 continue
-            for end in range(start + 1, furthest + 1):
+            for end in range(start + 1, self._reach[kind][start] + 1):
                 for wafer in self._choices(start, end, kind, bool(used)):
                     self._extend(start, used, end, kind, wafer, received[end - start - 1])
 
     def _choices(self, start: int, end: int, kind: int, used: bool) -> Iterator[int | None]:
         """Wafers that would keep some of a run, and none of them."""
-        states = self._states
-        for wafer in states.held[start]:
-            if states.spans[wafer][0] >= end:
+        for wafer in self._spans.held[start]:
+            if self._spans.spans[wafer][0] >= end:
                 break
-            if states.kind_of[wafer] == kind and not (used and states.across[start] == wafer):
+            if self._kind_of[wafer] == kind and not (used and self._spans.across[start] == wafer):
                 yield wafer
         yield None
 
     def _extend(self, start: int, used: int, end: int, kind: int, wafer: int | None, received: int) -> None:
-        states = self._states
-        gain = 0 if wafer is None else states.kept(wafer, start, end)
+        gain = 0 if wafer is None else self._spans.kept(wafer, start, end)
         before, after = self._one_more[kind]
         kept = self._kept[start, used][before]
         reached, kept, sent = kept != _NEVER, kept + gain, self._sent[start, used][before] + received
-        flag = int(states.flag(start, end, bool(used), wafer))
+        flag = int(self._spans.flag(start, end, bool(used), wafer))
         old_kept, old_sent = self._kept[end, flag][after], self._sent[end, flag][after]
         better = reached & ((kept > old_kept) | ((kept == old_kept) & (sent < old_sent)))
         if better.any():
@@ -247,9 +231,8 @@ class _Search:
 
     def _assignment(self, number: int) -> Assignment:
         """The path that ends with so many wafers in use; runs that keep nothing take what is left, lowest first."""
-        states = self._states
         runs: list[tuple[int, int, int, int | None]] = []  # start, end, kind, wafer that keeps
-        end, flag = states.count, 0
+        end, flag = self._chain.count, 0
         while end:
             start, used, kind, wafer = self._arcs[self._arc[end, flag, number]]
             before, after = self._one_more[kind]
@@ -257,12 +240,19 @@ class _Search:
             runs.append((start, end, kind, wafer))
             end, flag = start, used
         taken = {wafer for *_, wafer in runs}
-        spare = [[wafer for wafer in own if wafer not in taken] for own in states.members]
-        assignment = [0] * states.count
+        spare = [[wafer for wafer in own if wafer not in taken] for own in self._chain.wafers.members]
+        assignment = [0] * self._chain.count
         for start, end, kind, wafer in reversed(runs):
             lies_on = spare[kind].pop(0) if wafer is None else wafer
             assignment[start:end] = [lies_on] * (end - start)
         return tuple(assignment)
+
+
+def _one_more(wafers: Wafers, kind: int, states: int) -> tuple[Array, Array]:
+    """States (indices, of the first ``states``) and those with one wafer of ``kind`` more in use."""
+    pairs = [(source, after) for after in range(states) for source, more in wafers.steps[after] if more == kind]
+    before, after = np.array(pairs, np.int64).reshape(-1, 2).T
+    return before, after
 
 
 def _received(problem: Problem, start: int) -> list[int]:
@@ -278,58 +268,52 @@ def _received(problem: Problem, start: int) -> list[int]:
 # --- the second argument ----------------------------------------------------------------------------------------------
 
 
-def _is_dual(problem: Problem, potentials: Array, value: int) -> bool:
+def _is_dual(chain: Chain, potentials: Array, value: int) -> bool:
     """Whether the potentials [cut, flag, numbers in use] prove that no more than ``value`` bytes can be kept.
 
     Every run that some wafer can hold is counted out from its items, and every wafer of its kind tried on it.
     """
-    states = _States(problem)
-    counts = [min(len(own), states.count) for own in states.members]
-    numbers = [used for used in product(*(range(most + 1) for most in counts)) if sum(used) <= states.most_wafers]
-    index = {used: number for number, used in enumerate(numbers)}
-    reached = potentials.tolist()
-    if reached[0][0][index[(0,) * len(counts)]] < 0 or max(reached[states.count][0]) > value:
+    spans, members, problem = _Spans(chain.problem), chain.wafers.members, chain.problem
+    if potentials[0, 0, 0] < 0 or potentials[chain.count, 0].max() > value:
         return False
-    for start, end, kind in _all_runs(problem, states.kinds, states.most_bytes):
+    steps = [_one_more(chain.wafers, kind, potentials.shape[2]) for kind in range(len(members))]
+    for start, end, kind in _all_runs(problem, members):
+        before, after = steps[kind]
         for used in (False, True):
-            options = [(None, 0)] + [
-                (wafer, sum(problem.items[i].weight_bytes for i in range(start, end) if problem.previous[i] == wafer))
-                for wafer in states.members[kind]
-                if not (used and states.across[start] == wafer)
-            ]
-            for wafer, gain in options:
-                flag = states.flag(start, end, used, wafer)
-                if not _grows(reached[start][used], reached[end][flag], numbers, index, kind, gain):
+            here = potentials[start, int(used)][before]
+            for wafer in (None, *members[kind]):
+                if wafer is not None and used and spans.across[start] == wafer:
+                    continue
+                own = (i for i in range(start, end) if wafer is not None and problem.previous[i] == wafer)
+                gain = sum(problem.items[i].weight_bytes for i in own)
+                there = potentials[end, int(spans.flag(start, end, used, wafer))][after]
+                if ((here >= 0) & (there < here + gain)).any():
                     return False
     return True
 
 
-def _grows(
-    here: Sequence[int],
-    there: Sequence[int],
-    numbers: Sequence[tuple[int, ...]],
-    index: dict[tuple[int, ...], int],
-    kind: int,
-    gain: int,
-) -> bool:
-    """Whether one wafer of ``kind`` more gains no more than the potential grows, from wherever there is a path."""
-    for number, used in enumerate(numbers):
-        after = index.get((*used[:kind], used[kind] + 1, *used[kind + 1 :]))
-        if here[number] >= 0 and after is not None and there[after] < here[number] + gain:
-            return False
-    return True
-
-
-def _all_runs(problem: Problem, kinds: Sequence[Wafer], most_bytes: int) -> Iterator[tuple[int, int, int]]:
-    """(start, end, kind) of every run that a wafer of the kind can hold."""
-    for kind, wafer in enumerate(kinds):
+def _all_runs(problem: Problem, members: Sequence[Sequence[int]]) -> Iterator[tuple[int, int, int]]:
+    """(start, end, kind) of every run that a wafer of the kind can hold within the thresholds."""
+    for kind, own in enumerate(members):
         for start in range(len(problem.items)):
             for end in range(start + 1, len(problem.items) + 1):
-                run = problem.items[start:end]
-                if sum(item.tiles for item in run) > wafer.tiles:
-                    break
-                if sum(item.bytes for item in run) > min(wafer.bytes, most_bytes):
-                    break
-                if problem.holds_misfit(range(start, end)):
+                if not _holds(problem, own[0], range(start, end)):
                     break
                 yield start, end, kind
+
+
+def _holds(problem: Problem, wafer: int, run: Sequence[int]) -> bool:
+    """Whether a wafer can hold ``run`` within the thresholds, links left out."""
+    offered, items = problem.wafers[wafer], [problem.items[index] for index in run]
+    size = sum(item.bytes for item in items)
+    if sum(item.tiles for item in items) > offered.tiles or size > offered.bytes or problem.holds_misfit(run):
+        return False
+    state = sum(item.state_bytes for item in items)
+    for objective, limit in problem.thresholds:
+        if objective is Objective.BALANCE and size > limit:
+            return False
+        if objective is Objective.BOTTLENECK and held_fs(problem, wafer, run) > limit:
+            return False
+        if objective is Objective.ROOM and size + state * (limit - problem.users) > offered.bytes:
+            return False
+    return True

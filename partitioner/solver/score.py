@@ -173,7 +173,7 @@ def _longest_way_fs(problem: Problem, assignment: Assignment) -> int:
 
 
 def _bottleneck(problem: Problem, assignment: Assignment) -> int:
-    longest = max(_held_fs(problem, wafer, items) for wafer, items in by_wafer(assignment).items())
+    longest = max(held_fs(problem, wafer, items) for wafer, items in by_wafer(assignment).items())
     links: Counter[tuple[int, int]] = Counter()
     for flow in problem.flows:
         for wafer in receivers(flow, assignment):
@@ -182,7 +182,7 @@ def _bottleneck(problem: Problem, assignment: Assignment) -> int:
     return max([longest, *links.values()])
 
 
-def _held_fs(problem: Problem, wafer: int, items: Sequence[int]) -> int:
+def held_fs(problem: Problem, wafer: int, items: Sequence[int]) -> int:
     """How long a wafer is held for each token: by all its items in turn, or by the slowest, tiles shared out for it."""
     slowness = problem.wafers[wafer].slowness_permille
     if problem.take_turns:
