@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import gcd
 
@@ -137,30 +137,31 @@ class Score:
         return abs(self.value - self.bound) / max(1, abs(self.value))
 
 
-OBJECTIVE = "largest_wafer_bytes"
-"""What placement makes as small as can be."""
+OPTIMAL, FEASIBLE = "optimal", "feasible"
 
 
 @dataclass(frozen=True, slots=True)
 class SolverRecord:
-    """What the solver says of the placement; ``objective`` names what was minimised, in its unit.
+    """What the solver says of the placement: its scores in the order of the objectives.
 
-    ``status`` is ``optimal`` or ``feasible``; ``proof`` names the second argument that confirms the bound.
+    ``status`` is ``optimal`` where every score is proven, else ``feasible``; ``interrupted`` where the user ended the
+    search before its limit.
     """
 
     status: str
-    objective: str
-    objective_value: int
-    best_bound: int
-    proof: str
-    traffic_bytes_per_token: int
+    scores: tuple[Score, ...]
     seed: int
     deterministic_time_limit: float
+    interrupted: bool = False
 
-    @property
-    def gap(self) -> float:
-        """Relative distance of the value from the bound."""
-        return (self.objective_value - self.best_bound) / max(1, self.objective_value)
+    def value(self, objective: Objective) -> int | None:
+        """What the placement reaches in ``objective``; ``None`` if it was none of them."""
+        return next((score.value for score in self.scores if score.objective is objective), None)
+
+
+def status_of(scores: Iterable[Score]) -> str:
+    """What may be said of a placement with these scores."""
+    return OPTIMAL if all(score.proof for score in scores) else FEASIBLE
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from ir.diagnostics import Diagnostic, UsageError
 from ir.forecast import Forecast
 from ir.graph import Graph
 from ir.model import Granularity, Model
+from ir.objective import DEFAULT_OBJECTIVES, Objective
 from ir.plan import Plan
 from ir.rules import Rule
 from ir.types import symbols_of
@@ -78,6 +80,7 @@ class Request:
             its layer's region; ``auto`` for what serves a token sooner.
         granularity: what is placed as a whole: ``layers``, ``halves`` (attention and MLP apart), ``ops`` (each product
             with its weight), or ``auto`` for halves if they fit and ops if not.
+        objective: what to make the placement best for, in order, as ``balance,traffic``; see :class:`Objective`.
         rules: what else is asked of the placement, as ``pin embedding=0``; see docs/rules.md.
         seed: of the solver.
         time_limit: on the solver's work, in deterministic seconds.
@@ -90,6 +93,7 @@ class Request:
     context: int | None = None
     prefill_chunk: int = 64
     experts: str = ExpertLayout.AUTO
+    objective: str = ",".join(DEFAULT_OBJECTIVES)
     granularity: str = Granularity.AUTO
     rules: Sequence[Rule | str] = ()
     seed: int = 0
@@ -106,6 +110,7 @@ class Request:
         if self.experts not in [*ExpertLayout]:
             message = f"--experts is {', '.join(ExpertLayout)}, not {self.experts!r}"
             faults.append(Diagnostic("W0104", message, "--experts"))
+        faults += _wrong_objectives(self.objectives)
         if self.granularity not in [*Granularity]:
             message = f"--granularity is {', '.join(Granularity)}, not {self.granularity!r}"
             faults.append(Diagnostic("W0104", message, "--granularity"))
@@ -116,6 +121,25 @@ class Request:
         if faults:
             raise UsageError(*faults)
         object.__setattr__(self, "rules", as_rules(self.rules))
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """What ``objective`` names."""
+        return tuple(name.strip() for name in self.objective.split(","))
+
+
+def _wrong_objectives(names: Sequence[str]) -> Iterator[Diagnostic]:
+    for name in names:
+        if name not in [*Objective]:
+            close = difflib.get_close_matches(name, [*Objective], n=1)
+            help_ = (f"did you mean {close[0]}?",) if close else (f"objectives are {', '.join(Objective)}",)
+            yield Diagnostic("W0104", f"there is no objective {name!r}", "--objective", help=help_)
+    for name, times in Counter(names).items():
+        if times > 1:
+            yield Diagnostic("W0104", f"{name} is named {times} times", "--objective")
+    if Objective.MOVES in names:
+        help_ = ("waferc replan moves as little as can be",)
+        yield Diagnostic("W0104", "there is no plan whose blocks could move", "--objective", help=help_)
 
 
 @dataclass(frozen=True)
@@ -190,7 +214,10 @@ def compile_lowered(lowered: Lowered, request: Request, progress: Progress = lam
     model = build_model(lowered.graph)
     limits = Limits(request.time_limit, request.seed)
     experts, granularity = ExpertLayout(request.experts), Granularity(request.granularity)
-    compiled = compile_model(model, wafers.machine, workload, limits, progress, experts, wafers.speed, granularity)
+    objectives = [Objective(name) for name in request.objectives]
+    compiled = compile_model(
+        model, wafers.machine, workload, limits, progress, experts, wafers.speed, granularity, objectives
+    )
     notes = (*lowered.notes, *_on_granularity(granularity, compiled.model))
     return CompiledModel(replace(lowered, notes=notes), compiled)
 

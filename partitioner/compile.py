@@ -19,7 +19,8 @@ from ir.diagnostics import CheckError, Diagnostic, InfeasibleError, TimeLimitErr
 from ir.graph import Graph
 from ir.machine import Machine
 from ir.model import Granularity, Model
-from ir.plan import OBJECTIVE, PlacedBlock, Plan, SolverRecord, Transfer, pairs
+from ir.objective import DEFAULT_OBJECTIVES, Objective
+from ir.plan import PlacedBlock, Plan, Score, SolverRecord, Transfer, pairs, status_of
 from ir.target import WaferSpeed
 from ir.verify import verify
 from ir.workload import Workload
@@ -35,12 +36,12 @@ from partitioner.passes.simplify import simplify
 from partitioner.passes.step import require_step
 from partitioner.problem import Copy, ExpertLayout, measure
 from partitioner.solver.cpsat import Limits
-from partitioner.solver.place import Solution, place
+from partitioner.solver.place import Incumbent, Solution, place, trivial_bound
 from partitioner.solver.problem import Problem
 
 _MOST_ROUNDS = 20
-Progress = Callable[[str], None]
-"""Called with a word on what begins now."""
+Progress = Callable[[str | Incumbent], None]
+"""Called with a word on what begins now, and with each better placement."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +75,9 @@ def compile_model(
     experts: ExpertLayout = ExpertLayout.AUTO,
     speed: WaferSpeed | None = None,
     granularity: Granularity = Granularity.AUTO,
+    objectives: Sequence[Objective] = DEFAULT_OBJECTIVES,
 ) -> Compiled:
-    """Place ``model`` on ``machine``, its routed experts as ``experts`` says.
+    """Place ``model`` on ``machine``, its routed experts as ``experts`` says, as well as can be by ``objectives``.
 
     Where the machine's ``speed`` is known, blocks get the spare tiles of their wafers so that a token passes soonest.
     The plan's model has blocks of the ``granularity`` that is asked for. ``auto`` takes the model's own, and single
@@ -97,12 +99,13 @@ def compile_model(
         wishes = wishes_for(profile, machine, speed, workload, experts)
         planner = FloorPlanner(model, machine, workload, experts, wishes)
         speeds = CostCurves(profile, machine, speed, workload, experts) if speed else None
-        solution, regions = _solve(measure(model, machine, workload, experts, speeds), planner, limits, progress)
+        problem = measure(model, machine, workload, experts, speeds)
+        solution, regions = _solve(problem, planner, objectives, limits, progress)
     except (InfeasibleError, TimeLimitError) as error:
         ops = _cut_as(model, Granularity.OPS)
         needs_ops = any(is_too_large(block, machine, workload, experts) for block in model.blocks)
         if granularity is Granularity.AUTO and (needs_ops or counts_fit(ops, machine, workload, experts)):
-            found = compile_model(ops, machine, workload, limits, progress, experts, speed, Granularity.OPS)
+            found = compile_model(ops, machine, workload, limits, progress, experts, speed, Granularity.OPS, objectives)
             return replace(found, solve_s=time.perf_counter() - begin)
         if isinstance(error, TimeLimitError):
             raise
@@ -141,21 +144,19 @@ def _finer(model: Model) -> Iterator[Model]:
 
 
 def _solve(
-    problem: Problem, planner: FloorPlanner, limits: Limits, progress: Progress
+    problem: Problem, planner: FloorPlanner, objectives: Sequence[Objective], limits: Limits, progress: Progress
 ) -> tuple[Solution, list[PlacedBlock]]:
     """Place and lay out; what turns out not to fit on one wafer is kept apart, and the rest placed again."""
     blocks = sum(len(item.blocks) for item in problem.items)
-    bound: int | None = None
+    first: tuple[Score, ...] | None = None
     for _ in range(_MOST_ROUNDS):
         progress(f"placing {blocks} blocks on {len(problem.wafers)} wafers")
-        solution = _place_or_give_up(problem, limits)
-        # That the floor planner fails on a set of blocks proves nothing, so the bound stays the first problem's.
-        bound = solution.bound_bytes if bound is None else bound
+        solution = _place_or_give_up(problem, objectives, limits, progress)
+        first = first or solution.scores
         progress("laying out tiles")
         regions = planner.lay_out(_by_wafer(problem, solution))
         if not isinstance(regions, TooTight):
-            proof = solution.proof if solution.bottleneck_bytes == bound else ""
-            return replace(solution, bound_bytes=bound, proof=proof), regions
+            return replace(solution, scores=_proven(solution.scores, first)), regions
         misfits = [i for i, wafer in enumerate(solution.assignment) if wafer == regions.wafer]
         problem = _kept_apart(
             problem, planner, _fewest_misfits(problem, planner, misfits, regions.wafer), regions.wafer
@@ -164,10 +165,27 @@ def _solve(
     raise TimeLimitError(Diagnostic("W0403", "no placement tried could be laid out in tiles", facts=facts))
 
 
-def _place_or_give_up(problem: Problem, limits: Limits) -> Solution:
+def _proven(scores: Sequence[Score], first: Sequence[Score]) -> tuple[Score, ...]:
+    """``scores`` with the bounds of the first problem.
+
+    That the floor planner fails on a set of blocks proves nothing, so what was proven while such sets were kept apart
+    is forgotten; a bound that stands on values of earlier objectives needs those values.
+    """
+    kept: list[Score] = []
+    same = True
+    for found, best in zip(scores, first, strict=True):
+        bound = best.bound if same else trivial_bound(found.objective)
+        same = same and found.value == best.value
+        kept.append(replace(found, bound=bound, proof=best.proof if same else ""))
+    return tuple(kept)
+
+
+def _place_or_give_up(
+    problem: Problem, objectives: Sequence[Objective], limits: Limits, progress: Callable[[Incumbent], None]
+) -> Solution:
     """A placement; where only our own floor planner stands in the way, infeasible is too strong a word."""
     try:
-        return place(problem, limits)
+        return place(problem, objectives, limits, progress)
     except InfeasibleError:
         if not problem.misfits:
             raise
@@ -212,7 +230,8 @@ def _fits(model: Model, machine: Machine, workload: Workload, limits: Limits, ex
         return False
     try:
         planner = FloorPlanner(model, machine, workload, experts)
-        _solve(measure(model, machine, workload, experts), planner, limits, lambda _step: None)
+        problem = measure(model, machine, workload, experts)
+        _solve(problem, planner, DEFAULT_OBJECTIVES[:1], limits, lambda _step: None)
     except (InfeasibleError, TimeLimitError):
         return False
     return True
@@ -247,13 +266,5 @@ def transfers(model: Model, placed: Sequence[PlacedBlock]) -> tuple[Transfer, ..
 
 
 def _record(solution: Solution, limits: Limits) -> SolverRecord:
-    return SolverRecord(
-        status="optimal" if solution.bottleneck_bytes == solution.bound_bytes else "feasible",
-        objective=OBJECTIVE,
-        objective_value=solution.bottleneck_bytes,
-        best_bound=solution.bound_bytes,
-        proof=solution.proof,
-        traffic_bytes_per_token=solution.traffic_bytes_per_token,
-        seed=limits.seed,
-        deterministic_time_limit=limits.deterministic_time,
-    )
+    status = status_of(solution.scores)
+    return SolverRecord(status, solution.scores, limits.seed, limits.deterministic_time, solution.interrupted)

@@ -42,6 +42,7 @@ def compile_command(
     parts: str = "text",
     trust_code: TrustCode = False,
     output: Annotated[Path | None, Parameter(["--output", "-o"])] = None,
+    objective: str = "balance,traffic",
     seed: Count = 0,
     time_limit: float = 60.0,
     json: Json = False,
@@ -65,6 +66,8 @@ def compile_command(
         parts: text, or text,vision to place the vision tower of a multimodal transformers model too, for one picture.
         trust_code: open a .pt2 file, which is a pickle and can run code: only if you trust who made it.
         output: folder to write the plan to; nothing is written if not given.
+        objective: what to make the placement best for, the first first: machines, latency, bottleneck, traffic,
+            balance or room, separated by commas.
         seed: seed of the solver.
         time_limit: limit on the solver's work, in deterministic seconds.
         json: print one JSON object.
@@ -80,6 +83,7 @@ def compile_command(
         context=context,
         prefill_chunk=prefill_chunk,
         experts=experts,
+        objective=objective,
         granularity=granularity,
         rules=rules.read(),
         seed=seed,
