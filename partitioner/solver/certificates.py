@@ -41,8 +41,8 @@ _GRID = 24
 class Claim:
     """No placement of the chain ``problem`` within ``thresholds`` has sums of ``objectives`` that are below ``least``.
 
-    Sums are compared in order. Without objectives: there is none at all. ``kinds``: sizes and speeds of its wafers, in the order of the states,
-    which say how many of each are in use.
+    Sums are compared in order. Without objectives: there is none at all. ``kinds``: sizes and speeds of its wafers, in
+    the order of the states, which say how many of each are in use.
     """
 
     problem: Problem

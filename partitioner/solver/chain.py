@@ -52,7 +52,7 @@ class Runs:
 
 @dataclass(frozen=True)
 class _Found:
-    """What the search holds of the best values so far: ``thresholds``; ``paths``, all with the ``least`` of ``sums``."""
+    """What the search holds of the best values so far: ``thresholds``; ``paths``, all with the ``least`` ``sums``."""
 
     chain: Chain
     thresholds: Thresholds
