@@ -212,6 +212,7 @@ def _backward(placed: dict[str, PlacedBlock], model: Model, free: frozenset[str]
     crossing = [
         (edge, source, target)
         for edge in model.edges
+        if free.isdisjoint((model.blocks[edge.source].name, model.blocks[edge.target].name))
         for source, target in [tuple(placed.get(model.blocks[i].name) for i in (edge.source, edge.target))]
         if source and target and source.wafer != target.wafer and not {source.name, target.name} & free
     ]

@@ -26,9 +26,7 @@ _MOST_DETERMINISTIC_S = 10.0
 """Of each placement that is tried for an explanation."""
 
 
-def explain(
-    case: Case, proof: str, finer: Iterable[Model], fits: Fits, limits: Limits, progress: Progress
-) -> Diagnostic:
+def explain(case: Case, proof: str, finer: Iterable[Model], fits: Fits, progress: Progress) -> Diagnostic:
     """The diagnostic of a placement that cannot be: demand, capacity, gap, rules in conflict, and verified levers.
 
     Args:
@@ -36,12 +34,12 @@ def explain(
         proof: the arguments that it does not, separated by semicolons.
         finer: the model in smaller blocks, the largest first.
         fits: whether a placement of another case is found and laid out.
-        limits: of the solver.
         progress: told what is tried.
     """
-    tried = replace(limits, deterministic_time=min(limits.deterministic_time, _MOST_DETERMINISTIC_S))
+    limits = replace(case.limits, deterministic_time=min(case.limits.deterministic_time, _MOST_DETERMINISTIC_S))
+    case = replace(case, speed=None, limits=limits)
     progress("looking for what stands in the way")
-    conflict = _conflict(case, tried)
+    conflict = _conflict(case)
     found = replace(figures_of(case, tuple(proof.split("; "))), conflict=conflict)
     rules = () if conflict is None else conflict.rules
     found = found.with_levers(tuple(levers(case, finer, rules, Trial(fits, progress))))
@@ -93,8 +91,9 @@ def largest_wafer_tiles(machine: Machine) -> int:
 # --- rules in conflict ------------------------------------------------------------------------------------------------
 
 
-def _conflict(case: Case, limits: Limits) -> Conflict | None:
+def _conflict(case: Case) -> Conflict | None:
     """The fewest rules that cannot all be kept; ``None`` where it is not for them that nothing fits."""
+    limits = case.limits
     if not case.rules or _verdict(replace(case, rules=()).problem, limits) is not True:
         return None
 

@@ -3,7 +3,6 @@
 import itertools
 import random
 from dataclasses import replace
-from functools import partial
 
 import pytest
 
@@ -14,7 +13,7 @@ from ir.objective import Objective
 from ir.rules import Rule, RuleKind
 from ir.workload import Workload
 from partitioner.case import Case
-from partitioner.compile import _fits, build_model
+from partitioner.compile import build_model, fits
 from partitioner.conflict import MOST_RULES, smallest_conflict
 from partitioner.levers import Trial, levers, quantised
 from partitioner.problem import ExpertLayout
@@ -136,7 +135,6 @@ def case_of(model, **changes) -> Case:
     return Case(model, machine, workload, ExpertLayout(asked["experts"]), as_rules(asked.get("rules", ())))
 
 
-FITS = partial(_fits, limits=Limits())
 FIELDS = {"systems": "systems", "users": "users", "context": "context", "prefill-chunk": "chunk"}
 
 
@@ -151,24 +149,24 @@ FIELDS = {"systems": "systems", "users": "users", "context": "context", "prefill
 )
 def test_a_lever_fits_and_one_step_less_does_not(model, asked, options):
     case = case_of(model, **asked)
-    assert not FITS(case)
-    found = {lever.option: lever for lever in levers(case, (), (), Trial(FITS, lambda _step: None))}
+    assert not fits(case)
+    found = {lever.option: lever for lever in levers(case, (), (), Trial(fits, lambda _step: None))}
     assert set(found) >= options
     for option in FIELDS.keys() & found.keys():
         lever = found[option]
         assert lever.verified
         assert lever.was == getattr(case.machine if option == "systems" else case.workload, FIELDS[option])
-        assert FITS(case_of(model, **asked | {FIELDS[option]: lever.to}))
+        assert fits(case_of(model, **asked | {FIELDS[option]: lever.to}))
         back = lever.to + (-lever.step if option == "systems" else lever.step)
-        assert not FITS(case_of(model, **asked | {FIELDS[option]: back}))
+        assert not fits(case_of(model, **asked | {FIELDS[option]: back}))
 
 
 def test_sliced_experts_are_a_lever_where_they_help(model):
     case = case_of(model, systems=2, experts="apart")
-    found = {lever.option: lever for lever in levers(case, (), (), Trial(FITS, lambda _step: None))}
+    found = {lever.option: lever for lever in levers(case, (), (), Trial(fits, lambda _step: None))}
     assert (found["experts"].was, found["experts"].to) == ("apart", "sliced")
-    assert not FITS(case)
-    assert FITS(replace(case, experts=ExpertLayout.SLICED))
+    assert not fits(case)
+    assert fits(replace(case, experts=ExpertLayout.SLICED))
 
 
 def test_smaller_blocks_are_a_lever_where_they_help(waferc, quick_load):

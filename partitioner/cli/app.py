@@ -42,8 +42,8 @@ def compile_command(
     parts: str = "text",
     trust_code: TrustCode = False,
     output: Annotated[Path | None, Parameter(["--output", "-o"])] = None,
-    report: Path | None = None,
     objective: str = "balance,traffic",
+    report: Path | None = None,
     seed: Count = 0,
     time_limit: float = 60.0,
     json: Json = False,
@@ -68,9 +68,9 @@ def compile_command(
         parts: text, or text,vision to place the vision tower of a multimodal transformers model too, for one picture.
         trust_code: open a .pt2 file, which is a pickle and can run code: only if you trust who made it.
         output: folder to write the plan to; nothing is written if not given.
-        report: file (.html) to write a page to: of the plan, or of why there is none and what would fit.
         objective: what to make the placement best for, the first first: machines, latency, bottleneck, traffic,
             balance or room, separated by commas.
+        report: file (.html) to write a page to: of the plan, or of why there is none and what would fit.
         seed: seed of the solver.
         time_limit: limit on the solver's work, in deterministic seconds.
         json: print one JSON object.

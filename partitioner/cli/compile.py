@@ -32,7 +32,7 @@ def run_compile(
     """Compile, write the plan to ``folder`` if there is one, and report; to the page ``report`` even if none fits."""
     begin = time.perf_counter()
     if isinstance(load_target(request.target).cluster, DeviceCluster):  # a wrong target is told at once
-        _refuse_wafer_options(request, report)
+        _refuse_what_is_for_wafers(request, report)
         run_compile_devices(model, options, request, folder, out)
         return
     load_wafers(request.target, request.systems, request.reserve_bytes)
@@ -68,17 +68,17 @@ def run_compile(
         print(f"plan in {folder}, page in {folder / REPORT}")
 
 
-def _refuse_wafer_options(request: Request, report: Path | None) -> None:
+def _refuse_what_is_for_wafers(request: Request, report: Path | None) -> None:
     if request.experts != ExpertLayout.AUTO:
         raise UsageError(Diagnostic("W0104", "--experts is for wafers; devices deal them by rank", "--experts"))
     if request.granularity not in (Granularity.AUTO, Granularity.HALVES):
         raise UsageError(Diagnostic("W0104", "--granularity is for wafers", "--granularity"))
     if request.rules:
         raise UsageError(Diagnostic("W0104", "rules of placement are for wafers", str(request.rules[0])))
-    if report is not None:
-        raise UsageError(Diagnostic("W0104", "--report is for wafers; -o writes the plan's page", "--report"))
     if request.objectives != DEFAULT_OBJECTIVES:
         raise UsageError(Diagnostic("W0104", "--objective is for wafers; devices serve soonest", "--objective"))
+    if report is not None:
+        raise UsageError(Diagnostic("W0104", "--report is for wafers; -o writes the plan's page", "--report"))
 
 
 def _forecast(placed: CompiledModel, request: Request) -> Forecast | None:
