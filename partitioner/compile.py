@@ -29,6 +29,7 @@ from partitioner.curves import CostCurves
 from partitioner.explain import counts_fit, explain, is_too_large
 from partitioner.floorplan.wafers import FloorPlanner, TooTight
 from partitioner.floorplan.wishes import wishes_for
+from partitioner.former import Former, Placer
 from partitioner.passes.blocks import find_blocks
 from partitioner.passes.localise import localise
 from partitioner.passes.profile import profile_of
@@ -76,8 +77,11 @@ def compile_model(
     speed: WaferSpeed | None = None,
     granularity: Granularity = Granularity.AUTO,
     objectives: Sequence[Objective] = DEFAULT_OBJECTIVES,
+    former: Former | None = None,
 ) -> Compiled:
     """Place ``model`` on ``machine``, its routed experts as ``experts`` says, as well as can be by ``objectives``.
+
+    With a ``former`` plan, as much as can be stays where it lies.
 
     Where the machine's ``speed`` is known, blocks get the spare tiles of their wafers so that a token passes soonest.
     The plan's model has blocks of the ``granularity`` that is asked for. ``auto`` takes the model's own, and single
@@ -97,10 +101,12 @@ def compile_model(
     try:
         profile = profile_of(model, None)
         wishes = wishes_for(profile, machine, speed, workload, experts)
-        planner = FloorPlanner(model, machine, workload, experts, wishes)
+        planner = FloorPlanner(model, machine, workload, experts, wishes, former.plan if former else None)
         speeds = CostCurves(profile, machine, speed, workload, experts) if speed else None
         problem = measure(model, machine, workload, experts, speeds)
-        solution, regions = _solve(problem, planner, objectives, limits, progress)
+        if former:
+            problem = former.recalled(problem, model, machine)
+        solution, regions = _solve(problem, planner, objectives, limits, progress, former.place if former else place)
     except (InfeasibleError, TimeLimitError) as error:
         ops = _cut_as(model, Granularity.OPS)
         needs_ops = any(is_too_large(block, machine, workload, experts) for block in model.blocks)
@@ -144,14 +150,19 @@ def _finer(model: Model) -> Iterator[Model]:
 
 
 def _solve(
-    problem: Problem, planner: FloorPlanner, objectives: Sequence[Objective], limits: Limits, progress: Progress
+    problem: Problem,
+    planner: FloorPlanner,
+    objectives: Sequence[Objective],
+    limits: Limits,
+    progress: Progress,
+    placer: Placer = place,
 ) -> tuple[Solution, list[PlacedBlock]]:
     """Place and lay out; what turns out not to fit on one wafer is kept apart, and the rest placed again."""
     blocks = sum(len(item.blocks) for item in problem.items)
     first: tuple[Score, ...] | None = None
     for _ in range(_MOST_ROUNDS):
         progress(f"placing {blocks} blocks on {len(problem.wafers)} wafers")
-        solution = _place_or_give_up(problem, objectives, limits, progress)
+        solution = _place_or_give_up(partial(placer, problem, objectives, limits, progress), problem)
         first = first or solution.scores
         progress("laying out tiles")
         regions = planner.lay_out(_by_wafer(problem, solution))
@@ -180,12 +191,10 @@ def _proven(scores: Sequence[Score], first: Sequence[Score]) -> tuple[Score, ...
     return tuple(kept)
 
 
-def _place_or_give_up(
-    problem: Problem, objectives: Sequence[Objective], limits: Limits, progress: Callable[[Incumbent], None]
-) -> Solution:
-    """A placement; where only our own floor planner stands in the way, infeasible is too strong a word."""
+def _place_or_give_up(placer: Callable[[], Solution], problem: Problem) -> Solution:
+    """What ``placer`` finds; where only our own floor planner stands in the way, infeasible is too strong a word."""
     try:
-        return place(problem, objectives, limits, progress)
+        return placer()
     except InfeasibleError:
         if not problem.misfits:
             raise

@@ -149,4 +149,4 @@ def test_plans_for_devices_are_refused(waferc, stored_plan, monkeypatch):
 
     monkeypatch.setattr(command, "is_device_plan", lambda folder: True)
     done = waferc("diff", stored_plan, stored_plan, "--json")
-    assert (done.code, done.codes) == (2, ["W0115"])
+    assert (done.code, done.codes) == (2, ["W0113"])
