@@ -12,10 +12,12 @@ from ir.objective import Objective
 from ir.plan import Plan
 from ir.target import WaferSpeed
 from ir.workload import Workload
-from partitioner.compile import Compiled, Progress, compile_model
+from partitioner.case import Case
+from partitioner.compile import Compiled, compile_model
 from partitioner.difference import Difference, difference
 from partitioner.former import Former
 from partitioner.options import MOST
+from partitioner.placing import Progress
 from partitioner.problem import ExpertLayout
 from partitioner.solver.cpsat import Limits
 
@@ -112,10 +114,16 @@ def replan(
     machine, workload = change.machine(plan.machine), change.workload(plan.workload)
     if (machine, workload) == (plan.machine, plan.workload):
         return Replanned(plan, plan, None, difference(plan, plan))
-    limits = Limits(plan.solver.deterministic_time_limit, plan.solver.seed)
-    objectives = [score.objective for score in plan.solver.scores if score.objective is not Objective.MOVES]
-    former = Former(plan, change.within)
-    compiled = compile_model(
-        model, machine, workload, limits, progress, experts, speed, model.granularity, objectives, former
+    case = Case(
+        model,
+        machine,
+        workload,
+        experts,
+        plan.rules,
+        speed,
+        tuple(score.objective for score in plan.solver.scores if score.objective is not Objective.MOVES),
+        Limits(plan.solver.deterministic_time_limit, plan.solver.seed),
+        Former(plan, change.within),
     )
+    compiled = compile_model(case, model.granularity, progress)
     return Replanned(plan, compiled.plan, compiled, difference(plan, compiled.plan))
