@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
-from ir.diagnostics import Diagnostic, UsageError
+from ir.diagnostics import Diagnostic, InfeasibleError, UsageError
+from ir.explanation import Lever
 from ir.machine import Machine
 from ir.model import Model
 from ir.objective import Objective
@@ -22,6 +23,8 @@ from partitioner.problem import ExpertLayout
 from partitioner.solver.cpsat import Limits
 
 _MOST_SYSTEMS = 10_000
+_OPTIONS = ("users", "context", "prefill-chunk", "experts")
+"""Levers that replanning has too."""
 MOST_WITHIN = 100
 
 
@@ -32,7 +35,7 @@ class Change:
     Attributes:
         lost: wafers out of service from now on; their numbers stay theirs.
         added: ordinary wafers with new numbers.
-        users, context: as the plan's if ``None``.
+        users, context, chunk: of the workload; as the plan's if ``None``.
         within: how far from the optimum of the plan's first objective the new plan may be, relative to it.
     """
 
@@ -40,10 +43,12 @@ class Change:
     added: int = 0
     users: int | None = None
     context: int | None = None
+    chunk: int | None = None
     within: Fraction = Fraction(1, 20)
 
     def __post_init__(self) -> None:
         given = {"--users": (self.users, 1, MOST), "--context": (self.context, 1, MOST)}
+        given["--prefill-chunk"] = (self.chunk, 1, MOST)
         given["--added"] = (self.added, 0, _MOST_SYSTEMS)
         faults = [
             Diagnostic("W0103", f"{name} must be from {low} to {most:,}, not {value:,}", name)
@@ -75,7 +80,7 @@ class Change:
 
     def workload(self, before: Workload) -> Workload:
         """The workload as it is now."""
-        return replace(before, users=self.users or before.users, context=self.context or before.context)
+        return Workload(self.users or before.users, self.context or before.context, self.chunk or before.chunk)
 
 
 def _not_there(machine: Machine, wafer: int) -> Diagnostic:
@@ -125,5 +130,26 @@ def replan(
         Limits(plan.solver.deterministic_time_limit, plan.solver.seed),
         Former(plan, change.within),
     )
-    compiled = compile_model(case, model.granularity, progress)
+    try:
+        compiled = compile_model(case, model.granularity, progress)
+    except InfeasibleError as error:
+        raise InfeasibleError(*(_with_own_levers(fault, plan.machine) for fault in error.diagnostics)) from None
     return Replanned(plan, compiled.plan, compiled, difference(plan, compiled.plan))
+
+
+def _with_own_levers(fault: Diagnostic, before: Machine) -> Diagnostic:
+    """What would fit, in options of replanning, or where there is none, of compiling anew."""
+    if fault.explanation is None:
+        return fault
+    levers = tuple(_own_lever(lever, before) for lever in fault.explanation.levers)
+    help_ = tuple(lever.text for lever in levers) or fault.help
+    return replace(fault, explanation=fault.explanation.with_levers(levers), help=help_)
+
+
+def _own_lever(lever: Lever, before: Machine) -> Lever:
+    if lever.option == "systems" and isinstance(lever.was, int) and isinstance(lever.to, int):
+        was, to = lever.was - before.systems, lever.to - before.systems
+        return replace(lever, option="added", was=was, to=to, text=f"--added {to} would fit")
+    if lever.option in _OPTIONS:
+        return lever
+    return replace(lever, text=f"{lever.text}, if the model is compiled anew")

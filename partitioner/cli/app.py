@@ -191,6 +191,7 @@ def replan(
     added: Count = 0,
     users: Count | None = None,
     context: Count | None = None,
+    prefill_chunk: Count | None = None,
     within: str = "5%",
     experts: str = "auto",
     target: str | None = None,
@@ -205,6 +206,7 @@ def replan(
         added: how many wafers are new; their numbers follow those of the others.
         users: users whose KV caches are resident at the same time; the plan's if not given.
         context: tokens remembered for each user; the plan's if not given.
+        prefill_chunk: tokens that a pipeline stage works on at once; the plan's if not given.
         within: how far from the optimum of the plan's first objective the new plan may be.
         experts: apart, sliced or auto, for wafers that are laid out anew.
         target: the machine file that the plan was made for, if it is not bundled; it tells how fast wafers are.
@@ -219,6 +221,7 @@ def replan(
         added=added,
         users=users,
         context=context,
+        chunk=prefill_chunk,
         within=parse_share(within, "--within"),
     )
     run_replan(folder, change, Asked(experts, target, output), Output(json=json))

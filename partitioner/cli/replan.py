@@ -136,7 +136,7 @@ def _print(found: Replanned, change: Change) -> None:
     print_difference(found.difference, layer_blocks(found.after))
     first, moves = found.after.solver.scores[0], _moves(found)
     value, bound = (amount(figure, first.objective.unit) for figure in (first.value, first.bound))
-    print(f"\n{first.objective} {value}, bound {bound}: gap {first.gap:.2%}, allowed {float(change.within):.4g}")
+    print(f"\n{first.objective} {value}, bound {bound}: gap {first.gap:.2%}, {float(change.within):.2%} allowed")
     if moves and moves.proof:
         print(f"no plan this close to the bound moves fewer bytes, by {moves.proof}")
     elif moves:
