@@ -19,7 +19,8 @@ from ir.rules import Rule
 from ir.types import symbols_of
 from ir.workload import Workload
 from partitioner import forecast
-from partitioner.compile import Compiled, Progress, build_model, compile_model
+from partitioner.case import Case
+from partitioner.compile import Compiled, build_model, compile_model
 from partitioner.folder import write_plan
 from partitioner.frontends.load import TEXT_ALONE, load
 from partitioner.frontends.lowered import Lowered, Origin
@@ -27,6 +28,7 @@ from partitioner.options import MOST
 from partitioner.options import LoadOptions as LoadOptions
 from partitioner.passes.fix import fix_sizes
 from partitioner.passes.step import STEP_SYMBOLS, takes_tokens
+from partitioner.placing import Progress
 from partitioner.problem import ExpertLayout
 from partitioner.profiles import load_profile
 from partitioner.questions import ask
@@ -167,13 +169,16 @@ class CompiledModel:
         Raises:
             UsageError: W0105, it cannot be written.
         """
-        page = render_report(
+        write_plan(Path(folder), self.plan, self.model, self.lowered, self.page())
+
+    def page(self) -> str:
+        """The placement as an HTML page."""
+        return render_report(
             self.plan,
             model_weight_bytes=self.model.weight_bytes,
             model_parameters=self.model.parameters,
             unplaced_parameters=[parameter.name for parameter in self.model.unplaced],
         )
-        write_plan(Path(folder), self.plan, self.model, self.lowered, page)
 
     def emulator(self, seed: int = 0) -> Emulator:
         """The model on emulated tiles; a model without weights of its own gets random ones from ``seed``.
@@ -211,13 +216,18 @@ def compile_lowered(lowered: Lowered, request: Request, progress: Progress = lam
     wafers = load_wafers(request.target, request.systems, request.reserve_bytes)
     workload = workload_of(lowered, request)
     progress("finding blocks")
-    model = build_model(lowered.graph)
-    limits = Limits(request.time_limit, request.seed)
-    experts, granularity = ExpertLayout(request.experts), Granularity(request.granularity)
-    objectives = [Objective(name) for name in request.objectives]
-    compiled = compile_model(
-        model, wafers.machine, workload, limits, progress, experts, wafers.speed, granularity, objectives
+    case = Case(
+        model=build_model(lowered.graph),
+        machine=wafers.machine,
+        workload=workload,
+        experts=ExpertLayout(request.experts),
+        rules=as_rules(request.rules),
+        speed=wafers.speed,
+        objectives=tuple(Objective(name) for name in request.objectives),
+        limits=Limits(request.time_limit, request.seed),
     )
+    granularity = Granularity(request.granularity)
+    compiled = compile_model(case, granularity, progress)
     notes = (*lowered.notes, *_on_granularity(granularity, compiled.model))
     return CompiledModel(replace(lowered, notes=notes), compiled)
 

@@ -19,6 +19,7 @@ from ir.machine import Machine, absurdities
 from ir.model import Block, Model
 from ir.objective import Objective
 from ir.plan import FEASIBLE, OPTIMAL, PlacedBlock, Plan, Rectangle, Transfer
+from partitioner.check_rules import broken_rules, free_blocks
 
 _MOST = 1 << 40
 
@@ -41,8 +42,9 @@ def check(plan: Plan, model: Model) -> tuple[Diagnostic, ...]:
     if sound_regions:
         faults += _overfull_tiles(placed.values(), plan, model)
     faults += _parted(placed, model)
-    faults += _backward(placed, model)
+    faults += _backward(placed, model, free_blocks(plan, model))
     if len(placed) == len(known):
+        faults += broken_rules(plan, model)
         faults += _wrong_transfers(plan, placed, model)
         faults += _wrong_claims(plan, model)
         faults += _not_optimal(plan, model)
@@ -201,7 +203,7 @@ def _parted(placed: dict[str, PlacedBlock], model: Model) -> Iterator[Diagnostic
             yield Diagnostic("W0507", "blocks that exchange routed tokens are on different wafers", "", facts)
 
 
-def _backward(placed: dict[str, PlacedBlock], model: Model) -> Iterator[Diagnostic]:
+def _backward(placed: dict[str, PlacedBlock], model: Model, free: frozenset[str]) -> Iterator[Diagnostic]:
     """Values that break the pipeline: wafers need not follow each other by number, but in some order values must go on.
 
     There is one exactly if, taking away wafers that receive from none that is left, all go; and none is left then.
@@ -210,8 +212,9 @@ def _backward(placed: dict[str, PlacedBlock], model: Model) -> Iterator[Diagnost
     crossing = [
         (edge, source, target)
         for edge in model.edges
+        if free.isdisjoint((model.blocks[edge.source].name, model.blocks[edge.target].name))
         for source, target in [tuple(placed.get(model.blocks[i].name) for i in (edge.source, edge.target))]
-        if source and target and source.wafer != target.wafer
+        if source and target and source.wafer != target.wafer and not {source.name, target.name} & free
     ]
     circling = _circling({(source.wafer, target.wafer) for _, source, target in crossing})
     first: dict[int, int] = {}
@@ -301,9 +304,10 @@ def _not_optimal(plan: Plan, model: Model) -> Iterator[Diagnostic]:
     placement whenever there is one; for other models what it finds is still a placement.
     """
     best = plan.solver.scores[0] if plan.solver.scores else None
-    if best is None or not best.proof:
+    if best is None or not best.proof or plan.rules:
         return
-    systems, most, users = plan.machine.systems, plan.machine.wafer_bytes, plan.workload.users
+    most, users = plan.machine.systems * plan.machine.wafer_bytes, plan.workload.users
+    systems = len(plan.machine.in_service)
     match best.objective:
         case Objective.BALANCE:
             reached = _fill(plan, model, best.value - 1, users)
@@ -319,17 +323,22 @@ def _not_optimal(plan: Plan, model: Model) -> Iterator[Diagnostic]:
 
 
 def _fill(plan: Plan, model: Model, most_bytes: int, users: int) -> int | None:
-    """Wafers that blocks in order take, each filled as far as it goes; ``None`` if that is no placement.
+    """Wafers that blocks in order take, the largest first, each filled as far as it goes; ``None`` if that is no
+    placement.
 
     Caches are counted for ``users``, tiles for the users of the plan.
     """
+    offered = sorted((plan.machine.wafer(wafer).tiles for wafer in plan.machine.in_service), reverse=True)
     wafer = used_bytes = used_tiles = 0
     reached: dict[int, int] = {}
     for own, size, tiles in _items(plan, model, users):
-        if size > most_bytes or tiles > plan.machine.tiles:
-            return None
-        if used_bytes + size > most_bytes or used_tiles + tiles > plan.machine.tiles:
+        full = min(most_bytes, offered[wafer] * plan.machine.tile_bytes)
+        if used_bytes + size > full or used_tiles + tiles > offered[wafer]:
             wafer, used_bytes, used_tiles = wafer + 1, 0, 0
+        if wafer == len(offered) or size > min(most_bytes, offered[wafer] * plan.machine.tile_bytes):
+            return None
+        if tiles > offered[wafer]:
+            return None
         used_bytes, used_tiles = used_bytes + size, used_tiles + tiles
         reached |= dict.fromkeys(own, wafer)
     # A block between two that stay together has no place of its own: such a spread is no placement.

@@ -17,11 +17,11 @@ from ir.model import Block, BlockKind, Edge, Model
 from ir.objective import Objective
 from ir.plan import PlacedBlock, Plan, Rectangle, Score, Transfer
 from ir.workload import Workload
+from partitioner.case import Case
 from partitioner.check import check
 from partitioner.compile import compile_model
 from partitioner.folder import write_plan
 from partitioner.problem import ExpertLayout
-from partitioner.solver.cpsat import Limits
 
 EXPERTS, ROUTER, ATTENTION = "layers.1.experts", "layers.1.router", "layers.1.attention"
 
@@ -39,7 +39,7 @@ def plan(compiled_small_kimi):
 @pytest.fixture(scope="module")
 def apart(model, plan):
     """A plan whose experts have regions of their own."""
-    return compile_model(model, plan.machine, plan.workload, Limits(), experts=ExpertLayout.APART).plan
+    return compile_model(Case(model, plan.machine, plan.workload, ExpertLayout.APART)).plan
 
 
 @pytest.fixture(params=["sliced", "apart"])
@@ -373,7 +373,7 @@ def test_what_lies_between_blocks_that_stay_together_refutes_nothing():
     blocks = tuple(Block(str(kind), kind, 0, (), (), 0, 0, 0, (), 0, 0, 200) for kind in kinds)
     edges = (Edge(0, 1, "a", 1), Edge(1, 2, "b", 1), Edge(0, 2, "c", 1))
     model = Model(Graph("mixture", (), (), (), ()), blocks, edges, ((0, 2),))
-    plan = compile_model(model, Machine("m", "m", 10, 10, 100, 0, 2), Workload(1, 1, 1), Limits()).plan
+    plan = compile_model(Case(model, Machine("m", "m", 10, 10, 100, 0, 2), Workload(1, 1, 1))).plan
     assert plan.solver.status == "optimal"
     assert plan.solver.scores[0].value == 600
 

@@ -16,6 +16,7 @@ from ir.target import DeviceCluster
 from partitioner.api import CompiledModel, LoadOptions, Request, compile_lowered, lower
 from partitioner.cli.devices import run_compile_devices
 from partitioner.cli.output import Output, peak_rss_bytes
+from partitioner.cli.page import page_of_failure, write_page
 from partitioner.figures import figures
 from partitioner.folder import REPORT, refuse_foreign
 from partitioner.forecast import estimate
@@ -25,22 +26,26 @@ from partitioner.questions import ask
 from targets.machines import load_target, load_wafers
 
 
-def run_compile(model: str, options: LoadOptions, request: Request, folder: Path | None, out: Output) -> None:
-    """Compile, write the plan to ``folder`` if there is one, and report."""
+def run_compile(
+    model: str, options: LoadOptions, request: Request, folder: Path | None, out: Output, report: Path | None = None
+) -> None:
+    """Compile, write the plan to ``folder`` if there is one, and report; to the page ``report`` even if none fits."""
     begin = time.perf_counter()
     if isinstance(load_target(request.target).cluster, DeviceCluster):  # a wrong target is told at once
-        _refuse_wafer_options(request)
+        _refuse_what_is_for_wafers(request, report)
         run_compile_devices(model, options, request, folder, out)
         return
     load_wafers(request.target, request.systems, request.reserve_bytes)
     if folder is not None:
         refuse_foreign(folder)
-    with out.progress() as progress:
+    with out.progress() as progress, page_of_failure(report):
         progress(f"reading {model}")
         placed = compile_lowered(lower(model, options), request, progress)
         if folder is not None:
             progress("writing the plan")
             placed.save(folder)
+        if report is not None:
+            write_page(report, placed.page())
     for note in placed.lowered.notes:
         out.note(note)
     if placed.plan.solver.interrupted:
@@ -63,7 +68,7 @@ def run_compile(model: str, options: LoadOptions, request: Request, folder: Path
         print(f"plan in {folder}, page in {folder / REPORT}")
 
 
-def _refuse_wafer_options(request: Request) -> None:
+def _refuse_what_is_for_wafers(request: Request, report: Path | None) -> None:
     if request.experts != ExpertLayout.AUTO:
         raise UsageError(Diagnostic("W0104", "--experts is for wafers; devices deal them by rank", "--experts"))
     if request.granularity not in (Granularity.AUTO, Granularity.HALVES):
@@ -72,6 +77,8 @@ def _refuse_wafer_options(request: Request) -> None:
         raise UsageError(Diagnostic("W0104", "rules of placement are for wafers", str(request.rules[0])))
     if request.objectives != DEFAULT_OBJECTIVES:
         raise UsageError(Diagnostic("W0104", "--objective is for wafers; devices serve soonest", "--objective"))
+    if report is not None:
+        raise UsageError(Diagnostic("W0104", "--report is for wafers; -o writes the plan's page", "--report"))
 
 
 def _forecast(placed: CompiledModel, request: Request) -> Forecast | None:
