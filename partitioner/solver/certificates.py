@@ -166,29 +166,26 @@ def _no_run_is_a_shortcut(claim: Claim, potentials: Potentials, witness: Witness
     reach = np.array(potentials.reach[kind], np.int64)
     if not _reaches_no_further(claim, kind, reach.tolist()):
         return False
-    steps = [(source, target) for source, target, number in claim.steps() if number == kind]
-    if not steps:
-        return True
-    before = np.array([potentials.at[source] for source, _ in steps])
-    after = np.array([potentials.at[target] for _, target in steps])
+    needed = _needed(claim, potentials, kind, int((reach - np.arange(len(reach))).max(initial=0)))
     costs = _Costs(claim.problem, claim.kinds[kind])
     is_cut = np.zeros(len(reach), bool)
     is_cut[[0, *(cut for cut in claim.next_cut if cut < len(reach))]] = True
-    open_: list[tuple[Array, Array, Array]] = []
-    for length in range(1, int((reach - np.arange(len(reach))).max(initial=0)) + 1):
+    open_: list[tuple[Array, Array, Array, Array]] = []
+    for length in range(1, needed.shape[2] + 1):
         starts = np.flatnonzero((reach[:-length] >= np.arange(length, len(reach))) & is_cut[:-length] & is_cut[length:])
-        differences = after[:, :, starts + length] - before[:, :, starts]
-        needed = _largest(differences)
+        wanted = needed[:, starts + length, length - 1]
+        costly = wanted[0] >= 0
+        starts, wanted = starts[costly], wanted[:, costly]
         known = np.array([costs.at_least(objective, starts, length) for objective in claim.objectives])
-        short = _less(known, needed)
-        open_.append((starts[short], starts[short] + length, needed[:, short]))
-    starts, ends = (np.concatenate([np.empty(0, np.int64), *(part[n] for part in open_)]) for n in (0, 1))
-    if not len(starts):
-        return True
-    needed = np.concatenate([part[2] for part in open_], axis=1)
-    prices = witness(claim.kinds[kind], starts, ends) if Objective.LATENCY in claim.objectives else starts
-    known = np.array([costs.priced(objective, starts, ends, prices) for objective in claim.objectives])
-    return not _less(known, needed).any()
+        short = _less(known, wanted)
+        if short.any():
+            open_.append((starts[short], starts[short] + length, wanted[:, short], known[:, short]))
+    if not open_ or Objective.LATENCY not in claim.objectives:
+        return not open_
+    starts, ends, wanted, known = (np.concatenate(parts, axis=-1) for parts in zip(*open_, strict=True))
+    prices = witness(claim.kinds[kind], starts, ends)
+    known[claim.objectives.index(Objective.LATENCY)] = costs.at_own_prices(starts, ends, prices)
+    return not _less(known, wanted).any()
 
 
 def _reaches_no_further(claim: Claim, kind: int, reach: list[int]) -> bool:
@@ -202,20 +199,34 @@ def _reaches_no_further(claim: Claim, kind: int, reach: list[int]) -> bool:
     )
 
 
-def _largest(vectors: Array) -> Array:
-    """Of [step, objective, run] the lexicographically largest step of each run: [objective, run]."""
-    found = []
-    alive = np.ones((vectors.shape[0], vectors.shape[2]), bool)
-    for objective in range(vectors.shape[1]):
-        values = np.where(alive, vectors[:, objective], -4 * (OUT_OF_REACH // 2))
-        found.append(values.max(axis=0))
-        alive &= values == found[-1]
-    return np.array(found)
+def _needed(claim: Claim, potentials: Potentials, kind: int, longest: int) -> Array:
+    """[objective, end, length - 1]: what a run has to cost at least, so that it is in no state a short cut."""
+    count = len(claim.problem.items)
+    needed = np.full((len(claim.objectives), count + 1, longest), -2 * OUT_OF_REACH)
+    for source, target, number in claim.steps() if longest else ():
+        before, after = potentials.at[source], potentials.at[target]
+        # A run is no short cut where it begins out of reach, or ends where no way leads on.
+        starts, ends = np.flatnonzero(before[0] < OUT_OF_REACH), np.flatnonzero(after[0] > -OUT_OF_REACH)
+        if number != kind or not len(starts) or not len(ends):
+            continue
+        rows = slice(int(ends[0]), min(int(starts[-1]) + longest, int(ends[-1])) + 1)
+        if rows.start < rows.stop:
+            padded = np.concatenate([np.full((len(before), longest), OUT_OF_REACH), before], axis=1)
+            earlier = np.lib.stride_tricks.sliding_window_view(padded, longest, axis=1)[:, rows, ::-1]
+            _raise_to(needed[:, rows], after[:, rows, None] - earlier)
+    return needed
+
+
+def _raise_to(held: Array, offered: Array) -> None:
+    """Replace the vectors of ``held`` [objective, ...] that come before those of ``offered``, in place."""
+    more = _less(held, offered)
+    for has, offers in zip(held, offered, strict=True):
+        np.copyto(has, offers, where=more)
 
 
 def _less(one: Array, other: Array) -> npt.NDArray[np.bool_]:
-    """[run]: whether the vector of ``one`` [objective, run] comes before that of ``other``."""
-    less = np.zeros(one.shape[1], bool)
+    """Whether the vectors of ``one`` [objective, ...] come before those of ``other``."""
+    less = np.zeros(one.shape[1:], bool)
     for a, b in zip(one[::-1], other[::-1], strict=True):
         less = (a < b) | ((a == b) & less)
     return less
@@ -245,16 +256,13 @@ class _Costs:
             return bound
         return np.zeros_like(starts)
 
-    def priced(self, objective: Objective, starts: Array, ends: Array, prices: Array) -> Array:
-        """A bound for each run by its own price for a tile; what it is sent is exact."""
-        if objective is Objective.TRAFFIC:
-            return np.array([self._sent(start, end) for start, end in zip(starts.tolist(), ends.tolist(), strict=True)])
+    def at_own_prices(self, starts: Array, ends: Array, prices: Array) -> Array:
+        """A bound for the latency of each run, by its own price for a tile."""
         bound = np.zeros_like(starts)
-        if objective is Objective.LATENCY:
-            order = np.argsort(prices, kind="stable")
-            distinct, first = np.unique(prices[order], return_index=True)
-            for price, runs in zip(distinct.tolist(), np.split(order, first[1:]), strict=True):
-                bound[runs] = self._at_price(price, self._sums(price), starts[runs], ends[runs])
+        order = np.argsort(prices, kind="stable")
+        distinct, first = np.unique(prices[order], return_index=True)
+        for price, runs in zip(distinct.tolist(), np.split(order, first[1:]), strict=True):
+            bound[runs] = self._at_price(price, self._sums(price), starts[runs], ends[runs])
         return bound
 
     def _grow_to(self, length: int) -> None:
@@ -275,10 +283,6 @@ class _Costs:
                     found[target - start + 1].append((start, flow.bytes_per_token))
                 earlier = target
         return dict(found)
-
-    def _sent(self, start: int, end: int) -> int:
-        flows = (flow for flow in self.problem.flows if flow.source < start)
-        return sum(flow.bytes_per_token for flow in flows if any(start <= target < end for target in flow.targets))
 
     @cached_property
     def _grid(self) -> list[tuple[int, Array]]:

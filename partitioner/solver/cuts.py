@@ -19,7 +19,10 @@ _AT_ONCE = 1 << 18
 """Runs that are looked at together: so many stay in the processor's cache."""
 
 _MOST_RUNS = 12_000_000
-_MOST_WORK = 6_000_000_000
+"""Numbers of runs, and of stops in all states, that fit in memory: some 100 MB of each."""
+
+_MOST_STEPS = 3_000_000_000
+"""Runs in all states that are looked at: some ten seconds, and as many again to verify what is found."""
 
 
 @dataclass(frozen=True)
@@ -69,18 +72,17 @@ def runs_of(chain: Chain, thresholds: Thresholds) -> tuple[Array, tuple[Array, .
     return stops, tuple(np.searchsorted(stops, kind[stops]) for kind in reach)
 
 
-def work(chain: Chain, thresholds: Thresholds) -> tuple[int, int]:
-    """Runs within ``thresholds`` as a table counts them, and how many a table looks at."""
-    stops, reach = runs_of(chain, thresholds)
-    width = max(int((kind - np.arange(len(stops))).max()) for kind in reach)
-    steps = sum(len(chain.wafers.steps[state]) for state in _states(chain, thresholds))
-    return len(stops) * width * len(reach), len(stops) * width * steps
-
-
 def is_feasible_work(chain: Chain, thresholds: Thresholds) -> bool:
     """Whether a table can be made in reasonable time and memory."""
-    runs, steps = work(chain, thresholds)
-    return runs <= _MOST_RUNS and steps <= _MOST_WORK
+    stops, reach = runs_of(chain, thresholds)
+    width = max(int((kind - np.arange(len(stops))).max()) for kind in reach)
+    states = _states(chain, thresholds)
+    steps = sum(len(chain.wafers.steps[state]) for state in states)
+    return (
+        len(stops) * width * len(reach) <= _MOST_RUNS
+        and len(stops) * len(states) <= _MOST_RUNS
+        and len(stops) * width * steps <= _MOST_STEPS
+    )
 
 
 def coarser(chain: Chain, thresholds: Thresholds, cuts: Sequence[int]) -> Chain:
