@@ -13,7 +13,7 @@ The search hands over numbers, and whatever they are, what passes here is a proo
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -61,13 +61,14 @@ class Claim:
         all_ = product(*(range(count + 1) for count in most))
         return frozenset(state for state in all_ if sum(state) <= self.thresholds.machines)
 
-    def steps(self) -> Iterator[tuple[State, State, int]]:
-        """Each state, one with a wafer more, and the kind of that."""
-        for state in sorted(self.states):
-            for kind in range(len(self.kinds)):
-                more = (*state[:kind], state[kind] + 1, *state[kind + 1 :])
-                if more in self.states:
-                    yield state, more, kind
+    @cached_property
+    def steps(self) -> tuple[tuple[tuple[State, State], ...], ...]:
+        """[kind]: each state, and that with one wafer more of this kind."""
+        states, found = sorted(self.states), []
+        for kind in range(len(self.kinds)):
+            pairs = ((state, (*state[:kind], state[kind] + 1, *state[kind + 1 :])) for state in states)
+            found.append(tuple(pair for pair in pairs if pair[1] in self.states))
+        return tuple(found)
 
     @cached_property
     def next_cut(self) -> list[int]:
@@ -97,7 +98,11 @@ def no_placement(claim: Claim, furthest: Mapping[State, int]) -> int:
     if furthest[(0,) * len(claim.kinds)] != 0:
         return 0
     holds = [_Holding(claim, kind) for kind in claim.kinds]
-    windows = {(furthest[state], claim.next_cut[furthest[more]], kind) for state, more, kind in claim.steps()}
+    windows = {
+        (furthest[state], claim.next_cut[furthest[more]], kind)
+        for kind, steps in enumerate(claim.steps)
+        for state, more in steps
+    }
     return 0 if any(holds[kind].all_of(start, end) for start, end, kind in sorted(windows)) else max(1, len(windows))
 
 
@@ -166,7 +171,7 @@ def _no_run_is_a_shortcut(claim: Claim, potentials: Potentials, witness: Witness
     reach = np.array(potentials.reach[kind], np.int64)
     if not _reaches_no_further(claim, kind, reach.tolist()):
         return False
-    needed = _needed(claim, potentials, kind, int((reach - np.arange(len(reach))).max(initial=0)))
+    needed = _needed(claim, potentials, kind, max(1, int((reach - np.arange(len(reach))).max())))
     costs = _Costs(claim.problem, claim.kinds[kind])
     is_cut = np.zeros(len(reach), bool)
     is_cut[[0, *(cut for cut in claim.next_cut if cut < len(reach))]] = True
@@ -201,19 +206,22 @@ def _reaches_no_further(claim: Claim, kind: int, reach: list[int]) -> bool:
 
 def _needed(claim: Claim, potentials: Potentials, kind: int, longest: int) -> Array:
     """[objective, end, length - 1]: what a run has to cost at least, so that it is in no state a short cut."""
-    count = len(claim.problem.items)
+    count, number = len(claim.problem.items), {state: nth for nth, state in enumerate(claim.states)}
     needed = np.full((len(claim.objectives), count + 1, longest), -2 * OUT_OF_REACH)
-    for source, target, number in claim.steps() if longest else ():
-        before, after = potentials.at[source], potentials.at[target]
-        # A run is no short cut where it begins out of reach, or ends where no way leads on.
-        starts, ends = np.flatnonzero(before[0] < OUT_OF_REACH), np.flatnonzero(after[0] > -OUT_OF_REACH)
-        if number != kind or not len(starts) or not len(ends):
-            continue
-        rows = slice(int(ends[0]), min(int(starts[-1]) + longest, int(ends[-1])) + 1)
+    padded = np.full((len(number), len(claim.objectives), longest + count + 1), OUT_OF_REACH)
+    for state, nth in number.items():
+        padded[nth, :, longest:] = potentials.at[state]
+    before, at = np.lib.stride_tricks.sliding_window_view(padded, longest, axis=2)[..., ::-1], padded[:, :, longest:]
+    # A run is no short cut where it begins out of reach, or ends where no way leads on.
+    last, first = (
+        (count - np.argmax(at[:, 0, ::-1] < OUT_OF_REACH, axis=1)).tolist(),
+        np.argmax(at[:, 0] > -OUT_OF_REACH, axis=1).tolist(),
+    )
+    for source, target in claim.steps[kind]:
+        one, other = number[source], number[target]
+        rows = slice(first[other], min(last[one] + longest, count) + 1)
         if rows.start < rows.stop:
-            padded = np.concatenate([np.full((len(before), longest), OUT_OF_REACH), before], axis=1)
-            earlier = np.lib.stride_tricks.sliding_window_view(padded, longest, axis=1)[:, rows, ::-1]
-            _raise_to(needed[:, rows], after[:, rows, None] - earlier)
+            _raise_to(needed[:, rows], at[other, :, rows, None] - before[one, :, rows])
     return needed
 
 

@@ -43,15 +43,16 @@ class Bands:
 class Table:
     """The least sums, in order, with which each number of wafers of each kind reaches each stop.
 
-    ``sums`` [objective, state, stop]; ``least``: of the whole chain; ``low``, ``high`` [state]: the stops from which
-    the end can be reached, and that can be reached.
+    ``sums`` [objective, state, stop], and ``before`` [objective, state, stop, width], a view of them: those of the
+    ``width`` stops before each. ``least``: of the whole chain; ``low`` [state]: the first stop from which the end can
+    be reached.
     """
 
     thresholds: Thresholds
     bands: Bands
     low: tuple[int, ...]
-    high: tuple[int, ...]
     sums: Array
+    before: Array
     least: tuple[int, ...]
 
 
@@ -129,15 +130,16 @@ def solve(chain: Chain, objectives: Sequence[Objective], thresholds: Thresholds)
         return None
     low = earliest(chain.wafers, reach, len(states), last)
     made = bands(chain, objectives, thresholds)
-    sums = np.full((len(objectives), len(states), last + 1), NEVER)
+    padded = np.full((len(objectives), len(states), made.width + last + 1), NEVER)
+    before, sums = np.lib.stride_tricks.sliding_window_view(padded, made.width, axis=2), padded[:, :, made.width :]
     sums[:, 0, 0] = 0
     for target in states[1:]:
         for source, kind in chain.wafers.steps[target]:
             for rows in _rows(low[target], high[target], made.width):
-                reached = _cheapest(_ways(made, sums, source, kind, rows))
+                reached = _cheapest(_ways(made, before[:, source], kind, rows))
                 _keep_better(sums[:, target, rows], reached)
     ends = min(tuple(int(part) for part in sums[:, state, last]) for state in states)
-    return Table(thresholds, made, tuple(low), tuple(high), sums, ends)
+    return Table(thresholds, made, tuple(low), sums, before, ends)
 
 
 def _rows(low: int, high: int, width: int) -> Iterator[slice]:
@@ -146,23 +148,18 @@ def _rows(low: int, high: int, width: int) -> Iterator[slice]:
         yield slice(start, min(start + step, high + 1))
 
 
-def _ways(made: Bands, sums: Array, source: int, kind: int, rows: slice | Array) -> list[Array]:
+def _ways(made: Bands, before: Array, kind: int, rows: slice | Array) -> list[Array]:
     """[objective][row, width]: the sums with which each stop of ``rows`` is reached by each run that ends there."""
-    ways = []
-    for before, band in zip(sums[:, source], made.costs, strict=True):
-        padded = np.concatenate([np.full(made.width, NEVER), before])
-        ways.append(np.lib.stride_tricks.sliding_window_view(padded, made.width)[rows] + band[kind][rows])
-    return ways
+    return [sums[rows] + band[kind][rows] for sums, band in zip(before, made.costs, strict=True)]
 
 
 def _cheapest(ways: list[Array]) -> Array:
     """[objective, row]: the least of each row, by the first objective, then the next."""
-    least: list[Array] = []
-    tied: npt.NDArray[np.bool_] = np.ones_like(ways[0], bool)
-    for way in ways:
-        open_ = np.where(tied, way, 2 * NEVER)
+    open_ = ways[0]
+    least = [open_.min(axis=1)]
+    for way in ways[1:]:
+        open_ = np.where(open_ == least[-1][:, None], way, 2 * NEVER)
         least.append(open_.min(axis=1))
-        tied = open_ == least[-1][:, None]
     found = np.array(least)
     found[:, found[0] >= NEVER] = NEVER
     return found
@@ -187,7 +184,7 @@ def best_paths(chain: Chain, table: Table) -> Paths:
         rows = np.flatnonzero(marked[target])
         for source, kind in chain.wafers.steps[target] if len(rows) else ():
             fits = np.ones((len(rows), table.bands.width), bool)
-            for way, sums in zip(_ways(table.bands, table.sums, source, kind, rows), table.sums, strict=True):
+            for way, sums in zip(_ways(table.bands, table.before[:, source], kind, rows), table.sums, strict=True):
                 fits &= (way == sums[target, rows][:, None]) & (way < NEVER)
             row, column = np.nonzero(fits)
             if len(row):
