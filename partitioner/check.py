@@ -306,7 +306,8 @@ def _not_optimal(plan: Plan, model: Model) -> Iterator[Diagnostic]:
     best = plan.solver.scores[0] if plan.solver.scores else None
     if best is None or not best.proof or plan.rules:
         return
-    systems, most, users = plan.machine.systems, plan.machine.wafer_bytes, plan.workload.users
+    most, users = plan.machine.systems * plan.machine.wafer_bytes, plan.workload.users
+    systems = len(plan.machine.in_service)
     match best.objective:
         case Objective.BALANCE:
             reached = _fill(plan, model, best.value - 1, users)
@@ -322,17 +323,22 @@ def _not_optimal(plan: Plan, model: Model) -> Iterator[Diagnostic]:
 
 
 def _fill(plan: Plan, model: Model, most_bytes: int, users: int) -> int | None:
-    """Wafers that blocks in order take, each filled as far as it goes; ``None`` if that is no placement.
+    """Wafers that blocks in order take, the largest first, each filled as far as it goes; ``None`` if that is no
+    placement.
 
     Caches are counted for ``users``, tiles for the users of the plan.
     """
+    offered = sorted((plan.machine.wafer(wafer).tiles for wafer in plan.machine.in_service), reverse=True)
     wafer = used_bytes = used_tiles = 0
     reached: dict[int, int] = {}
     for own, size, tiles in _items(plan, model, users):
-        if size > most_bytes or tiles > plan.machine.tiles:
-            return None
-        if used_bytes + size > most_bytes or used_tiles + tiles > plan.machine.tiles:
+        full = min(most_bytes, offered[wafer] * plan.machine.tile_bytes)
+        if used_bytes + size > full or used_tiles + tiles > offered[wafer]:
             wafer, used_bytes, used_tiles = wafer + 1, 0, 0
+        if wafer == len(offered) or size > min(most_bytes, offered[wafer] * plan.machine.tile_bytes):
+            return None
+        if tiles > offered[wafer]:
+            return None
         used_bytes, used_tiles = used_bytes + size, used_tiles + tiles
         reached |= dict.fromkeys(own, wafer)
     # A block between two that stay together has no place of its own: such a spread is no placement.

@@ -60,7 +60,8 @@ def compile_model(
 
     Where the machine's speed is known, blocks get the spare tiles of their wafers so that a token passes soonest.
     ``auto`` takes the model's own blocks, and single operators where no place is found for those, if operators in
-    order would fit or a block is larger than a wafer.
+    order would fit or a block is larger than a wafer. Close to a former plan, if the case has one, as much as can be
+    stays where it lies.
 
     Raises:
         InfeasibleError: W0411 to W0413, no placement exists; with figures and what would fit.
@@ -71,7 +72,9 @@ def compile_model(
     begin = time.perf_counter()
     case = replace(case, model=_cut_as(case.model, granularity))
     try:
-        solution, regions = place_and_lay_out(case.problem, case.planner(), case.objectives, case.limits, progress)
+        solution, regions = place_and_lay_out(
+            case.problem, case.planner(), case.objectives, case.limits, progress, case.placer
+        )
     except (InfeasibleError, TimeLimitError) as error:
         ops = replace(case, model=_cut_as(case.model, Granularity.OPS))
         if granularity is Granularity.AUTO and (_needs_ops(case) or may_fit(replace(ops, speed=None))):
@@ -80,7 +83,8 @@ def compile_model(
         if isinstance(error, TimeLimitError):
             raise
         proof = str(error.diagnostics[0].facts["proof"])
-        raise InfeasibleError(explain(case, proof, _finer(case.model), fits, progress)) from None
+        alone = replace(case, former=None)
+        raise InfeasibleError(explain(alone, proof, _finer(case.model), fits, progress)) from None
     solve_s = time.perf_counter() - begin
     plan = plan_of(case, solution, regions)
     progress("checking the plan")

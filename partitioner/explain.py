@@ -134,7 +134,7 @@ def _told(case: Case, found: Explanation) -> Diagnostic:
         message = f"{largest.name} does not fit on any wafer"
         facts = _block_facts(largest, case) | proof
         return Diagnostic("W0412", message, f"{largest.name} ({_described(largest)})", facts, help_, found)
-    message = f"{model} does not fit on {machine.systems} {machine.name} systems"
+    message = f"{model} does not fit on {len(machine.in_service)} {machine.name} systems"
     if not found.gap.tiles:
         message += ": its layers are too large to fill them evenly"
     return Diagnostic("W0411", message, model, _figures(case, found) | proof, help_, found)

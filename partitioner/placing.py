@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 from ir.diagnostics import Diagnostic, InfeasibleError, TimeLimitError
 from ir.objective import Objective
 from ir.plan import PlacedBlock, Score
 from partitioner.floorplan.wafers import FloorPlanner, TooTight
+from partitioner.former import Placer
 from partitioner.problem import Copy
 from partitioner.solver.cpsat import Limits
 from partitioner.solver.place import Incumbent, Solution, place, trivial_bound
@@ -21,9 +23,15 @@ Progress = Callable[[str | Incumbent], None]
 
 
 def place_and_lay_out(
-    problem: Problem, planner: FloorPlanner, objectives: Sequence[Objective], limits: Limits, progress: Progress
+    problem: Problem,
+    planner: FloorPlanner,
+    objectives: Sequence[Objective],
+    limits: Limits,
+    progress: Progress,
+    placer: Placer = place,
 ) -> tuple[Solution, list[PlacedBlock]]:
-    """A placement and its regions, in the model's order; bounds are those of the problem as it was given.
+    """A placement, as ``placer`` finds it, and its regions, in the model's order; bounds are those of the problem as it
+    was given.
 
     Raises:
         InfeasibleError: W0401, no placement exists.
@@ -33,7 +41,8 @@ def place_and_lay_out(
     first: tuple[Score, ...] | None = None
     for _ in range(_MOST_ROUNDS):
         progress(f"placing {blocks} blocks on {len(problem.wafers)} wafers")
-        solution = _place_or_give_up(problem, objectives, limits, progress, is_first=first is None)
+        placed = partial(placer, problem, objectives, limits, progress)
+        solution = _place_or_give_up(placed, problem, is_first=first is None)
         first = first or solution.scores
         progress("laying out tiles")
         regions = planner.lay_out(_by_wafer(problem, solution))
@@ -62,17 +71,10 @@ def _proven(scores: Sequence[Score], first: Sequence[Score]) -> tuple[Score, ...
     return tuple(kept)
 
 
-def _place_or_give_up(
-    problem: Problem,
-    objectives: Sequence[Objective],
-    limits: Limits,
-    progress: Callable[[Incumbent], None],
-    *,
-    is_first: bool,
-) -> Solution:
-    """A placement; where only our own floor planner stands in the way, infeasible is too strong a word."""
+def _place_or_give_up(placer: Callable[[], Solution], problem: Problem, *, is_first: bool) -> Solution:
+    """What ``placer`` finds; where only our own floor planner stands in the way, infeasible is too strong a word."""
     try:
-        return place(problem, objectives, limits, progress)
+        return placer()
     except InfeasibleError:
         if is_first:
             raise

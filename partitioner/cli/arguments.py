@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated
 
@@ -91,6 +93,35 @@ def parse_sizes(text: str) -> dict[str, int]:
         help_ = ("for example --fix tokens=128,users=1",)
         fault = Diagnostic("W0104", f"sizes must be name=number separated by commas, not {text!r}", help=help_)
         raise UsageError(fault) from None
+
+
+def parse_wafers(texts: Sequence[str], option: str) -> tuple[int, ...]:
+    """``wafer:7,wafer:9``, each once."""
+    parts = [part.strip() for text in texts for part in text.split(",")]
+    found = [re.fullmatch(r"wafer:(\d{1,9})", part) for part in parts]
+    faults = [
+        Diagnostic("W0104", f"{part!r} names no wafer", option, help=(f"for example {option} wafer:7",))
+        for part, match in zip(parts, found, strict=True)
+        if match is None
+    ]
+    if faults:
+        raise UsageError(*faults)
+    return tuple(sorted({int(match[1]) for match in found if match}))
+
+
+def parse_share(text: str, option: str) -> Fraction:
+    """``2.5%``, or ``0.025``."""
+    number, percent = text.strip().removesuffix("%"), text.strip().endswith("%")
+    try:
+        if not re.fullmatch(r"\d{1,9}(\.\d{1,9})?", number.strip()):
+            raise ValueError
+        share = Fraction(number.strip()) / (100 if percent else 1)
+        if not percent and share >= 1:
+            raise ValueError
+    except ValueError:
+        message = f"{option} is a percentage, or a part below 1, not {text!r}"
+        raise UsageError(Diagnostic("W0104", message, option, help=(f"for example {option} 2%",))) from None
+    return share
 
 
 def parse_parts(text: str) -> tuple[str, ...]:
