@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import gcd
 
 from ir.machine import Machine
 from ir.model import BlockKind
@@ -51,8 +49,8 @@ class PlacedBlock:
 
     ``tile_bytes`` is what its fullest tile holds, the reserve for code, stack and buffers left out. Routed experts have
     regions of their own inside the block's, or all of them the block's, each on all of its tiles (``sliced``).
-    A block that has several copies is listed once for each, ``copy`` counting them from 0: weights and activations are
-    those of the whole block, and the cache is that of the users that the copy serves (:func:`serves`).
+    A block that has several copies is listed once for each, ``copy`` counting them from 0. They serve users in turn,
+    user u by copy u mod their number: each has all weights and activations, and caches for its share of the users.
     """
 
     name: str
@@ -86,28 +84,11 @@ class PlacedBlock:
         return bool(self.experts) and all(expert.region == self.region for expert in self.experts)
 
 
-def serves(copy: int, copies: int, user: int) -> bool:
-    """Whether a block's copy number ``copy`` of ``copies`` serves a user: they take turns."""
-    return user % copies == copy
-
-
-def pairs(sources: Sequence[PlacedBlock], targets: Sequence[PlacedBlock]) -> Iterator[tuple[PlacedBlock, PlacedBlock]]:
-    """The copies of one block and of another that serve a user in common (all copies of each, in order): those whose
-    numbers are equal modulo the greatest common divisor of how many there are.
-    """
-    common = gcd(len(sources), len(targets))
-    for source in sources:
-        for target in targets:
-            if (source.copy - target.copy) % common == 0:
-                yield source, target
-
-
 @dataclass(frozen=True, slots=True)
 class Transfer:
     """``value`` goes from the wafer of block ``source`` to another wafer, once, for all blocks there that read it.
 
-    Where blocks have copies, it is for the tokens of the users that the copy on ``source_wafer`` serves and some reader
-    on ``target_wafer`` too; ``bytes_per_token`` are for each of those.
+    Every copy of a block sends to every copy of its readers, each for the users that both serve.
     """
 
     value: str

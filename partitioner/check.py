@@ -6,7 +6,7 @@ It shares no code with the solver or the floor planner, and stops at nothing: al
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
 
@@ -16,10 +16,13 @@ from ir.diagnostics import Diagnostic, Fact
 from ir.graph import Parameter
 from ir.layout import fullest_tile_bytes
 from ir.machine import Machine, absurdities
-from ir.model import Block, Model
+from ir.model import Block, Edge, Model
 from ir.plan import OBJECTIVE, PlacedBlock, Plan, Rectangle, Transfer
+from ir.workload import Workload
 
 _MOST = 1 << 40
+Copies = Mapping[str, Sequence[PlacedBlock]]
+"""The copies of each placed block, by its name."""
 
 
 def check(plan: Plan, model: Model) -> tuple[Diagnostic, ...]:
@@ -29,19 +32,19 @@ def check(plan: Plan, model: Model) -> tuple[Diagnostic, ...]:
         return tuple(Diagnostic("W0514", text, plan.machine.name) for text in absurd)
     faults = list(_missing_blocks(plan, model))
     known = {block.name: block for block in model.blocks}
-    placed = {block.name: block for block in plan.blocks if block.name in known}
-    for name, block in placed.items():
-        faults += _wrong_contents(block, known[name])
-        faults += _wrong_figures(block, known[name], plan, model)
-        faults += _outside(block.name, block.wafer, block.region, plan.machine)
-        faults += _wrong_experts(block, known[name], plan.machine)
+    placed = {name: copies for name, copies in plan.copies.items() if name in known}
+    for block in (copy for copies in placed.values() for copy in copies):
+        faults += _wrong_contents(block, known[block.name])
+        faults += _wrong_figures(block, known[block.name], plan.workload.share(len(placed[block.name])), model)
+        faults += _outside(block, plan.machine)
+        faults += _wrong_experts(block, known[block.name], plan.machine)
     sound_regions = not any(fault.code in ("W0503", "W0506") for fault in faults)
     faults += _overlaps(plan)
     if sound_regions:
-        faults += _overfull_tiles(placed.values(), plan, model)
+        faults += _overfull_tiles((copy for copies in placed.values() for copy in copies), plan, model)
     faults += _parted(placed, model)
     faults += _backward(placed, model)
-    if len(placed) == len(known):
+    if placed.keys() == known.keys():
         faults += _wrong_transfers(plan, placed, model)
         faults += _wrong_claims(plan)
         faults += _not_optimal(plan, model)
@@ -59,15 +62,19 @@ def _absurd_sizes(plan: Plan) -> Iterator[str]:
 
 def _missing_blocks(plan: Plan, model: Model) -> Iterator[Diagnostic]:
     wanted = [block.name for block in model.blocks]
-    count = Counter(block.name for block in plan.blocks)
+    found = plan.copies
     for name in wanted:
-        if count[name] == 0:
+        if name not in found:
             yield Diagnostic("W0501", "a block of the model is not placed", name)
-    for name, times in count.items():
+    for name, copies in found.items():
         if name not in wanted:
             yield Diagnostic("W0501", "a placed block is not in the model", name)
-        elif times > 1:
-            yield Diagnostic("W0501", "a block is placed more than once", name, {"times": times})
+        elif [block.copy for block in copies] != [*range(len(copies))]:
+            facts: dict[str, Fact] = {"times": len(copies), "copies": ", ".join(str(block.copy) for block in copies)}
+            yield Diagnostic("W0501", "a block is placed more than once, not as copies counted from 0", name, facts)
+        elif len({block.wafer for block in copies}) < len(copies):
+            wafers = {"wafers": ", ".join(str(block.wafer) for block in copies)}
+            yield Diagnostic("W0501", "two copies of a block are on one wafer", name, wafers)
 
 
 def _wrong_contents(placed: PlacedBlock, block: Block) -> Iterator[Diagnostic]:
@@ -85,21 +92,24 @@ def _wrong_contents(placed: PlacedBlock, block: Block) -> Iterator[Diagnostic]:
 # --- rectangles -----------------------------------------------------------------------------------------------------
 
 
-def _outside(name: str, wafer: int, region: Rectangle, machine: Machine) -> Iterator[Diagnostic]:
-    if not 0 <= wafer < machine.systems:
-        yield Diagnostic("W0503", f"wafer {wafer} does not exist", name, {"systems": machine.systems})
-    mesh = Rectangle(0, 0, machine.columns, machine.rows)
-    if region.columns < 1 or region.rows < 1 or not mesh.contains(region):
-        facts = {"region": _shown(region), "mesh": f"{machine.columns} x {machine.rows}"}
-        yield Diagnostic("W0503", "a region lies outside the wafer's mesh", name, facts)
+def _outside(block: PlacedBlock, machine: Machine) -> Iterator[Diagnostic]:
+    if not 0 <= block.wafer < machine.systems:
+        yield Diagnostic("W0503", f"wafer {block.wafer} does not exist", block.title, {"systems": machine.systems})
+        return
+    wafer, region = machine.wafer(block.wafer), block.region
+    if not wafer.in_service:
+        yield Diagnostic("W0503", f"wafer {block.wafer} is out of service", block.title)
+    elif region.columns < 1 or region.rows < 1 or not Rectangle(0, 0, wafer.columns, wafer.rows).contains(region):
+        facts = {"region": _shown(region), "mesh": f"{wafer.columns} x {wafer.rows}"}
+        yield Diagnostic("W0503", "a region lies outside the wafer's mesh", block.title, facts)
 
 
 def _overlaps(plan: Plan) -> Iterator[Diagnostic]:
     for wafer in plan.wafers_used:
         for a, b in combinations(plan.on_wafer(wafer), 2):
             if _overlap(a.region, b.region):
-                facts = {a.name: _shown(a.region), b.name: _shown(b.region)}
-                yield Diagnostic("W0504", f"{a.name} and {b.name} claim the same tiles", f"wafer {wafer}", facts)
+                facts = {a.title: _shown(a.region), b.title: _shown(b.region)}
+                yield Diagnostic("W0504", f"{a.title} and {b.title} claim the same tiles", f"wafer {wafer}", facts)
 
 
 def _overlap(a: Rectangle, b: Rectangle) -> bool:
@@ -132,7 +142,8 @@ def _experts_overlap(placed: PlacedBlock, machine: Machine) -> bool:
     """Whether any tile is claimed twice, by counting claims on the mesh."""
     if not placed.experts or placed.sliced:
         return False
-    claims = np.zeros((machine.rows, machine.columns), dtype=np.int32)
+    wafer = machine.wafer(placed.wafer)
+    claims = np.zeros((wafer.rows, wafer.columns), dtype=np.int32)
     for expert in placed.experts:
         region = expert.region
         if min(region.column, region.row, region.columns, region.rows) >= 0 and expert.wafer == placed.wafer:
@@ -143,8 +154,7 @@ def _experts_overlap(placed: PlacedBlock, machine: Machine) -> bool:
 # --- memory ---------------------------------------------------------------------------------------------------------
 
 
-def _wrong_figures(placed: PlacedBlock, block: Block, plan: Plan, model: Model) -> Iterator[Diagnostic]:
-    workload = plan.workload
+def _wrong_figures(placed: PlacedBlock, block: Block, workload: Workload, model: Model) -> Iterator[Diagnostic]:
     weights = sum(model.graph.parameter[name].stored_bytes for name in block.parameters)
     derived = {
         "weight_bytes": weights,
@@ -156,7 +166,7 @@ def _wrong_figures(placed: PlacedBlock, block: Block, plan: Plan, model: Model) 
     for name, value in derived.items():
         if getattr(placed, name) != value:
             facts = {"stated": getattr(placed, name), "derived": value}
-            yield Diagnostic("W0510", f"{name.replace('_', ' ')} is wrong", block.name, facts)
+            yield Diagnostic("W0510", f"{name.replace('_', ' ')} is wrong", placed.title, facts)
 
 
 def _overfull_tiles(placed: Iterable[PlacedBlock], plan: Plan, model: Model) -> Iterator[Diagnostic]:
@@ -171,10 +181,10 @@ def _overfull_tiles(placed: Iterable[PlacedBlock], plan: Plan, model: Model) -> 
                 "reserve_bytes": plan.machine.reserve_bytes,
                 "region": _shown(block.region),
             }
-            yield Diagnostic("W0505", "a tile holds more than its memory", f"{block.name}, wafer {block.wafer}", facts)
+            yield Diagnostic("W0505", "a tile holds more than its memory", f"{block.title}, wafer {block.wafer}", facts)
         if fullest != block.tile_bytes:
             both = {"stated": block.tile_bytes, "derived": fullest}
-            yield Diagnostic("W0510", "bytes of the fullest tile are wrong", block.name, both)
+            yield Diagnostic("W0510", "bytes of the fullest tile are wrong", block.title, both)
 
 
 def _fullest_tile(block: PlacedBlock, parameters: list[Parameter]) -> int:
@@ -192,30 +202,60 @@ def _fullest_tile(block: PlacedBlock, parameters: list[Parameter]) -> int:
 # --- between wafers -------------------------------------------------------------------------------------------------
 
 
-def _parted(placed: dict[str, PlacedBlock], model: Model) -> Iterator[Diagnostic]:
+def _parted(placed: Copies, model: Model) -> Iterator[Diagnostic]:
+    """Blocks of one layer's routing on several wafers; their copies go together by number."""
     for group in model.together:
         members = [placed[name] for name in (model.blocks[i].name for i in group) if name in placed]
-        if len({member.wafer for member in members}) > 1:
-            facts = {member.name: member.wafer for member in members}
-            yield Diagnostic("W0507", "blocks that exchange routed tokens are on different wafers", "", facts)
+        for number in range(max(map(len, members), default=0)):
+            together = [copies[number % len(copies)] for copies in members]
+            if len({member.wafer for member in together}) > 1:
+                facts = {member.title: member.wafer for member in together}
+                yield Diagnostic("W0507", "blocks that exchange routed tokens are on different wafers", "", facts)
 
 
-def _backward(placed: dict[str, PlacedBlock], model: Model) -> Iterator[Diagnostic]:
+def _crossing(placed: Copies, model: Model) -> Iterator[tuple[Edge, PlacedBlock, PlacedBlock]]:
+    """Values that go to another wafer: from each copy of a block to each of a reader, as each may serve any user."""
     for edge in model.edges:
-        source, target = (placed.get(model.blocks[i].name) for i in (edge.source, edge.target))
-        if source and target and source.wafer > target.wafer:
-            facts = {source.name: source.wafer, target.name: target.wafer}
+        for source in placed.get(model.blocks[edge.source].name, ()):
+            for target in placed.get(model.blocks[edge.target].name, ()):
+                if source.wafer != target.wafer:
+                    yield edge, source, target
+
+
+def _backward(placed: Copies, model: Model) -> Iterator[Diagnostic]:
+    """Values that break the pipeline: wafers need not follow each other by number, but in some order values must go on.
+
+    There is one exactly if, taking away wafers that receive from none that is left, all go; and none is left then.
+    Of what remains, whatever goes against the order of the wafers' first blocks is told.
+    """
+    crossing = [*_crossing(placed, model)]
+    circling = _circling({(source.wafer, target.wafer) for _, source, target in crossing})
+    first: dict[int, int] = {}
+    for number, block in enumerate(model.blocks):
+        for copy in placed.get(block.name, ()):
+            first.setdefault(copy.wafer, number)
+    for edge, source, target in crossing:
+        if {source.wafer, target.wafer} <= circling and first[source.wafer] > first[target.wafer]:
+            facts = {source.title: source.wafer, target.title: target.wafer}
             yield Diagnostic("W0508", "a value would flow back along the pipeline", edge.value, facts)
 
 
-def _wrong_transfers(plan: Plan, placed: dict[str, PlacedBlock], model: Model) -> Iterator[Diagnostic]:
+def _circling(routes: set[tuple[int, int]]) -> set[int]:
+    """Wafers from which values come back to them, and those between such."""
+    left = {wafer for route in routes for wafer in route}
+    while True:
+        inner = {route for route in routes if left.issuperset(route)}
+        kept = {source for source, _ in inner} & {target for _, target in inner}
+        if kept == left:
+            return left
+        left = kept
+
+
+def _wrong_transfers(plan: Plan, placed: Copies, model: Model) -> Iterator[Diagnostic]:
     wanted = Counter(
         {
             Transfer(edge.value, source.name, source.wafer, target.wafer, edge.bytes_per_token): 1
-            for edge in model.edges
-            for source in (placed[model.blocks[edge.source].name],)
-            for target in (placed[model.blocks[edge.target].name],)
-            if source.wafer != target.wafer
+            for edge, source, target in _crossing(placed, model)
         }
     )
     stated = Counter(plan.transfers)
@@ -257,27 +297,28 @@ def _not_optimal(plan: Plan, model: Model) -> Iterator[Diagnostic]:
     Wafer after wafer is filled as far as one byte less than the stated optimum allows. For a chain that finds a
     placement whenever there is one; for other models what it finds is still a placement.
     """
-    if plan.solver.status != "optimal":
+    if plan.solver.status != "optimal" or any(block.copy for block in plan.blocks):
         return
     limit, wafer, used_bytes, used_tiles = plan.solver.objective_value - 1, 0, 0, 0
     reached: dict[int, int] = {}
+    # The pipeline may take wafers in any order: the largest are filled first.
+    offered = sorted((plan.machine.wafer(wafer).tiles for wafer in plan.machine.in_service), reverse=True)
     for own, size, tiles in _items(plan, model):
-        if size > limit or tiles > plan.machine.tiles:
-            return
-        if used_bytes + size > limit or used_tiles + tiles > plan.machine.tiles:
+        if used_bytes + size > limit or used_tiles + tiles > offered[wafer]:
             wafer, used_bytes, used_tiles = wafer + 1, 0, 0
+        if wafer == len(offered) or size > limit or tiles > offered[wafer]:
+            return
         used_bytes, used_tiles = used_bytes + size, used_tiles + tiles
         reached |= dict.fromkeys(own, wafer)
     # A block between two that stay together has no place of its own: such a spread is no placement.
-    backward = any(reached[edge.source] > reached[edge.target] for edge in model.edges)
-    if wafer < plan.machine.systems and not backward:
+    if not any(reached[edge.source] > reached[edge.target] for edge in model.edges):
         facts = {"stated_optimum": plan.solver.objective_value, "reached_with_less_on": wafer + 1}
         yield Diagnostic("W0515", "the plan is called optimal, but is not", "", facts)
 
 
 def _items(plan: Plan, model: Model) -> Iterator[tuple[tuple[int, ...], int, int]]:
     """Blocks in order, their bytes, and tiles at least; blocks that stay together as one, where the first stands."""
-    placed = {block.name: block for block in plan.blocks}
+    placed = {name: copies[0] for name, copies in plan.copies.items()}
     members = {group[0]: group for group in model.together}
     later = {index for group in model.together for index in group[1:]}
     for index in (i for i in range(len(model.blocks)) if i not in later):

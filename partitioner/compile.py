@@ -18,7 +18,7 @@ from ir.diagnostics import CheckError, Diagnostic, InfeasibleError, TimeLimitErr
 from ir.graph import Graph
 from ir.machine import Machine
 from ir.model import Model
-from ir.plan import OBJECTIVE, PlacedBlock, Plan, SolverRecord, Transfer, pairs
+from ir.plan import OBJECTIVE, PlacedBlock, Plan, SolverRecord, Transfer
 from ir.target import WaferSpeed
 from ir.verify import verify
 from ir.workload import Workload
@@ -123,7 +123,9 @@ def _solve(
             proof = solution.proof if solution.bottleneck_bytes == bound else ""
             return replace(solution, bound_bytes=bound, proof=proof), regions
         misfits = [i for i, wafer in enumerate(solution.assignment) if wafer == regions.wafer]
-        problem = _kept_apart(problem, planner, _fewest_misfits(problem, planner, misfits, regions.wafer), regions.wafer)
+        problem = _kept_apart(
+            problem, planner, _fewest_misfits(problem, planner, misfits, regions.wafer), regions.wafer
+        )
     facts = {"placements_tried": _MOST_ROUNDS}
     raise TimeLimitError(Diagnostic("W0403", "no placement tried could be laid out in tiles", facts=facts))
 
@@ -202,7 +204,8 @@ def transfers(model: Model, placed: Sequence[PlacedBlock]) -> tuple[Transfer, ..
     crossing = {
         (edge.value, source.name, source.wafer, target.wafer): edge
         for edge in model.edges
-        for source, target in pairs(copies[model.blocks[edge.source].name], copies[model.blocks[edge.target].name])
+        for source in copies[model.blocks[edge.source].name]
+        for target in copies[model.blocks[edge.target].name]
         if source.wafer != target.wafer
     }
     return tuple(Transfer(*route, edge.bytes_per_token) for route, edge in crossing.items())

@@ -94,9 +94,7 @@ class FloorPlanner:
             ways.insert(0, tuple(wished))
         return list(dict.fromkeys(ways))
 
-    def _lay_out_one(
-        self, demands: tuple[Demand, ...], targets: tuple[int, ...], mesh: Mesh
-    ) -> list[Placement] | None:
+    def _lay_out_one(self, demands: tuple[Demand, ...], targets: tuple[int, ...], mesh: Mesh) -> list[Placement] | None:
         """The placements on one wafer; those of an equal wafer, if there was one."""
         if not demands:
             return []
@@ -115,7 +113,7 @@ class FloorPlanner:
     def _demand(self, copy: Copy, sliced: bool) -> Demand:
         block = self._model.blocks[copy.block]
         parameters = [self._model.graph.parameter[name] for name in block.parameters]
-        needed = footprint(block, self._workload.share(copy.number, copy.copies))
+        needed = footprint(block, self._workload.share(copy.copies))
         spread = needed.cache_bytes + needed.activation_bytes
         if not block.experts:
             return Demand(tuple(parameters), spread)
@@ -124,7 +122,7 @@ class FloorPlanner:
 
     def _place(self, copy: Copy, wafer: int, region: Rectangle, shape: Shape, demand: Demand) -> PlacedBlock:
         block = self._model.blocks[copy.block]
-        needed = footprint(block, self._workload.share(copy.number, copy.copies))
+        needed = footprint(block, self._workload.share(copy.copies))
         return PlacedBlock(
             name=block.name,
             kind=block.kind,

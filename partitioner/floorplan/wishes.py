@@ -50,7 +50,7 @@ class Wishes:
         return self._known[key]
 
     def _room(self, copy: Copy, machine: Machine) -> Room:
-        workload = self._workload.share(copy.number, copy.copies)
+        workload = self._workload.share(copy.copies)
         return room(self._profile.blocks[copy.block], copy.block, workload, machine)
 
 
