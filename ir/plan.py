@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ir.machine import Machine
 from ir.model import BlockKind
 from ir.objective import Objective
+from ir.rules import Rule
 from ir.workload import Workload
 
 
@@ -145,7 +146,7 @@ class SolverRecord:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Where everything lies, for one model on one machine under one workload."""
+    """Where everything lies, for one model on one machine under one workload, and the user's rules that it keeps."""
 
     model_name: str
     machine: Machine
@@ -153,6 +154,7 @@ class Plan:
     blocks: tuple[PlacedBlock, ...]
     transfers: tuple[Transfer, ...]
     solver: SolverRecord
+    rules: tuple[Rule, ...] = ()
 
     def on_wafer(self, wafer: int) -> tuple[PlacedBlock, ...]:
         """The blocks of one wafer, in pipeline order."""

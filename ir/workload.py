@@ -19,6 +19,6 @@ class Workload:
     context: int
     chunk: int
 
-    def share(self, copies: int) -> Workload:
-        """What each of ``copies`` of a block serves: its share of the users, rounded up."""
-        return replace(self, users=-(-self.users // copies))
+    def share(self, copy: int, copies: int) -> Workload:
+        """What copy number ``copy`` of ``copies`` of a block serves: every user u with u mod ``copies`` = ``copy``."""
+        return replace(self, users=max(0, -(-(self.users - copy) // copies)))

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from ir.diagnostics import Diagnostic, UsageError
 from ir.forecast import Forecast
 from ir.graph import Graph
-from ir.model import Model
+from ir.model import Granularity, Model
 from ir.plan import Plan
+from ir.rules import Rule
 from ir.types import symbols_of
 from ir.workload import Workload
 from partitioner import forecast
@@ -27,6 +28,7 @@ from partitioner.passes.step import STEP_SYMBOLS, takes_tokens
 from partitioner.problem import ExpertLayout
 from partitioner.profiles import load_profile
 from partitioner.questions import ask
+from partitioner.rules import as_rules
 from partitioner.solver.cpsat import Limits
 from partitioner.viewer.report import render_report
 from targets.machines import load_target, load_wafers
@@ -74,6 +76,9 @@ class Request:
         prefill_chunk: tokens that a pipeline stage works on at once.
         experts: whether routed experts lie ``apart``, each on tiles of its own, or ``sliced``, each on all tiles of
             its layer's region; ``auto`` for what serves a token sooner.
+        granularity: what is placed as a whole: ``layers``, ``halves`` (attention and MLP apart), ``ops`` (each product
+            with its weight), or ``auto`` for halves if they fit and ops if not.
+        rules: what else is asked of the placement, as ``pin embedding=0``; see docs/rules.md.
         seed: of the solver.
         time_limit: on the solver's work, in deterministic seconds.
     """
@@ -85,6 +90,8 @@ class Request:
     context: int | None = None
     prefill_chunk: int = 64
     experts: str = ExpertLayout.AUTO
+    granularity: str = Granularity.AUTO
+    rules: Sequence[Rule | str] = ()
     seed: int = 0
     time_limit: float = 60.0
 
@@ -99,12 +106,16 @@ class Request:
         if self.experts not in [*ExpertLayout]:
             message = f"--experts is {', '.join(ExpertLayout)}, not {self.experts!r}"
             faults.append(Diagnostic("W0104", message, "--experts"))
+        if self.granularity not in [*Granularity]:
+            message = f"--granularity is {', '.join(Granularity)}, not {self.granularity!r}"
+            faults.append(Diagnostic("W0104", message, "--granularity"))
         if not self.time_limit > 0:
             faults.append(Diagnostic("W0103", f"--time-limit must be positive, not {self.time_limit}", "--time-limit"))
         if not 0 <= self.seed < 1 << 31:
             faults.append(Diagnostic("W0103", f"--seed must be from 0 to 2^31 - 1, not {self.seed}", "--seed"))
         if faults:
             raise UsageError(*faults)
+        object.__setattr__(self, "rules", as_rules(self.rules))
 
 
 @dataclass(frozen=True)
@@ -178,9 +189,17 @@ def compile_lowered(lowered: Lowered, request: Request, progress: Progress = lam
     progress("finding blocks")
     model = build_model(lowered.graph)
     limits = Limits(request.time_limit, request.seed)
-    experts = ExpertLayout(request.experts)
-    compiled = compile_model(model, wafers.machine, workload, limits, progress, experts, wafers.speed)
-    return CompiledModel(lowered, compiled)
+    experts, granularity = ExpertLayout(request.experts), Granularity(request.granularity)
+    compiled = compile_model(model, wafers.machine, workload, limits, progress, experts, wafers.speed, granularity)
+    notes = (*lowered.notes, *_on_granularity(granularity, compiled.model))
+    return CompiledModel(replace(lowered, notes=notes), compiled)
+
+
+def _on_granularity(asked: Granularity, model: Model) -> tuple[str, ...]:
+    """What to tell of the compiler's choice."""
+    if asked is Granularity.AUTO and model.granularity is Granularity.OPS:
+        return ("attention and MLP do not fit as wholes, so their products are placed one by one: --granularity ops",)
+    return ()
 
 
 def workload_of(lowered: Lowered, request: Request) -> Workload:

@@ -35,7 +35,9 @@ def check(plan: Plan, model: Model) -> tuple[Diagnostic, ...]:
     placed = {name: copies for name, copies in plan.copies.items() if name in known}
     for block in (copy for copies in placed.values() for copy in copies):
         faults += _wrong_contents(block, known[block.name])
-        faults += _wrong_figures(block, known[block.name], plan.workload.share(len(placed[block.name])), model)
+        faults += _wrong_figures(
+            block, known[block.name], plan.workload.share(block.copy, len(placed[block.name])), model
+        )
         faults += _outside(block, plan.machine)
         faults += _wrong_experts(block, known[block.name], plan.machine)
     sound_regions = not any(fault.code in ("W0503", "W0506") for fault in faults)

@@ -11,23 +11,26 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from ir.diagnostics import CheckError, Diagnostic, InfeasibleError, TimeLimitError, UnsupportedModelError
 from ir.graph import Graph
 from ir.machine import Machine
-from ir.model import Model
+from ir.model import Granularity, Model
 from ir.plan import OBJECTIVE, PlacedBlock, Plan, SolverRecord, Transfer
 from ir.target import WaferSpeed
 from ir.verify import verify
 from ir.workload import Workload
 from partitioner.check import check
-from partitioner.explain import explain
+from partitioner.curves import CostCurves
+from partitioner.explain import counts_fit, explain, is_too_large
 from partitioner.floorplan.wafers import FloorPlanner, TooTight
 from partitioner.floorplan.wishes import wishes_for
 from partitioner.passes.blocks import find_blocks
 from partitioner.passes.localise import localise
+from partitioner.passes.profile import profile_of
 from partitioner.passes.simplify import simplify
 from partitioner.passes.step import require_step
 from partitioner.problem import Copy, ExpertLayout, measure
@@ -70,10 +73,13 @@ def compile_model(
     progress: Progress = lambda _step: None,
     experts: ExpertLayout = ExpertLayout.AUTO,
     speed: WaferSpeed | None = None,
+    granularity: Granularity = Granularity.AUTO,
 ) -> Compiled:
     """Place ``model`` on ``machine``, its routed experts as ``experts`` says.
 
     Where the machine's ``speed`` is known, blocks get the spare tiles of their wafers so that a token passes soonest.
+    The plan's model has blocks of the ``granularity`` that is asked for. ``auto`` takes the model's own, and single
+    operators where no place is found for those, if operators in order would fit or a block is larger than a wafer.
 
     Raises:
         InfeasibleError: W0411 or W0412, no placement exists; with figures and what would fit.
@@ -81,14 +87,29 @@ def compile_model(
         CheckError: the plan contradicts the model, which would be a fault of ours.
     """
     begin = time.perf_counter()
+    model = _cut_as(model, granularity)
+
+    def fits(model: Model, machine: Machine, workload: Workload) -> bool:
+        return _fits(model, machine, workload, limits, experts)
+
     try:
-        wishes = wishes_for(model, machine, speed, workload, experts)
+        profile = profile_of(model, None)
+        wishes = wishes_for(profile, machine, speed, workload, experts)
         planner = FloorPlanner(model, machine, workload, experts, wishes)
-        solution, regions = _solve(measure(model, machine, workload, experts), planner, limits, progress)
-    except InfeasibleError as error:
+        speeds = CostCurves(profile, machine, speed, workload, experts) if speed else None
+        solution, regions = _solve(measure(model, machine, workload, experts, speeds), planner, limits, progress)
+    except (InfeasibleError, TimeLimitError) as error:
+        ops = _cut_as(model, Granularity.OPS)
+        needs_ops = any(is_too_large(block, machine, workload, experts) for block in model.blocks)
+        if granularity is Granularity.AUTO and (needs_ops or counts_fit(ops, machine, workload, experts)):
+            found = compile_model(ops, machine, workload, limits, progress, experts, speed, Granularity.OPS)
+            return replace(found, solve_s=time.perf_counter() - begin)
+        if isinstance(error, TimeLimitError):
+            raise
         progress("looking for what would fit")
         proof = str(error.diagnostics[0].facts["proof"])
-        reason = explain(model, machine, workload, experts, proof, lambda m, w: _fits(model, m, w, limits, experts))
+        finer = (finer.granularity for finer in _finer(model) if fits(finer, machine, workload))
+        reason = explain(model, machine, workload, experts, proof, partial(fits, model), finer)
         raise InfeasibleError(reason) from None
     solve_s = time.perf_counter() - begin
     plan = Plan(
@@ -106,15 +127,29 @@ def compile_model(
     return Compiled(plan, model, solve_s)
 
 
+def _cut_as(model: Model, granularity: Granularity) -> Model:
+    """The model in blocks of ``granularity``; itself if it is, or if the compiler is to choose."""
+    if granularity in (Granularity.AUTO, model.granularity):
+        return model
+    return find_blocks(model.graph, granularity)
+
+
+def _finer(model: Model) -> Iterator[Model]:
+    """The model in smaller parts, the largest first."""
+    order = (Granularity.LAYERS, Granularity.HALVES, Granularity.OPS)
+    return (_cut_as(model, granularity) for granularity in order[order.index(model.granularity) + 1 :])
+
+
 def _solve(
     problem: Problem, planner: FloorPlanner, limits: Limits, progress: Progress
 ) -> tuple[Solution, list[PlacedBlock]]:
     """Place and lay out; what turns out not to fit on one wafer is kept apart, and the rest placed again."""
     blocks = sum(len(item.blocks) for item in problem.items)
     bound: int | None = None
+    asked = problem
     for _ in range(_MOST_ROUNDS):
         progress(f"placing {blocks} blocks on {len(problem.wafers)} wafers")
-        solution = _place_or_give_up(problem, limits)
+        solution = _place_or_give_up(problem, limits, as_asked=problem is asked)
         # That the floor planner fails on a set of blocks proves nothing, so the bound stays the first problem's.
         bound = solution.bound_bytes if bound is None else bound
         progress("laying out tiles")
@@ -123,19 +158,18 @@ def _solve(
             proof = solution.proof if solution.bottleneck_bytes == bound else ""
             return replace(solution, bound_bytes=bound, proof=proof), regions
         misfits = [i for i, wafer in enumerate(solution.assignment) if wafer == regions.wafer]
-        problem = _kept_apart(
-            problem, planner, _fewest_misfits(problem, planner, misfits, regions.wafer), regions.wafer
-        )
+        misfits = _fewest_misfits(problem, planner, misfits, regions.wafer)
+        problem = _kept_apart(problem, planner, misfits, regions.wafer)
     facts = {"placements_tried": _MOST_ROUNDS}
     raise TimeLimitError(Diagnostic("W0403", "no placement tried could be laid out in tiles", facts=facts))
 
 
-def _place_or_give_up(problem: Problem, limits: Limits) -> Solution:
+def _place_or_give_up(problem: Problem, limits: Limits, *, as_asked: bool) -> Solution:
     """A placement; where only our own floor planner stands in the way, infeasible is too strong a word."""
     try:
         return place(problem, limits)
     except InfeasibleError:
-        if not problem.misfits:
+        if as_asked:
             raise
         facts = {"combinations_kept_apart": len(problem.misfits)}
         help_ = ("the bytes fit, but not as rectangles of tiles: one more system, or less context, gives room",)
@@ -174,6 +208,8 @@ def _kept_apart(problem: Problem, planner: FloorPlanner, misfits: Sequence[int],
 
 
 def _fits(model: Model, machine: Machine, workload: Workload, limits: Limits, experts: ExpertLayout) -> bool:
+    if not counts_fit(model, machine, workload, experts):
+        return False
     try:
         planner = FloorPlanner(model, machine, workload, experts)
         _solve(measure(model, machine, workload, experts), planner, limits, lambda _step: None)

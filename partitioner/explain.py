@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
 
 from ir.diagnostics import Diagnostic, Fact
 from ir.machine import Machine
-from ir.model import Block, Model
+from ir.model import Block, Granularity, Model
 from ir.workload import Workload
 from partitioner.problem import ExpertLayout, footprint, least_tiles, measure
 from partitioner.solver.chain import fill
@@ -19,14 +19,24 @@ _MOST_TRIES = 3
 
 
 def explain(
-    model: Model, machine: Machine, workload: Workload, experts: ExpertLayout, proof: str, fits: Fits
+    model: Model,
+    machine: Machine,
+    workload: Workload,
+    experts: ExpertLayout,
+    proof: str,
+    fits: Fits,
+    finer: Iterable[Granularity] = (),
 ) -> Diagnostic:
-    """The diagnostic of an infeasible placement: demand, capacity, gap, what makes it up, and verified levers."""
+    """The diagnostic of an infeasible placement: demand, capacity, gap, what makes it up, and verified levers.
+
+    ``finer`` are the granularities at which a placement is found as things are, the coarsest first.
+    """
     largest = max(model.blocks, key=lambda block: least_tiles(block, workload, machine, experts))
-    help_ = tuple(_levers(model, machine, workload, experts, fits)) or (
-        "no context, chunk or number of users or systems tried fits",
-    )
-    if least_tiles(largest, workload, machine, experts) > machine.tiles:
+    help_ = (
+        *(f"--granularity {granularity} would fit" for granularity in islice(finer, 1)),
+        *_levers(model, machine, workload, experts, fits),
+    ) or ("no context, chunk or number of users or systems tried fits",)
+    if is_too_large(largest, machine, workload, experts):
         return Diagnostic(
             "W0412",
             f"{largest.name} does not fit on any wafer",
@@ -48,6 +58,17 @@ def explain(
         "proof": proof,
     }
     return Diagnostic("W0411", message, model.graph.name, facts, help_)
+
+
+def counts_fit(model: Model, machine: Machine, workload: Workload, experts: ExpertLayout) -> bool:
+    """Whether the items fit, in order, by their bytes and tiles, whatever rectangles they would need."""
+    problem = measure(model, machine, workload, experts)
+    return fill(problem, sum(item.bytes for item in problem.items)) is not None
+
+
+def is_too_large(block: Block, machine: Machine, workload: Workload, experts: ExpertLayout) -> bool:
+    """Whether not even an empty wafer has the tiles that ``block`` needs."""
+    return least_tiles(block, workload, machine, experts) > machine.tiles
 
 
 def _terms(model: Model, machine: Machine, workload: Workload) -> dict[str, Fact]:
@@ -80,19 +101,17 @@ def _described(block: Block) -> str:
 def _levers(model: Model, machine: Machine, workload: Workload, experts: ExpertLayout, fits: Fits) -> Iterator[str]:
     """What would fit, each changing one thing: candidates by counting, confirmed by placing and laying out."""
 
-    def counts_fit(machine: Machine, workload: Workload) -> bool:
-        """Whether the items fit by their bytes and tiles, whatever rectangles they would need."""
-        problem = measure(model, machine, workload, experts)
-        return fill(problem, sum(item.bytes for item in problem.items)) is not None
+    def counts(machine: Machine, workload: Workload) -> bool:
+        return counts_fit(model, machine, workload, experts)
 
     more = (replace(machine, systems=machine.systems + extra) for extra in range(1, 4 * machine.systems + 1))
-    roomy = (larger for larger in more if counts_fit(larger, workload))
+    roomy = (larger for larger in more if counts(larger, workload))
     for larger in islice(roomy, _MOST_TRIES):
         if fits(larger, workload):
             yield f"--systems {larger.systems} would fit"
             break
     for option, field, step in (("context", "context", 1024), ("users", "users", 1), ("prefill-chunk", "chunk", 1)):
-        for smaller in islice(_smaller(machine, workload, field, step, counts_fit), _MOST_TRIES):
+        for smaller in islice(_smaller(machine, workload, field, step, counts), _MOST_TRIES):
             if fits(machine, smaller):
                 yield f"--{option} {getattr(smaller, field)} would fit"
                 break

@@ -15,8 +15,9 @@ from safetensors.numpy import load, save
 
 from ir.diagnostics import CheckError, Diagnostic
 from ir.machine import Machine, absurdities
-from ir.model import BlockKind, Model
+from ir.model import BlockKind, Granularity, Model
 from ir.plan import PlacedBlock, PlacedExpert, Plan, Rectangle, SolverRecord, Transfer
+from ir.rules import Rule
 from ir.workload import Workload
 from partitioner.version import VERSION
 
@@ -26,9 +27,12 @@ _EXPERT_COLUMNS = ("block", "index", "wafer", "column", "row", "columns", "rows"
 
 
 class ModelEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What was placed. Bytes are as stored; the cache is in bytes for each token of each user."""
+    """What was placed, and in blocks of which granularity. Bytes are as stored; the cache is in bytes for each token of
+    each user.
+    """
 
     name: str
+    granularity: Granularity
     parameters: int
     weight_bytes: int
     copied_bytes: int
@@ -84,6 +88,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     solver: SolverEntry
     blocks: tuple[BlockEntry, ...]
     transfers: tuple[Transfer, ...]
+    rules: tuple[Rule, ...]
     files: dict[str, str]
 
 
@@ -107,6 +112,7 @@ def to_manifest(plan: Plan, model: Model, notes: tuple[str, ...], files: Mapping
         solver=SolverEntry(**_fields(plan.solver), gap=plan.solver.gap),
         blocks=tuple(_block_entry(block) for block in plan.blocks),
         transfers=plan.transfers,
+        rules=plan.rules,
         files=dict(files),
     )
 
@@ -164,7 +170,9 @@ def to_plan(manifest: Manifest, tables: bytes, where: str) -> Plan:
     record = _fields(manifest.solver)
     del record["gap"]
     solver = SolverRecord(**record)
-    return Plan(manifest.model.name, manifest.machine, manifest.workload, blocks, manifest.transfers, solver)
+    return Plan(
+        manifest.model.name, manifest.machine, manifest.workload, blocks, manifest.transfers, solver, manifest.rules
+    )
 
 
 def _expert_rows(tables: bytes, where: str) -> list[list[int]]:
@@ -184,6 +192,7 @@ def model_entry(name: str, model: Model, notes: tuple[str, ...]) -> ModelEntry:
     groups = model.of_kind(BlockKind.EXPERTS)
     return ModelEntry(
         name=name,
+        granularity=model.granularity,
         parameters=model.parameters,
         weight_bytes=model.weight_bytes,
         copied_bytes=model.copied_bytes,

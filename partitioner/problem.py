@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NamedTuple
+from itertools import pairwise
+from typing import NamedTuple, Protocol
 
 from ir.machine import Machine
-from ir.model import Block, Model
+from ir.model import Block, Granularity, Model
 from ir.profile import BlockProfile
+from ir.rules import Rule
 from ir.workload import Workload
-from partitioner.solver.problem import Flow, Item, Problem, Wafer, equal_wafers
+from partitioner.rules import resolve
+from partitioner.solver.problem import Curve, Flow, Item, Problem, Wafer, equal_wafers
 from targets.cost.wafer import Room
 
 
@@ -49,6 +53,32 @@ class Footprint:
         return self.weight_bytes + self.cache_bytes + self.activation_bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Times:
+    """One token of one user on the blocks of an item, by tiles: the sum of their times, and the slowest of them."""
+
+    latency: Curve
+    slowest: Curve
+
+
+class Speeds(Protocol):
+    """What is known of a machine's speed, as placement sees it."""
+
+    @property
+    def take_turns(self) -> bool:
+        """Whether blocks of a wafer work one after the other, each on the whole mesh."""
+
+    @property
+    def hand_over_fs(self) -> int:
+        """From one wafer to the next, its bytes left out."""
+
+    def link_fs(self, size: int) -> int:
+        """How long ``size`` bytes hold a link."""
+
+    def times(self, group: Sequence[int]) -> Times:
+        """Times of the blocks ``group`` (indices) on one wafer."""
+
+
 def footprint(block: Block | BlockProfile, workload: Workload) -> Footprint:
     """What ``block`` keeps in memory under ``workload``."""
     return Footprint(
@@ -73,26 +103,50 @@ def room(block: BlockProfile, index: int, workload: Workload, machine: Machine) 
     return Room(index, max(1, -(-total // machine.tile_bytes)), each)
 
 
-def measure(model: Model, machine: Machine, workload: Workload, experts: ExpertLayout = ExpertLayout.AUTO) -> Problem:
-    """The placement problem of ``model`` on ``machine`` under ``workload``."""
+def measure(
+    model: Model,
+    machine: Machine,
+    workload: Workload,
+    experts: ExpertLayout = ExpertLayout.AUTO,
+    speeds: Speeds | None = None,
+    rules: Sequence[Rule] = (),
+) -> Problem:
+    """The placement problem of ``model`` on ``machine`` under ``workload``; without ``speeds`` nothing takes time.
+
+    Raises:
+        UsageError: W0116 or W0117, ``rules`` name what does not exist, or ask what no placement can change.
+    """
     groups = shared_groups(model)
-    item_of = {block: number for number, group in enumerate(groups) for block in group}
+    asked = resolve(rules, model, groups, machine)
+    item_of = {block: asked.places[number] for number, group in enumerate(groups) for block in group}
     numbers: dict[object, int] = {}
-    items = tuple(
-        Item(
-            blocks=group,
-            bytes=sum(footprint(model.blocks[block], workload).bytes for block in group),
-            tiles=sum(least_tiles(model.blocks[block], workload, machine, experts) for block in group),
-            alike=numbers.setdefault(_needs(model, group, workload), len(numbers)),
-            state_bytes=sum(model.blocks[block].cache_bytes(1, workload.context) for block in group),
-            weight_bytes=sum(model.blocks[block].weight_bytes for block in group),
-        )
-        for group in groups
-    )
+    items: list[Item] = []
+    for group, copies in zip(groups, asked.copies, strict=True):
+        blocks = [model.blocks[block] for block in group]
+        times = speeds.times(group) if speeds else Times(Curve(), Curve())
+        for copy in range(copies):
+            served = workload.share(copy, copies)
+            items.append(
+                Item(
+                    blocks=group,
+                    bytes=sum(footprint(block, served).bytes for block in blocks),
+                    tiles=sum(least_tiles(block, served, machine, experts) for block in blocks),
+                    alike=numbers.setdefault(_needs(model, group, served), len(numbers)),
+                    state_bytes=-(-sum(block.cache_bytes(1, workload.context) for block in blocks) // copies),
+                    weight_bytes=sum(block.weight_bytes for block in blocks),
+                    latency=times.latency.shared(copies),
+                    slowest=times.slowest.shared(copies),
+                    copy=copy,
+                )
+            )
+    can_be_told_apart = any(rule.wafers for rule in rules)
     return Problem(
-        items,
-        _flows(model, item_of),
-        wafers_of(machine, len(items)),
+        items=tuple(items),
+        flows=(*_flows(model, item_of, speeds), *_in_order(model, item_of)),
+        wafers=wafers_of(machine, machine.systems if can_be_told_apart else len(items)),
+        restrictions=asked.on_items(),
+        take_turns=speeds is not None and speeds.take_turns,
+        hand_over_fs=speeds.hand_over_fs if speeds else 0,
         link_costs=tuple((link.one, link.other, link.cost) for link in machine.odd_links),
         users=workload.users,
     )
@@ -146,12 +200,28 @@ def shared_groups(model: Model) -> list[tuple[int, ...]]:
     return [tuple(members[component]) for component in order]
 
 
-def _flows(model: Model, item_of: dict[int, int]) -> tuple[Flow, ...]:
+def _in_order(model: Model, item_of: Mapping[int, tuple[int, ...]]) -> Iterator[Flow]:
+    """Flows of no bytes from each operator of an attention or MLP to its next: they keep the order for which they were
+    cut, so that the items of a chain are one too. Else keys and values, side by side, could change places for nothing.
+    """
+    if model.granularity is Granularity.OPS:
+        fed = {(edge.source, edge.target) for edge in model.edges}
+        for (here, one), (following, other) in pairwise(enumerate(model.blocks)):
+            is_one_half = one.layer is not None and (one.layer, one.kind) == (other.layer, other.kind)
+            if is_one_half and item_of[here] < item_of[following] and (here, following) not in fed:
+                yield from (Flow(source, item_of[following], 0) for source in item_of[here])
+
+
+def _flows(model: Model, item_of: Mapping[int, tuple[int, ...]], speeds: Speeds | None) -> tuple[Flow, ...]:
+    """Values between items; every copy of a source sends to every copy of a target, as each may serve any user."""
     targets: defaultdict[tuple[int, str], set[int]] = defaultdict(set)
     sizes: dict[str, int] = {}
     for edge in model.edges:
-        source, target = item_of[edge.source], item_of[edge.target]
+        sources, readers = item_of[edge.source], item_of[edge.target]
         sizes[edge.value] = edge.bytes_per_token
-        if source != target:
-            targets[source, edge.value].add(target)
-    return tuple(Flow(source, tuple(sorted(to)), sizes[value]) for (source, value), to in targets.items())
+        for source in sources if sources != readers else ():
+            targets[source, edge.value].update(readers)
+    return tuple(
+        Flow(source, tuple(sorted(to)), sizes[value], speeds.link_fs(sizes[value]) if speeds else 0)
+        for (source, value), to in targets.items()
+    )

@@ -277,7 +277,7 @@ def test_a_block_too_large_for_any_wafer_is_named(waferc, quick_load, tmp_path):
 
 def test_a_cache_too_large_for_any_wafer_is_named(waferc, quick_load):
     (fault,) = refused(waferc, "W0412", *SMALL, "--users", 1 << 20, exit_code=4)
-    assert fault["message"].startswith("layers.0.attention ")
+    assert fault["message"].startswith("layers.0.attention.core ")
     assert fault["facts"]["cache_bytes"] > fault["facts"]["weight_bytes"]
 
 

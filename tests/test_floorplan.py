@@ -351,7 +351,8 @@ def test_layers_that_take_turns_on_the_mesh_get_no_more_than_they_need(placed_sm
 
 def test_a_wafer_that_stays_empty_wishes_for_nothing(compiled_small_kimi):
     plan, model = compiled_small_kimi.plan, compiled_small_kimi.model
-    wishes = wishes_for(model, plan.machine, load_wafers("mini").speed, plan.workload, ExpertLayout.AUTO)
+    profile = profile_of(model, None)
+    wishes = wishes_for(profile, plan.machine, load_wafers("mini").speed, plan.workload, ExpertLayout.AUTO)
     planner = FloorPlanner(model, plan.machine, plan.workload, wishes=wishes)
     (embedding,) = planner.lay_out([[], [Copy(0)], []])
     assert embedding.wafer == 1

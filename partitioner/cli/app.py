@@ -10,7 +10,7 @@ from typing import Annotated
 from cyclopts import App, CycloptsError, Parameter
 
 from ir.diagnostics import Diagnostic, ExitCode, UsageError, WafercError
-from partitioner.cli.arguments import Count, Json, TrustCode, parse_ids, parse_parts, parse_sizes
+from partitioner.cli.arguments import Count, Json, RuleOptions, TrustCode, parse_ids, parse_parts, parse_sizes
 from partitioner.cli.forecasts import compare, estimate, size
 from partitioner.cli.output import Output
 from partitioner.version import VERSION
@@ -36,6 +36,8 @@ def compile_command(
     prefill_chunk: Count = 64,
     reserve_bytes: Count | None = None,
     experts: str = "auto",
+    granularity: str = "auto",
+    rules: RuleOptions = RuleOptions(),  # noqa: B008 - frozen, and cyclopts reads the options off it
     fix: str = "",
     parts: str = "text",
     trust_code: TrustCode = False,
@@ -56,6 +58,8 @@ def compile_command(
         reserve_bytes: bytes of each tile or device kept for code and buffers; the target's own if not given.
         experts: apart, each routed expert on tiles of its own; sliced, each on all tiles of its layer's region; or auto
             for what serves a token sooner.
+        granularity: what is placed as a whole: layers, halves (attention and MLP apart), ops (each product with its
+            weight), or auto for halves if they fit and ops if not.
         fix: numbers for sizes that are not fixed, for example tokens=128 or batch=1,tokens=128; a model whose tokens
             meet outside of attention is placed for these sizes alone.
         parts: text, or text,vision to place the vision tower of a multimodal transformers model too, for one picture.
@@ -76,6 +80,8 @@ def compile_command(
         context=context,
         prefill_chunk=prefill_chunk,
         experts=experts,
+        granularity=granularity,
+        rules=rules.read(),
         seed=seed,
         time_limit=time_limit,
     )
@@ -135,6 +141,28 @@ def view(
     from partitioner.cli.view import run_view
 
     run_view(folder, Output(json=json), open_page=open_page)
+
+
+@app.command
+def diff(
+    before: Path,
+    after: Path,
+    /,
+    *,
+    speed: Annotated[bool, Parameter("--speed", negative=())] = False,
+    json: Json = False,
+) -> None:
+    """Say what changed from one plan to another; exit code 0, whatever did.
+
+    Args:
+        before: a plan's folder.
+        after: another one's.
+        speed: check both and forecast how fast they are.
+        json: print one JSON object.
+    """
+    from partitioner.cli.diff import run_diff
+
+    run_diff(before, after, Output(json=json), speed=speed)
 
 
 @app.command

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter, Token
 
 from ir.diagnostics import Diagnostic, UsageError
+from ir.rules import Rule
 
 
 def _whole(_type: object, tokens: Sequence[Token]) -> int:
@@ -21,6 +24,52 @@ def _whole(_type: object, tokens: Sequence[Token]) -> int:
 Count = Annotated[int, Parameter(converter=_whole)]
 Json = Annotated[bool, Parameter("--json", negative=())]
 TrustCode = Annotated[bool, Parameter("--trust-code", negative=())]
+
+Rules = Annotated[tuple[str, ...], Parameter(negative=(), show_default=False)]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, slots=True)
+class RuleOptions:
+    """Rules of the placement, each option as often as wanted; docs/rules.md.
+
+    Attributes:
+        pin: blocks and the wafers that they may lie on, as embedding=0 or 'layers.3.*=1,2'.
+        forbid: blocks and the wafers that they may not lie on, as 'layers.*.experts=4'.
+        apart: blocks of which no two share a wafer, as embedding,head.
+        together: blocks that share one wafer.
+        order: blocks in the order in which the pipeline passes them, as 'layers.3,layers.7'.
+        at_most: blocks and how many of them a wafer may hold, as 'layers.*.experts=3'.
+        replicate: blocks and how many copies of each serve users in turn, as embedding=2.
+        free: blocks that values may flow back to, along the pipeline.
+        rules: file (.toml) with more of them.
+    """
+
+    pin: Rules = ()
+    forbid: Rules = ()
+    apart: Rules = ()
+    together: Rules = ()
+    order: Rules = ()
+    at_most: Rules = ()
+    replicate: Rules = ()
+    free: Rules = ()
+    rules: Path | None = None
+
+    def read(self) -> tuple[Rule, ...]:
+        """The rules, those of the file first.
+
+        Raises:
+            UsageError: W0114 or W0115, they cannot be read.
+        """
+        from partitioner.rules import parse_rule, read_rules
+
+        kinds = [option.name for option in fields(self) if option.name != "rules"]
+        given = [
+            parse_rule(f"{kind.replace('_', '-')} {text}", f"--{kind.replace('_', '-')}")
+            for kind in kinds
+            for text in getattr(self, kind)
+        ]
+        return (*(read_rules(self.rules) if self.rules else ()), *given)
 
 
 def parse_ids(text: str) -> list[int]:

@@ -48,7 +48,7 @@ def require_sound(stored: PlanFolder) -> Model:
         CheckError: with every fault of the files and of the plan.
     """
     try:
-        model = find_blocks(verify(stored.graph))
+        model = find_blocks(verify(stored.graph), stored.manifest.model.granularity)
     except UnsupportedModelError as error:
         raise CheckError(*stored.faults, *error.diagnostics) from None
     manifest = stored.manifest

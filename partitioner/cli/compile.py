@@ -9,7 +9,7 @@ from typing import Any
 
 from ir.diagnostics import Diagnostic, UnsupportedModelError, UsageError
 from ir.forecast import Forecast
-from ir.model import BlockKind
+from ir.model import BlockKind, Granularity
 from ir.plan import Plan
 from ir.target import DeviceCluster
 from partitioner.api import CompiledModel, LoadOptions, Request, compile_lowered, lower
@@ -30,6 +30,10 @@ def run_compile(model: str, options: LoadOptions, request: Request, folder: Path
     if isinstance(load_target(request.target).cluster, DeviceCluster):  # a wrong target is told at once
         if request.experts != ExpertLayout.AUTO:
             raise UsageError(Diagnostic("W0104", "--experts is for wafers; devices deal them by rank", "--experts"))
+        if request.granularity not in (Granularity.AUTO, Granularity.HALVES):
+            raise UsageError(Diagnostic("W0104", "--granularity is for wafers", "--granularity"))
+        if request.rules:
+            raise UsageError(Diagnostic("W0104", "rules of placement are for wafers", str(request.rules[0])))
         run_compile_devices(model, options, request, folder, out)
         return
     load_wafers(request.target, request.systems, request.reserve_bytes)
@@ -97,6 +101,7 @@ def _record(placed: CompiledModel, speed: Forecast | None, wall_s: float, folder
         "split_expert_groups": split,
         "sliced_expert_groups": sum(block.sliced for block in plan.blocks),
         "blocks": len(plan.blocks),
+        "granularity": placed.model.granularity,
         "tokens_per_s_per_user": None if speed is None else asdict(speed.tokens_per_s_per_user),
         "output": None if folder is None else str(folder),
         "solve_s": round(placed.compiled.solve_s, 3),

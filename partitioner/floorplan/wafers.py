@@ -15,7 +15,6 @@ from partitioner.floorplan.strips import Placement, arrange
 from partitioner.floorplan.wishes import Wish, Wishes
 from partitioner.problem import Copy, ExpertLayout, footprint
 
-
 Mesh = tuple[int, int]
 """Columns and rows of a wafer."""
 
@@ -113,7 +112,7 @@ class FloorPlanner:
     def _demand(self, copy: Copy, sliced: bool) -> Demand:
         block = self._model.blocks[copy.block]
         parameters = [self._model.graph.parameter[name] for name in block.parameters]
-        needed = footprint(block, self._workload.share(copy.copies))
+        needed = footprint(block, self._workload.share(copy.number, copy.copies))
         spread = needed.cache_bytes + needed.activation_bytes
         if not block.experts:
             return Demand(tuple(parameters), spread)
@@ -122,7 +121,7 @@ class FloorPlanner:
 
     def _place(self, copy: Copy, wafer: int, region: Rectangle, shape: Shape, demand: Demand) -> PlacedBlock:
         block = self._model.blocks[copy.block]
-        needed = footprint(block, self._workload.share(copy.copies))
+        needed = footprint(block, self._workload.share(copy.number, copy.copies))
         return PlacedBlock(
             name=block.name,
             kind=block.kind,

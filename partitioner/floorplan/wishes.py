@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ir.machine import Machine
-from ir.model import Model
+from ir.profile import Profile
 from ir.target import LayerRegions, Wafers, WaferSpeed
 from ir.workload import Workload
-from partitioner.passes.profile import profile_of
 from partitioner.problem import Copy, ExpertLayout, room
 from targets.cost.wafer import Room, allocate
 
@@ -26,9 +25,9 @@ class Wishes:
     """The cost model's wishes for one model on wafers whose blocks have tiles of their own."""
 
     def __init__(
-        self, model: Model, machine: Machine, speed: WaferSpeed, workload: Workload, experts: ExpertLayout
+        self, profile: Profile, machine: Machine, speed: WaferSpeed, workload: Workload, experts: ExpertLayout
     ) -> None:
-        self._profile = profile_of(model, None)
+        self._profile = profile
         self._wafers = Wafers(machine, speed)
         self._workload = workload
         self._experts = experts
@@ -50,14 +49,14 @@ class Wishes:
         return self._known[key]
 
     def _room(self, copy: Copy, machine: Machine) -> Room:
-        workload = self._workload.share(copy.copies)
+        workload = self._workload.share(copy.number, copy.copies)
         return room(self._profile.blocks[copy.block], copy.block, workload, machine)
 
 
 def wishes_for(
-    model: Model, machine: Machine, speed: WaferSpeed | None, workload: Workload, experts: ExpertLayout
+    profile: Profile, machine: Machine, speed: WaferSpeed | None, workload: Workload, experts: ExpertLayout
 ) -> Wishes | None:
     """Wishes, where the machine states its speed and blocks do not take turns on the whole mesh."""
     if speed is None or speed.layers is LayerRegions.WHOLE_MESH:
         return None
-    return Wishes(model, machine, speed, workload, experts)
+    return Wishes(profile, machine, speed, workload, experts)

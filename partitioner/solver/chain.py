@@ -1,136 +1,176 @@
-"""Exact answers for chains: contiguous runs of items on wafers in pipeline order.
+"""Exact answers for chains: contiguous runs of items on wafers in pipeline order, optimal with proof.
 
-Whether a chain fits on k wafers with at most B bytes each is decided by filling wafer after wafer as far as possible:
-every limit that holds for a run of items holds for its parts, so filling further never hurts. The least B is found by
-bisection (parametric search; Pinar and Aykanat, "Fast optimal load balancing algorithms for 1D partitioning", 2004).
+Objectives of two sorts take turns. What a placement is at its worst (bytes of the fullest wafer, the bottleneck, room
+for users) and the number of wafers are thresholds on what runs may be: whether there is a placement within them is
+decided by filling wafer after wafer as far as possible, and the best threshold is found by bisection (parametric
+search; Pinar and Aykanat, "Fast optimal load balancing algorithms for 1D partitioning", 2004). What adds up over runs
+(traffic, latency) is found by dynamic programming over cuts, for vectors in lexicographic order.
 """
 
 from __future__ import annotations
 
-from itertools import accumulate
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
+from ir.objective import Objective
+from partitioner.solver.costs import SUMS
+from partitioner.solver.cuts import Paths, best_paths, fewest_wafers, one_of, solve, within
+from partitioner.solver.filling import bottleneck, counting_bound, fill, least_traffic, smallest_bottleneck, traffic
 from partitioner.solver.problem import Assignment, Problem
+from partitioner.solver.runs import Chain, Thresholds, furthest
+from partitioner.solver.score import MOST_USERS, faults, score
+
+__all__ = [
+    "Runs",
+    "best_runs",
+    "bottleneck",
+    "counting_bound",
+    "fill",
+    "least_traffic",
+    "smallest_bottleneck",
+    "traffic",
+]
 
 
-def fill(problem: Problem, most_bytes: int) -> Assignment | None:
-    """A placement of at most ``most_bytes`` on each wafer, found greedily; ``None`` if a chain has none.
+@dataclass(frozen=True, slots=True)
+class Runs:
+    """Contiguous runs of items, one on each wafer in use.
 
-    For problems that are no chain ``None`` proves nothing.
+    ``values`` of the objectives that were asked for; ``proofs``: two arguments of different kinds that no placement has
+    a better one, given the values before it; empty where that is not known.
     """
-    wafers: list[int] = []
-    wafer = used_bytes = used_tiles = 0
-    run: set[int] = set()
-    has_misfits = bool(problem.misfits)
-    for index, item in enumerate(problem.items):
-        if (
-            item.bytes > most_bytes
-            or item.tiles > problem.wafers[0].tiles
-            or (has_misfits and problem.holds_misfit((index,)))
-        ):
-            return None
-        run.add(index)
-        too_much = used_bytes + item.bytes > most_bytes or used_tiles + item.tiles > problem.wafers[0].tiles
-        if too_much or (has_misfits and problem.holds_misfit(run)):
-            wafer, used_bytes, used_tiles, run = wafer + 1, 0, 0, {index}
-        if wafer == len(problem.wafers):
-            return None
-        used_bytes += item.bytes
-        used_tiles += item.tiles
-        wafers.append(wafer)
-    return tuple(wafers)
+
+    assignment: Assignment
+    values: tuple[int, ...]
+    proofs: tuple[str, ...]
 
 
-def smallest_bottleneck(problem: Problem) -> tuple[int, Assignment] | None:
-    """The least bytes of the fullest wafer over all contiguous placements, and one that reaches it."""
-    total = sum(item.bytes for item in problem.items)
-    low = counting_bound(problem)
-    best = fill(problem, total)
-    if best is None:
+@dataclass(frozen=True)
+class _Found:
+    """What the search holds of a placement's best values so far; ``paths`` if sums are among them."""
+
+    thresholds: Thresholds
+    values: tuple[int, ...] = ()
+    sums: tuple[Objective, ...] = ()
+    paths: Paths | None = None
+
+
+def best_runs(problem: Problem, objectives: Sequence[Objective]) -> Runs | None:
+    """The best contiguous runs by the first of ``objectives``, of these the best by the second, and so on.
+
+    They are the best of all placements of a chain on wafers told apart by size and speed alone. Otherwise they are a
+    placement like another, without proof. ``None``: there are no such runs, or they break a rule of the user.
+    """
+    options = []
+    for cautious in (False, True):
+        chain = Chain(problem, cautious)
+        found = _search(chain, objectives)
+        if found is None:
+            return None
+        assignment = _assignment(chain, found)
+        if faults(problem, assignment):
+            return None
+        values = tuple(score(problem, assignment, objective) for objective in objectives)
+        options.append(Runs(assignment, values, ("",) * len(objectives)))
+        if values == found.values:
+            break  # what several links might share decides nothing
+    return min(
+        options, key=lambda runs: [-v if o.is_maximum else v for o, v in zip(objectives, runs.values, strict=True)]
+    )
+
+
+def _search(chain: Chain, objectives: Sequence[Objective]) -> _Found | None:
+    if not chain.wafers.kinds or not chain.count:
         return None
-    high = bottleneck(problem, best)
+    found = _Found(Thresholds(max(chain.wafers.used)))
+    if not _fits(chain, found, found.thresholds):
+        return None
+    for objective in objectives:
+        found = _with_sum(chain, found, objective) if objective in SUMS else _with_threshold(chain, found, objective)
+    return found
+
+
+def _with_sum(chain: Chain, found: _Found, objective: Objective) -> _Found:
+    sums = (*found.sums, objective)
+    table = solve(chain, sums, found.thresholds)
+    assert table is not None, "there was a placement before"
+    return replace(found, values=(*found.values, table.least[-1]), sums=sums, paths=best_paths(chain, table))
+
+
+def _with_threshold(chain: Chain, found: _Found, objective: Objective) -> _Found:
+    if objective is Objective.MACHINES:
+        value = fewest_wafers(chain, found.paths) if found.paths else _fewest(chain, found.thresholds)
+    else:
+        low, high = _range(chain, objective)
+        key = _least(low, high, lambda key: _fits(chain, found, _at(found.thresholds, objective, key)))
+        value = MOST_USERS - key if objective is Objective.ROOM else key
+    thresholds = replace(found.thresholds, **{objective.value: value})
+    paths = within(chain, found.paths, thresholds) if found.paths else None
+    return replace(found, thresholds=thresholds, values=(*found.values, value), paths=paths)
+
+
+def _at(thresholds: Thresholds, objective: Objective, key: int) -> Thresholds:
+    """``thresholds`` with one more, by a number that is less the better it is."""
+    return replace(thresholds, **{objective.value: MOST_USERS - key if objective is Objective.ROOM else key})
+
+
+def _range(chain: Chain, objective: Objective) -> tuple[int, int]:
+    items, wafers = chain.problem.items, chain.wafers.kinds
+    if objective is Objective.ROOM:
+        return 0, MOST_USERS
+    if objective is Objective.BALANCE:
+        return max(item.bytes for item in items), sum(item.bytes for item in items)
+    slowest = max(
+        sum(
+            max(
+                item.latency.slowed(kind.slowness_permille).time_fs, item.slowest.slowed(kind.slowness_permille).time_fs
+            )
+            for item in items
+        )
+        for kind in wafers
+    )
+    return 0, slowest + int(chain.held_fs.max())
+
+
+def _least(low: int, high: int, holds: Callable[[int], bool]) -> int:
+    """The least number for which ``holds``, which it does for ``high`` and for all from some number on."""
     while low < high:
         middle = (low + high) // 2
-        found = fill(problem, middle)
-        if found is None:
-            low = middle + 1
-        else:
-            best, high = found, bottleneck(problem, found)
-    return high, best
+        low, high = (low, middle) if holds(middle) else (middle + 1, high)
+    return low
 
 
-def least_traffic(problem: Problem, most_bytes: int) -> Assignment | None:
-    """Of all contiguous placements with at most ``most_bytes`` on each wafer, one that sends the fewest bytes.
+def _fits(chain: Chain, found: _Found, thresholds: Thresholds) -> bool:
+    """Whether there is a placement within ``thresholds`` that is as good as ``found``."""
+    if found.paths:
+        return within(chain, found.paths, thresholds) is not None
+    return max(furthest(chain.wafers, chain.reach(thresholds), thresholds.machines)) == chain.count
 
-    Dynamic programming over cuts: what a run of items receives depends on where it begins and ends alone.
-    """
-    count = len(problem.items)
-    best: list[dict[int, tuple[int, int]]] = [{} for _ in range(count + 1)]  # [end][wafers] -> traffic, start
-    best[0][0] = (0, 0)
-    received = _received(problem)
-    for start in range(count):
-        for end in _ends(problem, start, most_bytes):
-            for wafers, (sent, _) in best[start].items():
-                option = (sent + received[start][end - start - 1], start)
-                if wafers < len(problem.wafers) and option < best[end].get(wafers + 1, (1 << 62, 0)):
-                    best[end][wafers + 1] = option
-    if not best[count]:
-        return None
-    wafers = min(best[count], key=lambda used: (best[count][used][0], used))
-    assignment = [0] * count
-    end = count
-    while end:
-        start = best[end][wafers][1]
-        wafers -= 1
-        assignment[start:end] = [wafers] * (end - start)
-        end = start
+
+def _fewest(chain: Chain, thresholds: Thresholds) -> int:
+    reached = furthest(chain.wafers, chain.reach(thresholds), thresholds.machines)
+    return chain.wafers.used[reached.index(chain.count)]
+
+
+def _assignment(chain: Chain, found: _Found) -> Assignment:
+    """One placement of those found; wafers of a kind in the order of their numbers."""
+    way = one_of(chain, found.paths) if found.paths else _filled(chain, found.thresholds)
+    unused = [iter(members) for members in chain.wafers.members]
+    assignment: list[int] = []
+    for start, end, kind in way:
+        assignment += [next(unused[kind])] * (end - start)
     return tuple(assignment)
 
 
-def _ends(problem: Problem, start: int, most_bytes: int) -> list[int]:
-    """Ends of the runs from ``start`` that one wafer can hold."""
-    ends: list[int] = []
-    used_bytes = used_tiles = 0
-    run: set[int] = set()
-    for index in range(start, len(problem.items)):
-        used_bytes += problem.items[index].bytes
-        used_tiles += problem.items[index].tiles
-        run.add(index)
-        if used_bytes > most_bytes or used_tiles > problem.wafers[0].tiles or problem.holds_misfit(run):
-            break
-        ends.append(index + 1)
-    return ends
-
-
-def _received(problem: Problem) -> list[list[int]]:
-    """``[start][length - 1]``: bytes per token that the run of ``length`` items from ``start`` is sent."""
-    count = len(problem.items)
-    arrives = [[0] * (count + 1) for _ in range(count)]
-    for flow in problem.flows:
-        for start in range(flow.source + 1, count):
-            first = next((target for target in flow.targets if target >= start), None)
-            if first is None:
-                break
-            arrives[start][first] += flow.bytes_per_token
-    return [list(accumulate(arrives[start][start:count])) for start in range(count)]
-
-
-def counting_bound(problem: Problem) -> int:
-    """Bytes that the fullest wafer holds at least, whatever the placement: the mean, or the largest item."""
-    total = sum(item.bytes for item in problem.items)
-    return max(-(-total // len(problem.wafers)), max(item.bytes for item in problem.items))
-
-
-def bottleneck(problem: Problem, assignment: Assignment) -> int:
-    """Bytes of the fullest wafer."""
-    loads = [0] * len(problem.wafers)
-    for item, wafer in zip(problem.items, assignment, strict=True):
-        loads[wafer] += item.bytes
-    return max(loads)
-
-
-def traffic(problem: Problem, assignment: Assignment) -> int:
-    """Bytes that leave wafers for each token: a value counts once for each wafer that it is sent to."""
-    return sum(
-        flow.bytes_per_token * len({assignment[target] for target in flow.targets} - {assignment[flow.source]})
-        for flow in problem.flows
-    )
+def _filled(chain: Chain, thresholds: Thresholds) -> list[tuple[int, int, int]]:
+    """Wafers filled as far as possible, of the fewest: (start, end, kind) of each run."""
+    reach = chain.reach(thresholds)
+    reached = furthest(chain.wafers, reach, thresholds.machines)
+    state, way = reached.index(chain.count), []
+    while state:
+        source, kind = next(
+            step for step in chain.wafers.steps[state] if reach[step[1]][reached[step[0]]] == reached[state]
+        )
+        way.append((reached[source], reached[state], kind))
+        state = source
+    return way[::-1]

@@ -49,6 +49,12 @@ class Curve:
         drops = tuple((tiles, saved * permille // 1000) for tiles, saved in self.drops)
         return Curve(-(-self.time_fs * permille // 1000), drops)
 
+    def shared(self, copies: int) -> Curve:
+        """The mean over all tokens, where each of ``copies`` serves as many of them."""
+        if copies == 1:
+            return self
+        return Curve(-(-self.time_fs // copies), tuple((tiles, saved // copies) for tiles, saved in self.drops))
+
 
 @dataclass(frozen=True, slots=True)
 class Item:

@@ -122,13 +122,14 @@ def allocate(
     if speed is None or speed.layers is LayerRegions.WHOLE_MESH:
         return tuple(Stage(room.block, 0, machine.rows, machine.columns) for room in rooms)
     options = [
-        _options(blocks[room.block], room, machine.rows, machine.columns, context, speed, experts) for room in rooms
+        region_options(blocks[room.block], room, machine.rows, machine.columns, context, speed, experts)
+        for room in rooms
     ]
     most = max(int(machine.tiles * _FILLED), sum(own[0][0] for own in options))
     alike = Counter(map(id, options))  # repeated layers share one list of options
     distinct = {id(own): own for own in options}
 
-    def tiles(chosen: Mapping[int, _Option]) -> int:
+    def tiles(chosen: Mapping[int, RegionOption]) -> int:
         return sum(count * chosen[key][0] for key, count in alike.items())
 
     low, high = 0.0, max(seconds for own in distinct.values() for _, seconds, _ in own)
@@ -141,19 +142,19 @@ def allocate(
     return tuple(replace(chosen[id(own)][2], block=room.block) for room, own in zip(rooms, options, strict=True))
 
 
-_Option = tuple[int, float, Stage]
+RegionOption = tuple[int, float, Stage]
 """Tiles, cycles of one token, and the region."""
 
 
-def _choose(options: Mapping[int, tuple[_Option, ...]], price: float) -> dict[int, _Option]:
+def _choose(options: Mapping[int, tuple[RegionOption, ...]], price: float) -> dict[int, RegionOption]:
     return {
         key: min(own, key=lambda option: (option[1] + price * option[0], option[0])) for key, own in options.items()
     }
 
 
-def _options(
+def region_options(
     block: BlockProfile, room: Room, rows: int, columns: int, context: int, speed: WaferSpeed, experts: str
-) -> tuple[_Option, ...]:
+) -> tuple[RegionOption, ...]:
     """Regions that a block could have, from the least that it needs to the whole wafer."""
     kernels = replace(block, name="", layer=None)  # layers with the same kernels share their options
     return _sized_options(kernels, replace(room, block=0), rows, columns, context, speed, experts)
@@ -162,8 +163,8 @@ def _options(
 @lru_cache(maxsize=4096)
 def _sized_options(
     block: BlockProfile, room: Room, rows: int, columns: int, context: int, speed: WaferSpeed, experts: str
-) -> tuple[_Option, ...]:
-    found: list[_Option] = []
+) -> tuple[RegionOption, ...]:
+    found: list[RegionOption] = []
     tiles = float(room.tiles)
     while tiles <= rows * columns:
         shapes = _shapes(block, room, int(tiles), rows, columns, experts)

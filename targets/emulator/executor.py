@@ -1,7 +1,8 @@
 """The emulator: runs a partitioned model step by step, each block on the tiles that its plan names.
 
 A step visits the blocks in the model's order, once for each turn of users who meet the same copies of blocks. Each
-wafer knows only the graph's inputs, what its own blocks computed, and what the plan's transfers brought. Weights are read from tile memories alone. Products and look-ups run on tiles
+wafer knows only the graph's inputs, what its own blocks computed, and what the plan's transfers brought. Weights are
+read from tile memories alone. Products and look-ups run on tiles
 (:mod:`targets.emulator.kernels`); every other operator runs by its reference meaning on values of the block's region.
 """
 
@@ -164,7 +165,7 @@ class Emulator:
         Where experts have regions of their own, caches and activations are shared out among them.
         """
         block, placed = program.block, program.placed
-        workload = self.plan.workload.share(len(self.plan.copies[block.name]))
+        workload = self.plan.workload.share(placed.copy, len(self.plan.copies[block.name]))
         parameters = [self.model.graph.parameter[name] for name in block.parameters]
         own = [p for p in parameters if p.name not in program.stacked]
         slices = [expert_slice(p) for p in parameters if p.name in program.stacked]

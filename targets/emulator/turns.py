@@ -20,7 +20,7 @@ Tensor = torch.Tensor
 
 
 def plans_of_turns(model: Model, plan: Plan) -> tuple[Plan, ...]:
-    """What of ``plan`` each turn meets, by its number; as many turns as there can be users for, and all copies in them."""
+    """What of ``plan`` each turn meets, by its number: as many as users can tell apart, and all copies in them."""
     copies = plan.copies
     counts = [len(own) for own in copies.values()]
     if max(counts, default=1) == 1:
