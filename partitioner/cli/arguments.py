@@ -82,6 +82,16 @@ def parse_ids(text: str) -> list[int]:
         raise UsageError(fault) from None
 
 
+def parse_wafers(text: str) -> tuple[int, ...]:
+    """Numbers of wafers, separated by commas; none for an empty text."""
+    try:
+        return tuple(int(part) for part in text.split(",")) if text else ()
+    except ValueError:
+        help_ = ("for example --without 3,7",)
+        fault = Diagnostic("W0104", f"wafers must be numbers separated by commas, not {text!r}", help=help_)
+        raise UsageError(fault) from None
+
+
 def parse_sizes(text: str) -> dict[str, int]:
     """``tokens=128,users=1``."""
     try:

@@ -28,15 +28,10 @@ def run_compile(model: str, options: LoadOptions, request: Request, folder: Path
     """Compile, write the plan to ``folder`` if there is one, and report."""
     begin = time.perf_counter()
     if isinstance(load_target(request.target).cluster, DeviceCluster):  # a wrong target is told at once
-        if request.experts != ExpertLayout.AUTO:
-            raise UsageError(Diagnostic("W0104", "--experts is for wafers; devices deal them by rank", "--experts"))
-        if request.granularity not in (Granularity.AUTO, Granularity.HALVES):
-            raise UsageError(Diagnostic("W0104", "--granularity is for wafers", "--granularity"))
-        if request.rules:
-            raise UsageError(Diagnostic("W0104", "rules of placement are for wafers", str(request.rules[0])))
+        _refuse_what_is_for_wafers(request)
         run_compile_devices(model, options, request, folder, out)
         return
-    load_wafers(request.target, request.systems, request.reserve_bytes)
+    load_wafers(request.target, request.systems, request.reserve_bytes, request.without)
     if folder is not None:
         refuse_foreign(folder)
     with out.progress() as progress:
@@ -63,6 +58,20 @@ def run_compile(model: str, options: LoadOptions, request: Request, folder: Path
     print(_summary(placed, wall_s))
     if folder is not None:
         print(f"plan in {folder}, page in {folder / REPORT}")
+
+
+def _refuse_what_is_for_wafers(request: Request) -> None:
+    faults = []
+    if request.experts != ExpertLayout.AUTO:
+        faults.append(Diagnostic("W0104", "--experts is for wafers; devices deal them by rank", "--experts"))
+    if request.granularity not in (Granularity.AUTO, Granularity.HALVES):
+        faults.append(Diagnostic("W0104", "--granularity is for wafers", "--granularity"))
+    if request.rules:
+        faults.append(Diagnostic("W0104", "rules of placement are for wafers", str(request.rules[0])))
+    if request.without:
+        faults.append(Diagnostic("W0104", "--without is for wafers", "--without"))
+    if faults:
+        raise UsageError(*faults)
 
 
 def _forecast(placed: CompiledModel, request: Request) -> Forecast | None:
