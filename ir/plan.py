@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from math import gcd
 
 from ir.machine import Machine
 from ir.model import BlockKind
@@ -85,11 +87,22 @@ class PlacedBlock:
         return bool(self.experts) and all(expert.region == self.region for expert in self.experts)
 
 
+def pairs(sources: Sequence[PlacedBlock], targets: Sequence[PlacedBlock]) -> Iterator[tuple[PlacedBlock, PlacedBlock]]:
+    """The copies of one block and of another (all of each, in order) that serve a user in common: those whose numbers
+    are equal modulo the greatest common divisor of how many there are, as user u is served by copy u mod that many.
+    """
+    common = gcd(len(sources), len(targets))
+    for source in sources:
+        for target in targets:
+            if (source.copy - target.copy) % common == 0:
+                yield source, target
+
+
 @dataclass(frozen=True, slots=True)
 class Transfer:
     """``value`` goes from the wafer of block ``source`` to another wafer, once, for all blocks there that read it.
 
-    Every copy of a block sends to every copy of its readers, each for the users that both serve.
+    A copy of a block sends to those copies of its readers that serve some of its users (:func:`pairs`).
     """
 
     value: str
@@ -118,30 +131,31 @@ class Score:
         return abs(self.value - self.bound) / max(1, abs(self.value))
 
 
-OBJECTIVE = "largest_wafer_bytes"
-"""What placement makes as small as can be."""
+OPTIMAL, FEASIBLE = "optimal", "feasible"
 
 
 @dataclass(frozen=True, slots=True)
 class SolverRecord:
-    """What the solver says of the placement; ``objective`` names what was minimised, in its unit.
+    """What the solver says of the placement: its scores in the order of the objectives.
 
-    ``status`` is ``optimal`` or ``feasible``; ``proof`` names the second argument that confirms the bound.
+    ``status`` is ``optimal`` where every score is proven, else ``feasible``; ``interrupted`` where the user ended the
+    search before its limit.
     """
 
     status: str
-    objective: str
-    objective_value: int
-    best_bound: int
-    proof: str
-    traffic_bytes_per_token: int
+    scores: tuple[Score, ...]
     seed: int
     deterministic_time_limit: float
+    interrupted: bool = False
 
-    @property
-    def gap(self) -> float:
-        """Relative distance of the value from the bound."""
-        return (self.objective_value - self.best_bound) / max(1, self.objective_value)
+    def value(self, objective: Objective) -> int | None:
+        """What the placement reaches in ``objective``; ``None`` if it was none of them."""
+        return next((score.value for score in self.scores if score.objective is objective), None)
+
+
+def status_of(scores: Iterable[Score]) -> str:
+    """What may be said of a placement with these scores."""
+    return OPTIMAL if all(score.proof for score in scores) else FEASIBLE
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,10 +17,13 @@ from ir.graph import Parameter
 from ir.layout import fullest_tile_bytes
 from ir.machine import Machine, absurdities
 from ir.model import Block, Edge, Model
-from ir.plan import OBJECTIVE, PlacedBlock, Plan, Rectangle, Transfer
+from ir.objective import Objective
+from ir.plan import FEASIBLE, OPTIMAL, PlacedBlock, Plan, Rectangle, Transfer, pairs
 from ir.workload import Workload
+from partitioner.check_rules import broken_rules, free_blocks
 
 _MOST = 1 << 40
+_MOST_BYTES = 1 << 62
 Copies = Mapping[str, Sequence[PlacedBlock]]
 """The copies of each placed block, by its name."""
 
@@ -45,10 +48,11 @@ def check(plan: Plan, model: Model) -> tuple[Diagnostic, ...]:
     if sound_regions:
         faults += _overfull_tiles((copy for copies in placed.values() for copy in copies), plan, model)
     faults += _parted(placed, model)
-    faults += _backward(placed, model)
+    faults += _backward(placed, model, free_blocks(plan, model))
     if placed.keys() == known.keys():
+        faults += broken_rules(plan, model)
         faults += _wrong_transfers(plan, placed, model)
-        faults += _wrong_claims(plan)
+        faults += _wrong_claims(plan, model)
         faults += _not_optimal(plan, model)
     return tuple(faults)
 
@@ -215,22 +219,25 @@ def _parted(placed: Copies, model: Model) -> Iterator[Diagnostic]:
                 yield Diagnostic("W0507", "blocks that exchange routed tokens are on different wafers", "", facts)
 
 
-def _crossing(placed: Copies, model: Model) -> Iterator[tuple[Edge, PlacedBlock, PlacedBlock]]:
-    """Values that go to another wafer: from each copy of a block to each of a reader, as each may serve any user."""
+def _crossing(
+    placed: Copies, model: Model, free: frozenset[str] = frozenset()
+) -> Iterator[tuple[Edge, PlacedBlock, PlacedBlock]]:
+    """Values that go to another wafer, from copy to copy, unless to or from a ``free`` block."""
     for edge in model.edges:
-        for source in placed.get(model.blocks[edge.source].name, ()):
-            for target in placed.get(model.blocks[edge.target].name, ()):
-                if source.wafer != target.wafer:
-                    yield edge, source, target
+        source, target = model.blocks[edge.source].name, model.blocks[edge.target].name
+        if free.isdisjoint((source, target)):
+            for one, other in pairs(placed.get(source, ()), placed.get(target, ())):
+                if one.wafer != other.wafer:
+                    yield edge, one, other
 
 
-def _backward(placed: Copies, model: Model) -> Iterator[Diagnostic]:
+def _backward(placed: Copies, model: Model, free: frozenset[str]) -> Iterator[Diagnostic]:
     """Values that break the pipeline: wafers need not follow each other by number, but in some order values must go on.
 
     There is one exactly if, taking away wafers that receive from none that is left, all go; and none is left then.
     Of what remains, whatever goes against the order of the wafers' first blocks is told.
     """
-    crossing = [*_crossing(placed, model)]
+    crossing = [*_crossing(placed, model, free)]
     circling = _circling({(source.wafer, target.wafer) for _, source, target in crossing})
     first: dict[int, int] = {}
     for number, block in enumerate(model.blocks):
@@ -267,66 +274,110 @@ def _wrong_transfers(plan: Plan, placed: Copies, model: Model) -> Iterator[Diagn
             yield Diagnostic("W0509", f"a transfer {word}: {route}", transfer.value)
 
 
-def _wrong_claims(plan: Plan) -> Iterator[Diagnostic]:
+def _wrong_claims(plan: Plan, model: Model) -> Iterator[Diagnostic]:
     solver = plan.solver
-    derived = {
-        "objective_value": plan.largest_wafer_bytes,
-        "traffic_bytes_per_token": sum(transfer.bytes_per_token for transfer in plan.transfers),
+    derived = _derived(plan, model)
+    for score in solver.scores:
+        if score.value != derived.get(score.objective, score.value):
+            facts = {"stated": score.value, "derived": derived[score.objective]}
+            yield Diagnostic("W0510", f"the solver's {score.objective} is wrong", "", facts)
+        short = score.value - score.bound if score.objective.is_maximum else score.bound - score.value
+        if short > 0 or (score.proof and short):
+            claim = {"value": score.value, "bound": score.bound}
+            yield Diagnostic("W0510", f"value and bound of {score.objective} contradict each other", "", claim)
+    if not solver.scores or len({score.objective for score in solver.scores}) < len(solver.scores):
+        yield Diagnostic("W0510", "objectives are missing or named twice", "", {"scores": len(solver.scores)})
+    proven = all(score.proof for score in solver.scores)
+    if solver.status != (OPTIMAL if proven else FEASIBLE):
+        stated: dict[str, Fact] = {"status": solver.status, "proven": proven}
+        yield Diagnostic("W0510", "status and proofs contradict each other", "", stated)
+
+
+def _derived(plan: Plan, model: Model) -> dict[Objective, int]:
+    """Scores that follow from where blocks lie; times do not."""
+    return {
+        Objective.MACHINES: len(plan.wafers_used),
+        Objective.BALANCE: plan.largest_wafer_bytes,
+        Objective.TRAFFIC: sum(
+            transfer.bytes_per_token * plan.machine.link_cost(transfer.source_wafer, transfer.target_wafer)
+            for transfer in plan.transfers
+        ),
+        Objective.ROOM: min(_users_of_wafer(plan, model, wafer) for wafer in plan.wafers_used),
     }
-    for name, value in derived.items():
-        if getattr(solver, name) != value:
-            facts = {"stated": getattr(solver, name), "derived": value}
-            yield Diagnostic("W0510", f"the solver's {name.replace('_', ' ')} is wrong", "", facts)
-    if solver.objective != OBJECTIVE:
-        yield Diagnostic("W0510", f"there is no objective {solver.objective!r}", "", {"objective": OBJECTIVE})
-    if (
-        solver.best_bound > solver.objective_value
-        or solver.status not in ("optimal", "feasible")
-        or (solver.status == "optimal") != (solver.gap == 0)
-        or (solver.status == "optimal" and not solver.proof)
-    ):
-        claim: dict[str, Fact] = {
-            "status": solver.status,
-            "bound": solver.best_bound,
-            "value": solver.objective_value,
-        }
-        yield Diagnostic("W0510", "status and bound contradict each other", "", claim)
+
+
+def _users_of_wafer(plan: Plan, model: Model, wafer: int) -> int:
+    """Users whose caches fit on a wafer beside what else lies there."""
+    known, copies = {block.name: block for block in model.blocks}, plan.copies
+    blocks = [block for block in plan.on_wafer(wafer) if block.name in known]
+    caches = ((known[block.name].cache_bytes(1, plan.workload.context), len(copies[block.name])) for block in blocks)
+    each = sum(-(-size // served) for size, served in caches)
+    fixed = sum(block.bytes for block in blocks) - each * plan.workload.users
+    return min(_MOST, (plan.machine.bytes_of(wafer) - fixed) // each) if each else _MOST
 
 
 def _not_optimal(plan: Plan, model: Model) -> Iterator[Diagnostic]:
-    """A plan called optimal whose blocks, in order, could be spread with a smaller bottleneck.
+    """A plan called the best whose blocks, in order, could be spread better in what it was made best for first.
 
-    Wafer after wafer is filled as far as one byte less than the stated optimum allows. For a chain that finds a
+    Wafer after wafer is filled as far as one step beyond the stated optimum allows. For a chain that finds a
     placement whenever there is one; for other models what it finds is still a placement.
     """
-    if plan.solver.status != "optimal" or any(block.copy for block in plan.blocks):
+    best = plan.solver.scores[0] if plan.solver.scores else None
+    if best is None or not best.proof or plan.rules or any(block.copy for block in plan.blocks):
         return
-    limit, wafer, used_bytes, used_tiles = plan.solver.objective_value - 1, 0, 0, 0
-    reached: dict[int, int] = {}
-    # The pipeline may take wafers in any order: the largest are filled first.
-    offered = sorted((plan.machine.wafer(wafer).tiles for wafer in plan.machine.in_service), reverse=True)
-    for own, size, tiles in _items(plan, model):
-        if used_bytes + size > limit or used_tiles + tiles > offered[wafer]:
-            wafer, used_bytes, used_tiles = wafer + 1, 0, 0
-        if wafer == len(offered) or size > limit or tiles > offered[wafer]:
+    systems, users = plan.machine.systems, plan.workload.users
+    match best.objective:
+        case Objective.BALANCE:
+            reached = _fill(plan, model, best.value - 1, users)
+        case Objective.MACHINES:
+            reached, systems = _fill(plan, model, _MOST_BYTES, users), best.value - 1
+        case Objective.ROOM if best.value < _MOST:
+            reached = _fill(plan, model, _MOST_BYTES, best.value + 1)
+        case _:
             return
-        used_bytes, used_tiles = used_bytes + size, used_tiles + tiles
-        reached |= dict.fromkeys(own, wafer)
-    # A block between two that stay together has no place of its own: such a spread is no placement.
-    if not any(reached[edge.source] > reached[edge.target] for edge in model.edges):
-        facts = {"stated_optimum": plan.solver.objective_value, "reached_with_less_on": wafer + 1}
+    if reached is not None and reached <= systems:
+        facts = {"objective": best.objective, "stated_optimum": best.value, "reached_with_more_on": reached}
         yield Diagnostic("W0515", "the plan is called optimal, but is not", "", facts)
 
 
-def _items(plan: Plan, model: Model) -> Iterator[tuple[tuple[int, ...], int, int]]:
-    """Blocks in order, their bytes, and tiles at least; blocks that stay together as one, where the first stands."""
+def _fill(plan: Plan, model: Model, most_bytes: int, users: int) -> int | None:
+    """Wafers that blocks in order take, each filled as far as it goes; ``None`` if that is no placement.
+
+    Caches are counted for ``users``, tiles for the users of the plan. The pipeline may take wafers in any order: the
+    largest are filled first.
+    """
+    machine = plan.machine
+    offered = sorted((machine.wafer(wafer).tiles for wafer in machine.in_service), reverse=True)
+    wafer = used_bytes = used_tiles = 0
+    reached: dict[int, int] = {}
+
+    def holds(size: int, tiles: int) -> bool:
+        return size <= min(most_bytes, offered[wafer] * machine.tile_bytes) and tiles <= offered[wafer]
+
+    for own, size, tiles in _items(plan, model, users):
+        if not holds(used_bytes + size, used_tiles + tiles):
+            wafer, used_bytes, used_tiles = wafer + 1, 0, 0
+        if wafer == len(offered) or not holds(used_bytes + size, used_tiles + tiles):
+            return None
+        used_bytes, used_tiles = used_bytes + size, used_tiles + tiles
+        reached |= dict.fromkeys(own, wafer)
+    # A block between two that stay together has no place of its own: such a spread is no placement.
+    return None if any(reached[edge.source] > reached[edge.target] for edge in model.edges) else wafer + 1
+
+
+def _items(plan: Plan, model: Model, users: int) -> Iterator[tuple[tuple[int, ...], int, int]]:
+    """Blocks in order, their bytes for ``users``, and tiles at least; blocks that stay together as one, where the first
+    stands.
+    """
     placed = {name: copies[0] for name, copies in plan.copies.items()}
     members = {group[0]: group for group in model.together}
     later = {index for group in model.together for index in group[1:]}
+    more = users - plan.workload.users
     for index in (i for i in range(len(model.blocks)) if i not in later):
         group = members.get(index, (index,))
         own = [placed[model.blocks[i].name] for i in group]
-        yield group, sum(block.bytes for block in own), sum(_least_tiles(b, plan.machine) for b in own)
+        caches = more * sum(model.blocks[i].cache_bytes(1, plan.workload.context) for i in group)
+        yield group, caches + sum(block.bytes for block in own), sum(_least_tiles(b, plan.machine) for b in own)
 
 
 def _least_tiles(placed: PlacedBlock, machine: Machine) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import pairwise
+from math import gcd
 from typing import NamedTuple, Protocol
 
 from ir.machine import Machine
@@ -114,7 +115,7 @@ def measure(
     """The placement problem of ``model`` on ``machine`` under ``workload``; without ``speeds`` nothing takes time.
 
     Raises:
-        UsageError: W0116 or W0117, ``rules`` name what does not exist, or ask what no placement can change.
+        UsageError: W0117 or W0118, ``rules`` name what does not exist, or ask what no placement can change.
     """
     groups = shared_groups(model)
     asked = resolve(rules, model, groups, machine)
@@ -213,14 +214,15 @@ def _in_order(model: Model, item_of: Mapping[int, tuple[int, ...]]) -> Iterator[
 
 
 def _flows(model: Model, item_of: Mapping[int, tuple[int, ...]], speeds: Speeds | None) -> tuple[Flow, ...]:
-    """Values between items; every copy of a source sends to every copy of a target, as each may serve any user."""
+    """Values between items, from each copy to those that serve some of its users (:func:`ir.plan.pairs`)."""
     targets: defaultdict[tuple[int, str], set[int]] = defaultdict(set)
     sizes: dict[str, int] = {}
     for edge in model.edges:
         sources, readers = item_of[edge.source], item_of[edge.target]
         sizes[edge.value] = edge.bytes_per_token
-        for source in sources if sources != readers else ():
-            targets[source, edge.value].update(readers)
+        common = gcd(len(sources), len(readers))
+        for copy, source in enumerate(sources if sources != readers else ()):
+            targets[source, edge.value].update(readers[copy % common :: common])
     return tuple(
         Flow(source, tuple(sorted(to)), sizes[value], speeds.link_fs(sizes[value]) if speeds else 0)
         for (source, value), to in targets.items()

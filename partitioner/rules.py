@@ -72,7 +72,7 @@ def as_rules(given: Iterable[Rule | str]) -> tuple[Rule, ...]:
     """Rules as a program gives them, none of them twice.
 
     Raises:
-        UsageError: W0114, one makes no sense; W0117, one is given twice.
+        UsageError: W0114, one makes no sense; W0118, one is given twice.
     """
     if isinstance(given, str):
         raise UsageError(Diagnostic("W0114", "rules are a list of texts or of Rule, not one text", given))
@@ -85,7 +85,7 @@ def as_rules(given: Iterable[Rule | str]) -> tuple[Rule, ...]:
         meaning = (rule.kind, rule.blocks, rule.wafers, rule.count)
         if meaning in seen:
             facts = {"first": str(seen[meaning])}
-            raise UsageError(Diagnostic("W0117", "a rule is given twice", str(rule), facts))
+            raise UsageError(Diagnostic("W0118", "a rule is given twice", str(rule), facts))
         seen[meaning] = rule
     return tuple(rules)
 
@@ -94,13 +94,13 @@ def read_rules(path: Path) -> tuple[Rule, ...]:
     """The rules of a TOML file: for each kind a list of texts, as ``pin = ["embedding=0"]``. It is read, never run.
 
     Raises:
-        UsageError: W0115, it cannot be read, or has an entry that is not such a list; W0114, a rule makes no sense.
+        UsageError: W0116, it cannot be read, or has an entry that is not such a list; W0114, a rule makes no sense.
     """
     text = _text_of(path)
     try:
         entries = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise UsageError(Diagnostic("W0115", f"a file of rules is no TOML: {error}", str(path))) from None
+        raise UsageError(Diagnostic("W0116", f"a file of rules is no TOML: {error}", str(path))) from None
     faults = [_not_rules(key, value, path) for key, value in entries.items() if not _is_list_of_texts(key, value)]
     if faults:
         raise UsageError(*faults)
@@ -116,12 +116,12 @@ def _text_of(path: Path) -> str:
     try:
         if not path.is_file() or path.stat().st_size > _MOST_FILE_BYTES:
             reason = "it is no file, or larger than a megabyte" if path.exists() else "there is no such file"
-            raise UsageError(Diagnostic("W0115", f"a file of rules cannot be read: {reason}", str(path)))
+            raise UsageError(Diagnostic("W0116", f"a file of rules cannot be read: {reason}", str(path)))
         return path.read_bytes().decode()
     except OSError as error:
-        raise UsageError(Diagnostic("W0115", f"a file of rules cannot be read: {error.strerror}", str(path))) from None
+        raise UsageError(Diagnostic("W0116", f"a file of rules cannot be read: {error.strerror}", str(path))) from None
     except ValueError:
-        raise UsageError(Diagnostic("W0115", "a file of rules is no text in UTF-8", repr(str(path)))) from None
+        raise UsageError(Diagnostic("W0116", "a file of rules is no text in UTF-8", repr(str(path)))) from None
 
 
 def _is_list_of_texts(key: str, value: Any) -> bool:
@@ -132,8 +132,8 @@ def _not_rules(key: str, value: Any, path: Path) -> Diagnostic:
     kind = key.replace("-", "_")
     if kind in [*RuleKind]:
         help_ = (f'for example {key} = ["{EXAMPLES[RuleKind(kind)]}"]',)
-        return Diagnostic("W0115", f"{key} must be a list of texts, not {type(value).__name__}", str(path), help=help_)
-    return Diagnostic("W0115", f"there is no rule {key!r}", str(path), help=(_kinds_like(kind),))
+        return Diagnostic("W0116", f"{key} must be a list of texts, not {type(value).__name__}", str(path), help=help_)
+    return Diagnostic("W0116", f"there is no rule {key!r}", str(path), help=(_kinds_like(kind),))
 
 
 def _line(lines: Sequence[str], key: str, rule: str) -> int:
@@ -229,7 +229,7 @@ def resolve(rules: Sequence[Rule], model: Model, groups: Groups, machine: Machin
     """What ``rules`` mean for ``groups`` of blocks on ``machine``. A rule on a block is one on all of its group.
 
     Raises:
-        UsageError: W0116, a rule names blocks or wafers that do not exist; W0117, it asks what no placement can change.
+        UsageError: W0117, a rule names blocks or wafers that do not exist; W0118, it asks what no placement can change.
     """
     faults = [fault for rule in rules for fault in _unknown(rule, model, machine)]
     if faults:
@@ -245,7 +245,7 @@ def resolve(rules: Sequence[Rule], model: Model, groups: Groups, machine: Machin
             twice = [group for group in rule.items if copies[group] > 1]
             if twice:
                 where = model.blocks[groups[twice[0]][0]].name
-                raise UsageError(Diagnostic("W0117", "two rules replicate the same block", where, {"rule": rule.text}))
+                raise UsageError(Diagnostic("W0118", "two rules replicate the same block", where, {"rule": rule.text}))
             copies |= dict.fromkeys(rule.items, rule.count)
     return Resolved(tuple(copies.values()), restrictions)
 
@@ -258,15 +258,15 @@ def _unknown(rule: Rule, model: Model, machine: Machine) -> Iterator[Diagnostic]
             close = difflib.get_close_matches(pattern, known, n=3, cutoff=0.5)
             shown = ", ".join(close or [known[0], "...", known[-1]][: len(known)])
             help_ = (f"nearest are {shown}" if close else f"blocks are {shown}",)
-            yield Diagnostic("W0116", f"no block is named {pattern!r}", str(rule), help=help_)
+            yield Diagnostic("W0117", f"no block is named {pattern!r}", str(rule), help=help_)
     last = machine.systems - 1
     for wafer in rule.wafers:
         if wafer > last:
             help_ = (f"wafers are 0 to {last}",)
-            yield Diagnostic("W0116", f"there is no wafer {wafer}", str(rule), {"systems": last + 1}, help_)
+            yield Diagnostic("W0117", f"there is no wafer {wafer}", str(rule), {"systems": last + 1}, help_)
     if rule.kind is RuleKind.REPLICATE and rule.count > machine.systems:
         facts = {"copies": rule.count, "systems": machine.systems}
-        yield Diagnostic("W0116", "there are fewer wafers than copies, which lie on as many", str(rule), facts)
+        yield Diagnostic("W0117", "there are fewer wafers than copies, which lie on as many", str(rule), facts)
 
 
 def _restriction(rule: Rule, group_of: Mapping[str, int]) -> Restriction:
@@ -277,8 +277,8 @@ def _restriction(rule: Rule, group_of: Mapping[str, int]) -> Restriction:
 def _idle(rule: Rule, found: Restriction) -> Iterator[Diagnostic]:
     """Rules on blocks that always share a wafer, such as the router and the experts of a layer."""
     if rule.kind in (RuleKind.APART, RuleKind.TOGETHER) and len(found.items) < 2:
-        yield Diagnostic("W0117", "the blocks of a rule always share a wafer, or are one", str(rule))
+        yield Diagnostic("W0118", "the blocks of a rule always share a wafer, or are one", str(rule))
     if rule.kind is RuleKind.ORDER and any(
         set(one) & set(other) for number, one in enumerate(found.groups) for other in found.groups[number + 1 :]
     ):
-        yield Diagnostic("W0117", "a block, or one that shares its wafer, stands twice in a rule of order", str(rule))
+        yield Diagnostic("W0118", "a block, or one that shares its wafer, stands twice in a rule of order", str(rule))

@@ -14,16 +14,17 @@ from ir.layout import fullest_tile_bytes, sliced_layouts
 from ir.plan import Rectangle
 from ir.target import LayerRegions
 from ir.types import DType, TensorType
+from partitioner.case import Case
 from partitioner.check import check
-from partitioner.compile import _fewest_misfits, compile_model
+from partitioner.compile import compile_model
 from partitioner.floorplan import wafers as layouts
 from partitioner.floorplan.shapes import Demand, Shapes
 from partitioner.floorplan.strips import arrange
 from partitioner.floorplan.wafers import FloorPlanner, TooTight
 from partitioner.floorplan.wishes import wishes_for
 from partitioner.passes.profile import profile_of
+from partitioner.placing import _fewest_misfits
 from partitioner.problem import Copy, ExpertLayout, footprint
-from partitioner.solver.cpsat import Limits
 from partitioner.solver.problem import Item, Problem, equal_wafers
 from targets.cost.pipeline import pipeline_cost
 from targets.cost.wafer import Stage
@@ -277,7 +278,7 @@ def test_sliced_experts_fill_no_more_tiles_than_their_bytes_need():
 def placed_small_kimi(request, compiled_small_kimi):
     """``small-kimi`` with its experts laid out in each way."""
     plan, model = compiled_small_kimi.plan, compiled_small_kimi.model
-    return request.param, compile_model(model, plan.machine, plan.workload, Limits(), experts=request.param)
+    return request.param, compile_model(Case(model, plan.machine, plan.workload, request.param))
 
 
 def test_a_model_is_laid_out_within_every_tile(placed_small_kimi):
@@ -323,7 +324,7 @@ def test_spare_tiles_make_a_token_faster(placed_small_kimi):
     way, least = placed_small_kimi
     wafers, plan = load_wafers("mini"), least.plan
     assert wafers.machine == plan.machine
-    grown = compile_model(least.model, plan.machine, plan.workload, Limits(), experts=way, speed=wafers.speed)
+    grown = compile_model(Case(least.model, plan.machine, plan.workload, way, speed=wafers.speed))
     assert check(grown.plan, least.model) == ()
     assert [b.wafer for b in grown.plan.blocks] == [b.wafer for b in plan.blocks]
     before, after = (sum(b.region.tiles for b in own.plan.blocks) for own in (least, grown))
@@ -336,7 +337,7 @@ def test_sliced_experts_serve_a_token_sooner(compiled_small_kimi):
     plan, model = compiled_small_kimi.plan, compiled_small_kimi.model
     speed = load_wafers("mini").speed
     ways = {
-        way: latency_s(compile_model(model, plan.machine, plan.workload, Limits(), experts=way, speed=speed))
+        way: latency_s(compile_model(Case(model, plan.machine, plan.workload, way, speed=speed)))
         for way in ExpertLayout
     }
     assert ways[ExpertLayout.AUTO] == min(ways.values())
@@ -345,7 +346,7 @@ def test_sliced_experts_serve_a_token_sooner(compiled_small_kimi):
 def test_layers_that_take_turns_on_the_mesh_get_no_more_than_they_need(placed_small_kimi):
     way, least = placed_small_kimi
     turns = replace(load_wafers("mini").speed, layers=LayerRegions.WHOLE_MESH)
-    plan = compile_model(least.model, least.plan.machine, least.plan.workload, Limits(), experts=way, speed=turns).plan
+    plan = compile_model(Case(least.model, least.plan.machine, least.plan.workload, way, speed=turns)).plan
     assert plan.blocks == least.plan.blocks
 
 
@@ -430,13 +431,14 @@ def test_what_was_refused_is_placed_apart_and_the_bound_stays(compiled_small_kim
             None if any(s <= {copy.block for copy in blocks} for s in too_tight) else arrange_(self, blocks, *how)
         ),
     )
-    second = compile_model(model, plan.machine, plan.workload, Limits()).plan
+    second = compile_model(Case(model, plan.machine, plan.workload)).plan
     wafers = [
         {model.blocks.index(b) for b in model.blocks if b.name in {p.name for p in second.on_wafer(w)}}
         for w in range(4)
     ]
     assert not any(s <= on for s in too_tight for on in wafers)
-    assert second.solver.best_bound == plan.solver.best_bound
-    assert (second.solver.status == "optimal") == (second.solver.objective_value == plan.solver.objective_value)
+    (balance, _), (before, _) = second.solver.scores, plan.solver.scores
+    assert balance.bound == before.bound
+    assert bool(balance.proof) == (balance.value == before.value)
     assert check(second, model) == ()
     assert second.blocks != plan.blocks

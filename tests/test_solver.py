@@ -85,16 +85,16 @@ def solves_exactly(problem: Problem) -> None:
     best = best_of_all(problem)
     if best is None:
         with pytest.raises(InfeasibleError) as caught:
-            place(problem, LIMITS)
+            place(problem, limits=LIMITS)
         assert caught.value.diagnostics[0].facts["proof"].count(";") >= 1, "one argument alone is no proof"
         return
-    solution = place(problem, LIMITS)
+    solution = place(problem, limits=LIMITS)
     assert allowed(problem, solution.assignment)
     assert (fullest(problem, solution.assignment), sent(problem, solution.assignment)) == best
-    assert (solution.bottleneck_bytes, solution.traffic_bytes_per_token) == best
-    assert solution.bound_bytes == solution.bottleneck_bytes, "small problems are solved to the end"
-    assert solution.proof
-    assert place(problem, LIMITS) == solution
+    assert tuple(score.value for score in solution.scores) == best
+    assert solution.scores[0].gap == 0, "small problems are solved to the end"
+    assert solution.scores[0].proof
+    assert place(problem, limits=LIMITS) == solution
 
 
 examples = settings(max_examples=150, deadline=None, derandomize=True)
@@ -176,17 +176,17 @@ def test_a_wrong_optimum_is_not_called_optimal(monkeypatch):
     problem = split_problem()
     assert best_of_all(problem)[0] == 7
     monkeypatch.setattr(placing, "solve_bottleneck", lying(Answer("OPTIMAL", (0, 0, 0, 1), 11, 11)))
-    solution = place(problem, LIMITS)
-    assert solution.proof == ""
-    assert solution.bound_bytes == counting_bound(problem) == 6
+    solution = place(problem, limits=LIMITS)
+    assert solution.scores[0].proof == ""
+    assert solution.scores[0].bound == counting_bound(problem) == 6
 
 
 def test_a_wrong_infeasible_does_not_hide_a_placement(monkeypatch):
     problem = split_problem()
     monkeypatch.setattr(placing, "solve_bottleneck", lying(Answer("INFEASIBLE", None, -1, 0)))
-    solution = place(problem, LIMITS)
+    solution = place(problem, limits=LIMITS)
     assert allowed(problem, solution.assignment)
-    assert solution.proof == ""
+    assert solution.scores[0].proof == ""
 
 
 def test_a_wrong_infeasible_is_not_called_proven(monkeypatch):
@@ -194,10 +194,10 @@ def test_a_wrong_infeasible_is_not_called_proven(monkeypatch):
     problem = Problem(tuple(Item((n,), 1, tiles) for n, tiles in enumerate((6, 6, 4, 4))), (), equal_wafers(2, 10))
     assert best_of_all(problem) == (2, 0)
     assert smallest_bottleneck(problem) is None
-    assert place(problem, LIMITS).bottleneck_bytes == 2
+    assert place(problem, limits=LIMITS).scores[0].value == 2
     monkeypatch.setattr(placing, "solve_bottleneck", lying(Answer("INFEASIBLE", None, -1, 0)))
     with pytest.raises(TimeLimitError) as caught:
-        place(problem, LIMITS)
+        place(problem, limits=LIMITS)
     assert caught.value.diagnostics[0].code == "W0402"
 
 
@@ -206,29 +206,29 @@ def test_an_optimum_that_a_second_search_beats_is_not_called_optimal(monkeypatch
     problem = Problem(tuple(Item((n,), size, 1) for n, size in enumerate((4, 4, 2, 2))), (), equal_wafers(2, 10))
     assert (smallest_bottleneck(problem)[0], best_of_all(problem)[0]) == (8, 6)
     monkeypatch.setattr(placing, "solve_bottleneck", lying(Answer("OPTIMAL", (0, 0, 1, 1), 8, 8)))
-    solution = place(problem, LIMITS)
-    assert solution.proof == ""
-    assert solution.bound_bytes == 6
+    solution = place(problem, limits=LIMITS)
+    assert solution.scores[0].proof == ""
+    assert solution.scores[0].bound == 6
 
 
 def test_a_contradiction_between_two_searches_proves_nothing(monkeypatch):
     chain = replace(split_problem(), flows=tuple(Flow(n, (n + 1,), 1) for n in range(3)))
     best = best_of_all(chain)[0]
-    assert place(chain, LIMITS).proof
+    assert place(chain, limits=LIMITS).scores[0].proof
     for wrong in (
         Answer("OPTIMAL", (0, 0, 0, 1), 11, 11),
         Answer("INFEASIBLE", None, -1, 0),
         Answer("UNKNOWN", None, -1, 0),
     ):
         monkeypatch.setattr(placing, "solve_bottleneck", lying(wrong))
-        solution = place(chain, LIMITS)
-        assert (solution.bottleneck_bytes, solution.proof) == (best, "")
+        solution = place(chain, limits=LIMITS)
+        assert (solution.scores[0].value, solution.scores[0].proof) == (best, "")
 
 
 def test_a_wrong_infeasible_does_not_hide_what_exact_search_finds(monkeypatch):
     chain = replace(split_problem(), flows=tuple(Flow(n, (n + 1,), 1) for n in range(3)))
     monkeypatch.setattr(placing, "solve_bottleneck", lying(Answer("INFEASIBLE", None, -1, 0)))
-    assert place(chain, LIMITS).bottleneck_bytes == best_of_all(chain)[0]
+    assert place(chain, limits=LIMITS).scores[0].value == best_of_all(chain)[0]
 
 
 def test_bounds_stay_below_values_when_time_runs_out():
@@ -237,12 +237,12 @@ def test_bounds_stay_below_values_when_time_runs_out():
     problem = Problem(items, flows, equal_wafers(5, 100))
     for seconds in (0.0001, 0.01):
         try:
-            solution = place(problem, Limits(deterministic_time=seconds))
+            solution = place(problem, limits=Limits(deterministic_time=seconds))
         except TimeLimitError:
             continue
         assert allowed(problem, solution.assignment)
-        assert solution.bound_bytes <= solution.bottleneck_bytes
-        assert (solution.bound_bytes == solution.bottleneck_bytes) == bool(solution.proof)
+        assert solution.scores[0].bound <= solution.scores[0].value
+        assert (solution.scores[0].bound == solution.scores[0].value) == bool(solution.scores[0].proof)
 
 
 def test_bounds_of_the_search_are_never_above_its_values():
@@ -270,7 +270,7 @@ def test_bounds_of_the_search_are_never_above_its_values():
 )
 def test_infeasible_is_proven_by_two_arguments(problem, argument):
     with pytest.raises(InfeasibleError) as caught:
-        place(problem, LIMITS)
+        place(problem, limits=LIMITS)
     (fault,) = caught.value.diagnostics
     assert fault.code == "W0401"
     assert argument in fault.facts["proof"]
@@ -279,24 +279,24 @@ def test_infeasible_is_proven_by_two_arguments(problem, argument):
 
 def test_a_wafer_may_be_filled_to_the_last_tile():
     problem = Problem((Item((0,), 4, 5), Item((1,), 4, 5)), (ONE,), equal_wafers(1, 10))
-    assert place(problem, LIMITS).assignment == (0, 0)
+    assert place(problem, limits=LIMITS).assignment == (0, 0)
     with pytest.raises(InfeasibleError):
-        place(replace(problem, wafers=equal_wafers(1, 9)), LIMITS)
+        place(replace(problem, wafers=equal_wafers(1, 9)), limits=LIMITS)
 
 
 def test_what_is_learnt_of_some_layers_holds_for_all_like_them():
     items = tuple(Item((n,), 4, 1, alike=7) for n in range(3))
     chain, strands = (ONE, Flow(1, (2,), 1)), (Flow(0, (2,), 1),)
     for flows in (chain, strands):
-        assert set(place(Problem(items, flows, equal_wafers(3, 10), ((7, 7),)), LIMITS).assignment) == {0, 1, 2}
+        assert set(place(Problem(items, flows, equal_wafers(3, 10), ((7, 7),)), limits=LIMITS).assignment) == {0, 1, 2}
         with pytest.raises(InfeasibleError):
-            place(Problem(items, flows, equal_wafers(2, 10), ((7, 7),)), LIMITS)
+            place(Problem(items, flows, equal_wafers(2, 10), ((7, 7),)), limits=LIMITS)
 
 
 def test_an_item_that_does_not_fit_alone_fits_nowhere():
     problem = Problem((Item((0,), 4, 5, 0), Item((1,), 4, 5, 1)), (ONE,), equal_wafers(2, 10), ((1,),))
     with pytest.raises(InfeasibleError):
-        place(problem, LIMITS)
+        place(problem, limits=LIMITS)
 
 
 PROGRAM = """
@@ -309,7 +309,7 @@ chain = tuple(Flow(n, (n + 1, n + 2), 1 + n % 4) for n in range(7)) + (Flow(7, (
 strands = tuple(Flow(n, (n + 3,), 2) for n in range(6))
 apart = ((0, 1, 2), (3, 3))
 for flows in (chain, strands):
-    print(place(Problem(items, flows, equal_wafers(3, 12), apart), Limits()))
+    print(place(Problem(items, flows, equal_wafers(3, 12), apart)))
 """
 
 

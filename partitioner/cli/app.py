@@ -52,6 +52,8 @@ def compile_command(
     parts: str = "text",
     trust_code: TrustCode = False,
     output: Annotated[Path | None, Parameter(["--output", "-o"])] = None,
+    objective: str = "balance,traffic",
+    report: Path | None = None,
     seed: Count = 0,
     time_limit: float = 60.0,
     json: Json = False,
@@ -71,11 +73,15 @@ def compile_command(
             for what serves a token sooner.
         granularity: what is placed as a whole: layers, halves (attention and MLP apart), ops (each product with its
             weight), or auto for halves if they fit and ops if not.
+        rules: what else is asked of the placement.
         fix: numbers for sizes that are not fixed, for example tokens=128 or batch=1,tokens=128; a model whose tokens
             meet outside of attention is placed for these sizes alone.
         parts: text, or text,vision to place the vision tower of a multimodal transformers model too, for one picture.
         trust_code: open a .pt2 file, which is a pickle and can run code: only if you trust who made it.
         output: folder to write the plan to; nothing is written if not given.
+        objective: what to make the placement best for, the first first: machines, latency, bottleneck, traffic,
+            balance or room, separated by commas.
+        report: file (.html) to write a page to: of the plan, or of why there is none and what would fit.
         seed: seed of the solver.
         time_limit: limit on the solver's work, in deterministic seconds.
         json: print one JSON object.
@@ -92,13 +98,14 @@ def compile_command(
         context=context,
         prefill_chunk=prefill_chunk,
         experts=experts,
+        objective=objective,
         granularity=granularity,
         rules=rules.read(),
         seed=seed,
         time_limit=time_limit,
     )
     options = LoadOptions(fix=parse_sizes(fix), trust_code=trust_code, parts=parse_parts(parts))
-    run_compile(model, options, request, output, Output(json=json))
+    run_compile(model, options, request, output, Output(json=json), report)
 
 
 @app.command

@@ -59,7 +59,7 @@ class RuleOptions:
         """The rules, those of the file first.
 
         Raises:
-            UsageError: W0114 or W0115, they cannot be read.
+            UsageError: W0114 or W0116, they cannot be read.
         """
         from partitioner.rules import parse_rule, read_rules
 

@@ -13,10 +13,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from ir.objective import Objective
-from partitioner.solver.costs import SUMS
-from partitioner.solver.cuts import Paths, best_paths, fewest_wafers, one_of, solve, within
+from partitioner.solver.costs import SUMS, is_countable
+from partitioner.solver.cuts import Paths, best_paths, coarser, fewest_wafers, one_of, solve, within
 from partitioner.solver.filling import bottleneck, counting_bound, fill, least_traffic, smallest_bottleneck, traffic
 from partitioner.solver.problem import Assignment, Problem
+from partitioner.solver.proofs import proof_of_sum, proof_of_threshold, why_nothing_fits
 from partitioner.solver.runs import Chain, Thresholds, furthest
 from partitioner.solver.score import MOST_USERS, faults, score
 
@@ -29,7 +30,11 @@ __all__ = [
     "least_traffic",
     "smallest_bottleneck",
     "traffic",
+    "why_no_runs",
 ]
+
+_UNKNOWN = -1
+"""Value of sums that are too large to be searched."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +52,14 @@ class Runs:
 
 @dataclass(frozen=True)
 class _Found:
-    """What the search holds of a placement's best values so far; ``paths`` if sums are among them."""
+    """What the search holds of the best values so far: ``thresholds``; ``paths``, all with the ``least`` ``sums``."""
 
+    chain: Chain
     thresholds: Thresholds
     values: tuple[int, ...] = ()
+    proofs: tuple[str, ...] = ()
     sums: tuple[Objective, ...] = ()
+    least: tuple[int, ...] = ()
     paths: Paths | None = None
 
 
@@ -61,52 +69,79 @@ def best_runs(problem: Problem, objectives: Sequence[Objective]) -> Runs | None:
     They are the best of all placements of a chain on wafers told apart by size and speed alone. Otherwise they are a
     placement like another, without proof. ``None``: there are no such runs, or they break a rule of the user.
     """
-    options = []
-    for cautious in (False, True):
-        chain = Chain(problem, cautious)
-        found = _search(chain, objectives)
-        if found is None:
-            return None
-        assignment = _assignment(chain, found)
-        if faults(problem, assignment):
-            return None
-        values = tuple(score(problem, assignment, objective) for objective in objectives)
-        options.append(Runs(assignment, values, ("",) * len(objectives)))
-        if values == found.values:
-            break  # what several links might share decides nothing
-    return min(
-        options, key=lambda runs: [-v if o.is_maximum else v for o, v in zip(objectives, runs.values, strict=True)]
-    )
+    found = _search(Chain(problem), objectives)
+    if found is None:
+        return None
+    runs = _runs(found, found, objectives)
+    if runs.values != found.values and problem.is_plain:
+        # Values that skip items share links in a way that depends on several cuts, which was left out of account.
+        other = _search(Chain(problem, cautious=True), objectives)
+        runs = min(runs, *([_runs(other, found, objectives)] if other else []), key=_rank(objectives))
+    return None if faults(problem, runs.assignment) else runs
+
+
+def why_no_runs(problem: Problem) -> str:
+    """Two arguments that a chain has no placement; empty if it has one, or where that is not known."""
+    return why_nothing_fits(Chain(problem)) if problem.is_chain else ""
+
+
+def _rank(objectives: Sequence[Objective]) -> Callable[[Runs], list[int]]:
+    signs = [-1 if objective.is_maximum else 1 for objective in objectives]
+    return lambda runs: [sign * value for sign, value in zip(signs, runs.values, strict=True)]
+
+
+def _runs(found: _Found, bounds: _Found, objectives: Sequence[Objective]) -> Runs:
+    """The placement found, with the proofs of those of ``bounds`` that it meets."""
+    problem = found.chain.problem
+    assignment = _assignment(found)
+    values = tuple(score(problem, assignment, objective) for objective in objectives)
+    met = [values[: n + 1] == bounds.values[: n + 1] for n in range(len(values))]
+    return Runs(assignment, values, tuple(proof if so else "" for proof, so in zip(bounds.proofs, met, strict=True)))
+
+
+# --- the search -------------------------------------------------------------------------------------------------------
 
 
 def _search(chain: Chain, objectives: Sequence[Objective]) -> _Found | None:
     if not chain.wafers.kinds or not chain.count:
         return None
-    found = _Found(Thresholds(max(chain.wafers.used)))
-    if not _fits(chain, found, found.thresholds):
+    found = _Found(chain, Thresholds(max(chain.wafers.used)))
+    if not _fits(found, found.thresholds):
         return None
     for objective in objectives:
-        found = _with_sum(chain, found, objective) if objective in SUMS else _with_threshold(chain, found, objective)
+        found = _with_sum(found, objective) if objective in SUMS else _with_threshold(found, objective)
     return found
 
 
-def _with_sum(chain: Chain, found: _Found, objective: Objective) -> _Found:
+def _with_sum(found: _Found, objective: Objective) -> _Found:
+    if not is_countable(found.chain, objective):
+        return replace(found, values=(*found.values, _UNKNOWN), proofs=(*found.proofs, ""))
+    chain = coarser(found.chain, found.thresholds, [start for start, _, _ in _way(found)])
     sums = (*found.sums, objective)
     table = solve(chain, sums, found.thresholds)
     assert table is not None, "there was a placement before"
-    return replace(found, values=(*found.values, table.least[-1]), sums=sums, paths=best_paths(chain, table))
+    return replace(
+        found,
+        chain=chain,
+        values=(*found.values, table.least[-1]),
+        proofs=(*found.proofs, proof_of_sum(chain, table, sums)),
+        sums=sums,
+        least=table.least,
+        paths=best_paths(chain, table),
+    )
 
 
-def _with_threshold(chain: Chain, found: _Found, objective: Objective) -> _Found:
+def _with_threshold(found: _Found, objective: Objective) -> _Found:
     if objective is Objective.MACHINES:
-        value = fewest_wafers(chain, found.paths) if found.paths else _fewest(chain, found.thresholds)
+        value = _fewest(found)
     else:
-        low, high = _range(chain, objective)
-        key = _least(low, high, lambda key: _fits(chain, found, _at(found.thresholds, objective, key)))
+        key = _least(*_range(found.chain, objective), lambda key: _fits(found, _at(found.thresholds, objective, key)))
         value = MOST_USERS - key if objective is Objective.ROOM else key
+    proof = proof_of_threshold(found.chain, objective, value, found.thresholds, found.sums, found.least)
     thresholds = replace(found.thresholds, **{objective.value: value})
-    paths = within(chain, found.paths, thresholds) if found.paths else None
-    return replace(found, thresholds=thresholds, values=(*found.values, value), paths=paths)
+    paths = within(found.chain, found.paths, thresholds) if found.paths else None
+    values, proofs = (*found.values, value), (*found.proofs, proof)
+    return replace(found, thresholds=thresholds, values=values, proofs=proofs, paths=paths)
 
 
 def _at(thresholds: Thresholds, objective: Objective, key: int) -> Thresholds:
@@ -115,21 +150,15 @@ def _at(thresholds: Thresholds, objective: Objective, key: int) -> Thresholds:
 
 
 def _range(chain: Chain, objective: Objective) -> tuple[int, int]:
-    items, wafers = chain.problem.items, chain.wafers.kinds
+    """Between which numbers the best threshold lies."""
+    items = chain.problem.items
     if objective is Objective.ROOM:
         return 0, MOST_USERS
     if objective is Objective.BALANCE:
         return max(item.bytes for item in items), sum(item.bytes for item in items)
-    slowest = max(
-        sum(
-            max(
-                item.latency.slowed(kind.slowness_permille).time_fs, item.slowest.slowed(kind.slowness_permille).time_fs
-            )
-            for item in items
-        )
-        for kind in wafers
-    )
-    return 0, slowest + int(chain.held_fs.max())
+    slowest = max(kind.slowness_permille for kind in chain.wafers.kinds)
+    times = [curve.slowed(slowest).time_fs for item in items for curve in (item.latency, item.slowest)]
+    return 0, sum(times) + int(chain.held_fs.max())
 
 
 def _least(low: int, high: int, holds: Callable[[int], bool]) -> int:
@@ -140,37 +169,64 @@ def _least(low: int, high: int, holds: Callable[[int], bool]) -> int:
     return low
 
 
-def _fits(chain: Chain, found: _Found, thresholds: Thresholds) -> bool:
+def _fits(found: _Found, thresholds: Thresholds) -> bool:
     """Whether there is a placement within ``thresholds`` that is as good as ``found``."""
     if found.paths:
-        return within(chain, found.paths, thresholds) is not None
+        return within(found.chain, found.paths, thresholds) is not None
+    chain = found.chain
     return max(furthest(chain.wafers, chain.reach(thresholds), thresholds.machines)) == chain.count
 
 
-def _fewest(chain: Chain, thresholds: Thresholds) -> int:
-    reached = furthest(chain.wafers, chain.reach(thresholds), thresholds.machines)
-    return chain.wafers.used[reached.index(chain.count)]
+def _fewest(found: _Found) -> int:
+    if found.paths:
+        return fewest_wafers(found.chain, found.paths)
+    wafers = found.chain.wafers
+    reached = furthest(wafers, found.chain.reach(found.thresholds), found.thresholds.machines)
+    return wafers.used[reached.index(found.chain.count)]
 
 
-def _assignment(chain: Chain, found: _Found) -> Assignment:
-    """One placement of those found; wafers of a kind in the order of their numbers."""
-    way = one_of(chain, found.paths) if found.paths else _filled(chain, found.thresholds)
-    unused = [iter(members) for members in chain.wafers.members]
+# --- placements -------------------------------------------------------------------------------------------------------
+
+
+def _assignment(found: _Found) -> Assignment:
+    """One placement of those found; wafers of a kind in the order of their numbers, but where items lay before."""
+    problem, way = found.chain.problem, _way(found)
+    members = found.chain.wafers.members
+    wafers: dict[int, int] = {}
+    for _, wafer, run in sorted(_stays(problem, way), reverse=True):
+        if run not in wafers and wafer not in wafers.values() and wafer in members[way[run][2]]:
+            wafers[run] = wafer
+    unused = [iter(sorted(set(own) - set(wafers.values()))) for own in members]
     assignment: list[int] = []
-    for start, end, kind in way:
-        assignment += [next(unused[kind])] * (end - start)
+    for run, (start, end, kind) in enumerate(way):
+        assignment += [wafers[run] if run in wafers else next(unused[kind])] * (end - start)
     return tuple(assignment)
 
 
+def _stays(problem: Problem, way: Sequence[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
+    """(bytes of weights, wafer, run) of the items of each run that lay together on a wafer before."""
+    stays: dict[tuple[int, int], int] = {}
+    for run, (start, end, _) in enumerate(way):
+        for item, was in zip(problem.items[start:end], problem.previous[start:end], strict=False):
+            if was is not None:
+                stays[was, run] = stays.get((was, run), 0) + item.weight_bytes
+    return [(size, wafer, run) for (wafer, run), size in stays.items()]
+
+
+def _way(found: _Found) -> list[tuple[int, int, int]]:
+    """(start, end, kind) of each run of a placement of the fewest wafers."""
+    return one_of(found.chain, found.paths) if found.paths else _filled(found.chain, found.thresholds)
+
+
 def _filled(chain: Chain, thresholds: Thresholds) -> list[tuple[int, int, int]]:
-    """Wafers filled as far as possible, of the fewest: (start, end, kind) of each run."""
+    """Wafers filled as far as possible."""
     reach = chain.reach(thresholds)
     reached = furthest(chain.wafers, reach, thresholds.machines)
-    state, way = reached.index(chain.count), []
+    state = reached.index(chain.count)
+    way = []
     while state:
-        source, kind = next(
-            step for step in chain.wafers.steps[state] if reach[step[1]][reached[step[0]]] == reached[state]
-        )
+        steps = chain.wafers.steps[state]
+        source, kind = next(step for step in steps if reach[step[1]][reached[step[0]]] == reached[state])
         way.append((reached[source], reached[state], kind))
         state = source
     return way[::-1]

@@ -14,6 +14,9 @@ SUMS = (Objective.TRAFFIC, Objective.LATENCY, Objective.MOVES)
 """Objectives that add up over runs."""
 
 
+_MOST = 1 << 60
+
+
 @dataclass(frozen=True, slots=True)
 class Prices:
     """What runs take in femtoseconds, and the price of a tile, in femtoseconds, at which they take no more tiles."""
@@ -29,6 +32,17 @@ def costs(chain: Chain, objective: Objective, kind: Wafer, starts: Array, ends: 
     if objective is Objective.LATENCY:
         return shared_out(chain, kind, starts, ends).time_fs + np.where(starts > 0, chain.way_fs[starts], 0)
     return np.zeros_like(starts)  # labels of wafers do not matter to runs
+
+
+def is_countable(chain: Chain, objective: Objective) -> bool:
+    """Whether the largest sum that could be asked for is one of 60 bits."""
+    problem = chain.problem
+    if objective is Objective.TRAFFIC:
+        return sum(flow.bytes_per_token * len(flow.targets) for flow in problem.flows) < _MOST
+    curves = [item.latency.slowed(kind.slowness_permille) for kind in chain.wafers.kinds for item in problem.items]
+    saved = sum(tiles * saved for curve in curves for tiles, saved in curve.drops)
+    links = problem.hand_over_fs + max((flow.link_fs for flow in problem.flows), default=0)
+    return sum(curve.time_fs for curve in curves) + saved + chain.count * links < _MOST
 
 
 def _received(chain: Chain, starts: Array, ends: Array) -> Array:

@@ -22,6 +22,9 @@ class Limits:
     seed: int = 0
 
 
+DEFAULT_LIMITS = Limits()
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """``status`` is CP-SAT's: ``OPTIMAL``, ``FEASIBLE``, ``INFEASIBLE`` or ``UNKNOWN``; without an assignment the
@@ -44,13 +47,15 @@ def solve_bottleneck(problem: Problem, limits: Limits, hint: Assignment | None, 
     return formulation.solve(limits, hint, presolve=presolve)
 
 
-def solve_traffic(problem: Problem, limits: Limits, hint: Assignment, most_bytes: int) -> Answer:
+def solve_traffic(
+    problem: Problem, limits: Limits, hint: Assignment, most_bytes: int, *, presolve: bool = True
+) -> Answer:
     """Minimise the bytes sent between wafers for each token, with at most ``most_bytes`` on each wafer."""
     formulation = _Formulation(problem)
     for load in formulation.loads:
         formulation.model.add(load <= most_bytes)
     formulation.model.minimize(formulation.traffic())
-    return formulation.solve(limits, hint)
+    return formulation.solve(limits, hint, presolve=presolve)
 
 
 class _Formulation:

@@ -83,6 +83,16 @@ def is_feasible_work(chain: Chain, thresholds: Thresholds) -> bool:
     return runs <= _MOST_RUNS and steps <= _MOST_WORK
 
 
+def coarser(chain: Chain, thresholds: Thresholds, cuts: Sequence[int]) -> Chain:
+    """The chain, with fewer places to cut it if a table could not be made else; ``cuts`` among them."""
+    coarse, step = chain, 1
+    while step < chain.count and not is_feasible_work(coarse, thresholds):
+        step *= 2
+        stops = {*range(0, chain.count, step), *cuts, chain.count}
+        coarse = Chain(chain.problem, chain.cautious, np.array(sorted(stops)))
+    return coarse
+
+
 def _states(chain: Chain, thresholds: Thresholds) -> range:
     return range(sum(used <= thresholds.machines for used in chain.wafers.used))
 

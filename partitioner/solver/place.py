@@ -6,9 +6,13 @@ CP-SAT's word alone is not proof here.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ir.diagnostics import Diagnostic, InfeasibleError, TimeLimitError
+from ir.objective import DEFAULT_OBJECTIVES, Objective
+from ir.plan import Score
 from partitioner.solver.chain import (
     bottleneck,
     counting_bound,
@@ -16,8 +20,9 @@ from partitioner.solver.chain import (
     smallest_bottleneck,
     traffic,
 )
-from partitioner.solver.cpsat import Answer, Limits, solve_bottleneck, solve_traffic
+from partitioner.solver.cpsat import DEFAULT_LIMITS, Answer, Limits, solve_bottleneck, solve_traffic
 from partitioner.solver.problem import Assignment, Problem
+from partitioner.solver.score import MOST_USERS, pipeline, score
 
 _MOST_BYTES = 1 << 56
 """Of all items together, for a search in 64-bit integers."""
@@ -25,19 +30,41 @@ _MOST_BYTES = 1 << 56
 
 @dataclass(frozen=True, slots=True)
 class Solution:
-    """A wafer for each item. ``proof`` names the argument beside CP-SAT's that confirms ``bound``; it is empty where
-    the placement is not known to be optimal.
+    """A wafer for each item, the wafers in use in the order in which values flow, and a score for each objective.
+
+    ``interrupted``: the user ended the search, and this is the best that it had.
     """
 
     assignment: Assignment
-    bottleneck_bytes: int
-    bound_bytes: int
-    traffic_bytes_per_token: int
-    proof: str
+    order: tuple[int, ...]
+    scores: tuple[Score, ...]
+    interrupted: bool = False
 
 
-def place(problem: Problem, limits: Limits) -> Solution:
-    """The placement with the smallest bottleneck, and of these one with the least traffic.
+@dataclass(frozen=True, slots=True)
+class Incumbent:
+    """The best placement so far, in one objective; ``bound`` is not confirmed yet."""
+
+    objective: Objective
+    value: int
+    bound: int
+    elapsed_s: float
+
+    @property
+    def gap(self) -> float:
+        """Relative distance of the value from the bound."""
+        return abs(self.value - self.bound) / max(1, abs(self.value))
+
+
+def place(
+    problem: Problem,
+    objectives: Sequence[Objective] = DEFAULT_OBJECTIVES,
+    limits: Limits = DEFAULT_LIMITS,
+    progress: Callable[[Incumbent], None] = lambda _found: None,
+) -> Solution:
+    """The placement that is best in the first of ``objectives``, of these that which is best in the second, and so on.
+
+    ``progress`` is called with each better placement.
 
     Raises:
         InfeasibleError: W0401, no placement exists, by two arguments.
@@ -46,6 +73,7 @@ def place(problem: Problem, limits: Limits) -> Solution:
     if sum(item.bytes for item in problem.items) > _MOST_BYTES and (counts := _counted_out(problem)):
         # The solver's integers are too small for such a problem, and counting is proof enough.
         raise InfeasibleError(Diagnostic("W0401", "no placement exists", facts={"proof": "; ".join(counts)}))
+    begin = time.perf_counter()
     # Runs of items in order are a placement of any problem, and the best of them the answer for a chain.
     runs = smallest_bottleneck(problem)
     answer = solve_bottleneck(problem, limits, runs[1] if runs else None)
@@ -55,13 +83,33 @@ def place(problem: Problem, limits: Limits) -> Solution:
     found = min(options, key=lambda option: bottleneck(problem, option))
     value = bottleneck(problem, found)
     proof = _proof(problem, answer, value, runs, limits)
+    answers = [solve_traffic(problem, limits, found, value)]
     if problem.is_chain:
         least = least_traffic(problem, value)
     else:
-        least = solve_traffic(problem, limits, found, value).assignment
+        least = answers[0].assignment
+        answers.append(solve_traffic(problem, limits, found, value, presolve=False))
     best = min((option for option in (least, found) if option), key=lambda option: traffic(problem, option))
-    bound = value if proof else counting_bound(problem)
-    return Solution(best, bottleneck(problem, best), bound, traffic(problem, best), proof)
+    progress(
+        Incumbent(Objective.BALANCE, value, value if proof else counting_bound(problem), time.perf_counter() - begin)
+    )
+    sent = traffic(problem, best)
+    agree = all((answer.status, answer.value) == ("OPTIMAL", sent) for answer in answers)
+    other = "dynamic programming over cuts" if problem.is_chain else "CP-SAT without presolve"
+    bounds = {
+        Objective.BALANCE: (value if proof else counting_bound(problem), proof),
+        Objective.TRAFFIC: (sent, f"{other} and CP-SAT") if agree and proof else (0, ""),
+    }
+    scores = [
+        Score(objective, score(problem, best, objective), *bounds.get(objective, (trivial_bound(objective), "")))
+        for objective in objectives
+    ]
+    return Solution(best, pipeline(problem, best), tuple(scores))
+
+
+def trivial_bound(objective: Objective) -> int:
+    """What no placement of any problem does better than."""
+    return MOST_USERS if objective.is_maximum else 0
 
 
 def _proof(problem: Problem, answer: Answer, value: int, runs: tuple[int, Assignment] | None, limits: Limits) -> str:
