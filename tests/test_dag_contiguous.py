@@ -70,6 +70,19 @@ def test_the_optimum_of_small_graphs_is_that_of_brute_force(batch):
     assert statuses == {"optimal", "infeasible"}
 
 
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_a_backward_pass_may_be_drawn_either_way(goes_on):
+    """Each layer with its gradient; held to the other way, all of them would have to share one machine."""
+    nodes = tuple(Node((3 + index % 3,), 2, index % 4, 1, index >= 4) for index in range(8))
+    along = tuple((4 + a, 5 + a) for a in range(3)) if goes_on else tuple((5 + a, 4 + a) for a in range(3))
+    order = [0, 1, 2, 3, *((4, 5, 6, 7) if goes_on else (7, 6, 5, 4))]
+    place = {node: index for index, node in enumerate(order)}
+    edges = tuple((place[a], place[b]) for a, b in (*((a, a + 1) for a in range(3)), *along))
+    problem = DagProblem(tuple(nodes[node] for node in order), edges, (Kind("accelerator", 2, 9),), contiguous=True)
+    placement = place_contiguous(problem)
+    assert (placement.status, placement.value) == ("optimal", brute_force(problem))
+
+
 @pytest.mark.parametrize("most_prefixes", [2, 6])
 def test_what_has_too_many_prefixes_is_proven_by_a_model(monkeypatch, most_prefixes):
     monkeypatch.setattr(exact, "MOST_PREFIXES", most_prefixes)

@@ -31,11 +31,12 @@ def place_contiguous(problem: DagProblem, time_limit_s: float = 60.0, progress: 
     graphs = [item_graph(problem, onward=onward) for onward in (False, True)]
     graphs = graphs[:1] if graphs[0] == graphs[1] else graphs
     answers = tuple(solve(graph, work, progress) for graph in graphs)
-    bound = min(answer.bound for answer in answers)
+    possible = [answer for answer in answers if answer.stages or not answer.is_proven]
+    if not possible:
+        return Placement((), -1, min(answer.bound for answer in answers), "infeasible", "; ".join(answers[0].proofs))
+    bound = min(answer.bound for answer in possible)
     placed = [answer for answer in answers if answer.stages]
     if not placed:
-        if all(answer.is_proven for answer in answers):
-            return Placement((), -1, bound, "infeasible", "; ".join(answers[0].proofs))
         return Placement((), -1, bound, "unknown", "")
     best = min(placed, key=lambda answer: answer.value)
     machines = _machines(problem, best)
