@@ -1,7 +1,7 @@
 """The exact search for a contiguous placement: where to look, how far, and by which two arguments it is proven.
 
 A limit on the largest load is raised until something is found under it: the nearer it is to the optimum, the fewer
-prefixes of the graph can be what some of the machines hold. numpy and the searches are loaded when they are needed.
+prefixes of the graph can be what some of the machines hold. CP-SAT is loaded only for graphs with too many.
 """
 
 from __future__ import annotations
