@@ -325,7 +325,7 @@ def _not_optimal(plan: Plan, model: Model) -> Iterator[Diagnostic]:
     best = plan.solver.scores[0] if plan.solver.scores else None
     if best is None or not best.proof or plan.rules or any(block.copy for block in plan.blocks):
         return
-    systems, users = plan.machine.systems, plan.workload.users
+    systems, users = len(plan.machine.in_service), plan.workload.users
     match best.objective:
         case Objective.BALANCE:
             reached = _fill(plan, model, best.value - 1, users)
@@ -341,7 +341,8 @@ def _not_optimal(plan: Plan, model: Model) -> Iterator[Diagnostic]:
 
 
 def _fill(plan: Plan, model: Model, most_bytes: int, users: int) -> int | None:
-    """Wafers that blocks in order take, each filled as far as it goes; ``None`` if that is no placement.
+    """Wafers that blocks in order take, the largest first, each filled as far as it goes; ``None`` if that is no
+    placement.
 
     Caches are counted for ``users``, tiles for the users of the plan. The pipeline may take wafers in any order: the
     largest are filled first.

@@ -60,7 +60,8 @@ def compile_model(
 
     Where the machine's speed is known, blocks get the spare tiles of their wafers so that a token passes soonest.
     ``auto`` takes the model's own blocks, and single operators where no place is found for those, if operators in
-    order would fit or a block is larger than a wafer.
+    order would fit or a block is larger than a wafer. Close to a former plan, if the case has one, as much as can be
+    stays where it lies.
 
     Raises:
         InfeasibleError: W0411 to W0413, no placement exists; with figures and what would fit.
@@ -71,16 +72,19 @@ def compile_model(
     begin = time.perf_counter()
     case = replace(case, model=_cut_as(case.model, granularity))
     try:
-        solution, regions = place_and_lay_out(case.problem, case.planner(), case.objectives, case.limits, progress)
+        solution, regions = place_and_lay_out(
+            case.problem, case.planner(), case.objectives, case.limits, progress, case.placer
+        )
     except (InfeasibleError, TimeLimitError) as error:
         ops = replace(case, model=_cut_as(case.model, Granularity.OPS))
-        if granularity is Granularity.AUTO and (_needs_ops(case) or may_fit(ops)):
+        if granularity is Granularity.AUTO and (_needs_ops(case) or may_fit(replace(ops, speed=None))):
             found = compile_model(ops, Granularity.OPS, progress)
             return replace(found, solve_s=time.perf_counter() - begin)
         if isinstance(error, TimeLimitError):
             raise
         proof = str(error.diagnostics[0].facts["proof"])
-        raise InfeasibleError(explain(case, proof, _finer(case.model), fits, progress)) from None
+        alone = replace(case, former=None)
+        raise InfeasibleError(explain(alone, proof, _finer(case.model), fits, progress)) from None
     solve_s = time.perf_counter() - begin
     plan = plan_of(case, solution, regions)
     progress("checking the plan")
@@ -94,7 +98,7 @@ def fits(case: Case) -> bool:
     """Whether a placement is found and laid out."""
     if not may_fit(case):
         return False
-    bare = replace(case, speed=None, objectives=case.objectives[:1])
+    bare = replace(case, speed=None)
     try:
         place_and_lay_out(bare.problem, bare.planner(), bare.objectives, bare.limits, lambda _step: None)
     except (InfeasibleError, TimeLimitError):

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from ir.machine import OddWafer
 from ir.plan import PlacedBlock, Plan, Transfer
 
 
@@ -93,17 +94,17 @@ class Difference:
 
 
 def difference(before: Plan, after: Plan) -> Difference:
-    """What changed from ``before`` to ``after``; blocks are the same if their names are."""
-    old, new = ({block.name: block for block in plan.blocks} for plan in (before, after))
+    """What changed from ``before`` to ``after``; blocks are the same if their names are, and the numbers of copies."""
+    old, new = ({block.title: block for block in plan.blocks} for plan in (before, after))
     both = [(old[name], block) for name, block in new.items() if name in old]
     stayed = [(was, now) for was, now in both if was.wafer == now.wafer]
-    resized = [now.name for was, now in stayed if was.weight_bytes != now.weight_bytes]
-    reshaped = [now.name for was, now in stayed if _lies(was) != _lies(now) and now.name not in set(resized)]
+    resized = [now.title for was, now in stayed if was.weight_bytes != now.weight_bytes]
+    reshaped = [now.title for was, now in stayed if _lies(was) != _lies(now) and now.title not in set(resized)]
     sent = (dict.fromkeys(before.transfers), dict.fromkeys(after.transfers))
     return Difference(
         changes=tuple(_changes(before, after)),
         moves=tuple(
-            Move(now.name, now.layer, now.weight_bytes, was.wafer, now.wafer)
+            Move(now.title, now.layer, now.weight_bytes, was.wafer, now.wafer)
             for was, now in both
             if was.wafer != now.wafer
         ),
@@ -142,12 +143,23 @@ def _changes(before: Plan, after: Plan) -> Iterator[Change]:
 
 def _stated(plan: Plan) -> dict[str, Any]:
     """All that a plan states beside blocks and transfers."""
-    parts = {"model": plan.model_name, "machine": plan.machine, "workload": plan.workload, "solver": plan.solver}
-    return dict(msgspec.to_builtins(parts))
+    machine = plan.machine
+    parts: dict[str, Any] = {"model": plan.model_name, "machine": machine, "workload": plan.workload}
+    stated = msgspec.to_builtins({**parts, "solver": plan.solver, "rules": {str(rule): True for rule in plan.rules}})
+    stated["machine"]["odd_wafers"] = {str(odd.wafer): _described(odd) for odd in machine.odd_wafers}
+    stated["machine"]["odd_links"] = {f"{link.one}-{link.other}": f"{link.cost} times" for link in machine.odd_links}
+    return dict(stated)
+
+
+def _described(odd: OddWafer) -> str:
+    if not odd.in_service:
+        return "out of service"
+    slower = f", {odd.slowness_permille / 1000:g} times as slow" if odd.slowness_permille != 1000 else ""
+    return f"{odd.columns} x {odd.rows}{slower}"
 
 
 def _figures(stated: Mapping[str, Any], within: str = "") -> Iterator[tuple[str, Any]]:
-    """Each figure with the path to it; records in a list go by what tells them apart."""
+    """Each figure with the path to it; records in a list go by their first entry."""
     for name, value in stated.items():
         path = f"{within}{name}"
         if isinstance(value, Mapping):
@@ -159,12 +171,5 @@ def _figures(stated: Mapping[str, Any], within: str = "") -> Iterator[tuple[str,
 
 
 def _by_name(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Records by their first entry, such as an odd wafer's number, or by as many as tell them apart."""
-    for entries in range(1, len(records[0]) + 1 if records else 0):
-        named = {
-            "-".join(str(value) for value in [*record.values()][:entries]): dict([*record.items()][entries:])
-            for record in records
-        }
-        if len(named) == len(records):
-            return named
-    return {str(number): record for number, record in enumerate(records)}
+    """Records by their first entry, such as the objective of a score."""
+    return {str(next(iter(record.values()))): dict([*record.items()][1:]) for record in records}

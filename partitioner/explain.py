@@ -36,10 +36,10 @@ def explain(case: Case, proof: str, finer: Iterable[Model], fits: Fits, progress
         fits: whether a placement of another case is found and laid out.
         progress: told what is tried.
     """
-    limits = case.limits
-    tried = replace(limits, deterministic_time=min(limits.deterministic_time, _MOST_DETERMINISTIC_S))
+    limits = replace(case.limits, deterministic_time=min(case.limits.deterministic_time, _MOST_DETERMINISTIC_S))
+    case = replace(case, speed=None, limits=limits)
     progress("looking for what stands in the way")
-    conflict = _conflict(case, tried)
+    conflict = _conflict(case)
     found = replace(figures_of(case, tuple(proof.split("; "))), conflict=conflict)
     rules = () if conflict is None else conflict.rules
     found = found.with_levers(tuple(levers(case, finer, rules, Trial(fits, progress))))
@@ -91,8 +91,9 @@ def largest_wafer_tiles(machine: Machine) -> int:
 # --- rules in conflict ------------------------------------------------------------------------------------------------
 
 
-def _conflict(case: Case, limits: Limits) -> Conflict | None:
+def _conflict(case: Case) -> Conflict | None:
     """The fewest rules that cannot all be kept; ``None`` where it is not for them that nothing fits."""
+    limits = case.limits
     if not case.rules or _verdict(replace(case, rules=()).problem, limits) is not True:
         return None
 
@@ -133,7 +134,7 @@ def _told(case: Case, found: Explanation) -> Diagnostic:
         message = f"{largest.name} does not fit on any wafer"
         facts = _block_facts(largest, case) | proof
         return Diagnostic("W0412", message, f"{largest.name} ({_described(largest)})", facts, help_, found)
-    message = f"{model} does not fit on {machine.systems} {machine.name} systems"
+    message = f"{model} does not fit on {len(machine.in_service)} {machine.name} systems"
     if not found.gap.tiles:
         message += ": its layers are too large to fill them evenly"
     return Diagnostic("W0411", message, model, _figures(case, found) | proof, help_, found)

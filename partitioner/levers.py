@@ -190,7 +190,7 @@ def _least(low: int, high: int, holds: Callable[[int], bool]) -> int | None:
 def may_fit(case: Case) -> bool:
     """Whether nothing that can be counted forbids a placement; for a chain without rules, whether one exists."""
     problem = case.problem
-    if problem.is_plain and problem.is_chain:
+    if problem.is_plain and problem.is_chain and len(set(problem.wafers)) == 1:
         return fill(problem, sum(item.bytes for item in problem.items)) is not None
     fits_alone = all(item.tiles <= max(wafer.tiles for wafer in problem.wafers) for item in problem.items)
     return fits_alone and sum(item.tiles for item in problem.items) <= sum(wafer.tiles for wafer in problem.wafers)

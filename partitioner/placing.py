@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 from ir.diagnostics import Diagnostic, InfeasibleError, TimeLimitError
 from ir.objective import Objective
 from ir.plan import PlacedBlock, Score
 from partitioner.floorplan.wafers import FloorPlanner, TooTight
+from partitioner.former import Placer
 from partitioner.problem import Copy
+from partitioner.solver.counting import counting_bound
 from partitioner.solver.cpsat import Limits
-from partitioner.solver.place import Incumbent, Solution, place, trivial_bound
+from partitioner.solver.place import Incumbent, Solution, place
 from partitioner.solver.problem import Problem
 
 _MOST_ROUNDS = 20
@@ -21,25 +24,32 @@ Progress = Callable[[str | Incumbent], None]
 
 
 def place_and_lay_out(
-    problem: Problem, planner: FloorPlanner, objectives: Sequence[Objective], limits: Limits, progress: Progress
+    problem: Problem,
+    planner: FloorPlanner,
+    objectives: Sequence[Objective],
+    limits: Limits,
+    progress: Progress,
+    placer: Placer = place,
 ) -> tuple[Solution, list[PlacedBlock]]:
-    """A placement and its regions, in the model's order; bounds are those of the problem as it was given.
+    """A placement, as ``placer`` finds it, and its regions, in the model's order; bounds are those of the problem as it
+    was given.
 
     Raises:
         InfeasibleError: W0401, no placement exists.
         TimeLimitError: W0402 or W0403, none was found, or none that could be laid out.
     """
     blocks = sum(len(item.blocks) for item in problem.items)
-    asked = problem
     first: tuple[Score, ...] | None = None
+    given = problem
     for _ in range(_MOST_ROUNDS):
         progress(f"placing {blocks} blocks on {len(problem.wafers)} wafers")
-        solution = _place_or_give_up(problem, objectives, limits, progress, as_asked=problem is asked)
+        placed = partial(placer, problem, objectives, limits, progress)
+        solution = _place_or_give_up(placed, problem, is_first=first is None)
         first = first or solution.scores
         progress("laying out tiles")
         regions = planner.lay_out(_by_wafer(problem, solution))
         if not isinstance(regions, TooTight):
-            return replace(solution, scores=_proven(solution.scores, first)), regions
+            return replace(solution, scores=_proven(given, solution.scores, first)), regions
         misfits = [i for i, wafer in enumerate(solution.assignment) if wafer == regions.wafer]
         misfits = _fewest_misfits(problem, planner, misfits, regions.wafer)
         problem = _kept_apart(problem, planner, misfits, regions.wafer)
@@ -47,34 +57,29 @@ def place_and_lay_out(
     raise TimeLimitError(Diagnostic("W0403", "no placement tried could be laid out in tiles", facts=facts))
 
 
-def _proven(scores: Sequence[Score], first: Sequence[Score]) -> tuple[Score, ...]:
-    """``scores`` with the bounds of the first problem.
+def _proven(problem: Problem, scores: Sequence[Score], first: Sequence[Score]) -> tuple[Score, ...]:
+    """``scores`` with the bounds of the first problem, whose scores are ``first``.
 
     That the floor planner fails on a set of blocks proves nothing, so what was proven while such sets were kept apart
-    is forgotten; a bound that stands on values of earlier objectives needs those values.
+    is forgotten, but for counts. A bound that stands on values of earlier objectives needs those values.
     """
     kept: list[Score] = []
-    same = True
     for found, best in zip(scores, first, strict=True):
-        bound = best.bound if same else trivial_bound(found.objective)
-        same = same and found.value == best.value
-        kept.append(replace(found, bound=bound, proof=best.proof if same else ""))
+        if all(earlier.value == other.value for earlier, other in zip(kept, first, strict=False)):
+            bound, proof = best.bound, best.proof if found.value == best.value else ""
+        else:
+            bound = counting_bound(problem, found.objective, {earlier.objective: earlier.value for earlier in kept})
+            proof = "counting bound" if found.value == bound else ""
+        kept.append(replace(found, bound=bound, proof=proof))
     return tuple(kept)
 
 
-def _place_or_give_up(
-    problem: Problem,
-    objectives: Sequence[Objective],
-    limits: Limits,
-    progress: Callable[[Incumbent], None],
-    *,
-    as_asked: bool,
-) -> Solution:
-    """A placement; where only our own floor planner stands in the way, infeasible is too strong a word."""
+def _place_or_give_up(placer: Callable[[], Solution], problem: Problem, *, is_first: bool) -> Solution:
+    """What ``placer`` finds; where only our own floor planner stands in the way, infeasible is too strong a word."""
     try:
-        return place(problem, objectives, limits, progress)
+        return placer()
     except InfeasibleError:
-        if as_asked:
+        if is_first:
             raise
         facts = {"combinations_kept_apart": len(problem.misfits)}
         help_ = ("the bytes fit, but not as rectangles of tiles: one more system, or less context, gives room",)

@@ -119,7 +119,7 @@ def measure(
     """
     groups = shared_groups(model)
     asked = resolve(rules, model, groups, machine)
-    item_of = {block: asked.places[number] for number, group in enumerate(groups) for block in group}
+    item_of = {block: places for group, places in zip(groups, asked.places, strict=True) for block in group}
     numbers: dict[object, int] = {}
     items: list[Item] = []
     for group, copies in zip(groups, asked.copies, strict=True):

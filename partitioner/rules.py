@@ -11,6 +11,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -208,7 +209,7 @@ class Resolved:
     @property
     def places(self) -> tuple[tuple[int, ...], ...]:
         """The items that are copies of each group."""
-        ends = [sum(self.copies[: number + 1]) for number in range(len(self.copies))]
+        ends = accumulate(self.copies)
         return tuple(tuple(range(end - own, end)) for end, own in zip(ends, self.copies, strict=True))
 
     def on_items(self) -> tuple[Restriction, ...]:

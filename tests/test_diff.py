@@ -124,8 +124,8 @@ def test_odd_wafers_and_links_are_told_by_number(compiled_small_kimi):
     plan = compiled_small_kimi.plan
     odd = replace(plan.machine, odd_wafers=(OddWafer(1, 0, 0),), odd_links=(OddLink(0, 1, 2), OddLink(0, 2, 3)))
     changes = {change.name: change.after for change in difference(plan, replace(plan, machine=odd)).changes}
-    assert changes["machine.odd_wafers.1.columns"] == 0
-    assert changes["machine.odd_links.0-2.cost"] == 3
+    assert changes["machine.odd_wafers.1"] == "out of service"
+    assert changes["machine.odd_links.0-2"] == "3 times"
 
 
 def test_speed_is_forecast_on_demand(waferc, stored_plan, narrower):
@@ -149,4 +149,4 @@ def test_plans_for_devices_are_refused(waferc, stored_plan, monkeypatch):
 
     monkeypatch.setattr(command, "is_device_plan", lambda folder: True)
     done = waferc("diff", stored_plan, stored_plan, "--json")
-    assert (done.code, done.codes) == (2, ["W0115"])
+    assert (done.code, done.codes) == (2, ["W0113"])

@@ -17,6 +17,7 @@ from partitioner.cli.arguments import (
     TrustCode,
     parse_ids,
     parse_parts,
+    parse_share,
     parse_sizes,
     parse_wafers,
 )
@@ -93,7 +94,7 @@ def compile_command(
         target=target,
         systems=systems,
         reserve_bytes=reserve_bytes,
-        without=parse_wafers(without),
+        without=parse_wafers([without], "--without"),
         users=users,
         context=context,
         prefill_chunk=prefill_chunk,
@@ -182,6 +183,51 @@ def diff(
     from partitioner.cli.diff import run_diff
 
     run_diff(before, after, Output(json=json), speed=speed)
+
+
+@app.command
+def replan(
+    folder: Path,
+    /,
+    *,
+    lost: tuple[str, ...] = (),
+    added: Count = 0,
+    users: Count | None = None,
+    context: Count | None = None,
+    prefill_chunk: Count | None = None,
+    within: str = "5%",
+    experts: str = "auto",
+    target: str | None = None,
+    output: Annotated[Path | None, Parameter(["--output", "-o"])] = None,
+    json: Json = False,
+) -> None:
+    """Make a plan for what has changed that moves the fewest bytes of weights, and say what moves.
+
+    Args:
+        folder: a plan's folder; it stays as it is.
+        lost: wafers that are out of service, for example wafer:7; more of them separated by commas.
+        added: how many wafers are new; their numbers follow those of the others.
+        users: users whose KV caches are resident at the same time; the plan's if not given.
+        context: tokens remembered for each user; the plan's if not given.
+        prefill_chunk: tokens that a pipeline stage works on at once; the plan's if not given.
+        within: how far from the optimum of the plan's first objective the new plan may be.
+        experts: apart, sliced or auto, for wafers that are laid out anew.
+        target: the machine file that the plan was made for, if it is not bundled; it tells how fast wafers are.
+        output: folder to write the new plan to; nothing is written if not given.
+        json: print one JSON object.
+    """
+    from partitioner.cli.replan import Asked, run_replan
+    from partitioner.replan import Change
+
+    change = Change(
+        lost=parse_wafers(lost, "--lost"),
+        added=added,
+        users=users,
+        context=context,
+        chunk=prefill_chunk,
+        within=parse_share(within, "--within"),
+    )
+    run_replan(folder, change, Asked(experts, target, output), Output(json=json))
 
 
 @app.command

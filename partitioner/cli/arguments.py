@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated
 
@@ -82,16 +84,6 @@ def parse_ids(text: str) -> list[int]:
         raise UsageError(fault) from None
 
 
-def parse_wafers(text: str) -> tuple[int, ...]:
-    """Numbers of wafers, separated by commas; none for an empty text."""
-    try:
-        return tuple(int(part) for part in text.split(",")) if text else ()
-    except ValueError:
-        help_ = ("for example --without 3,7",)
-        fault = Diagnostic("W0104", f"wafers must be numbers separated by commas, not {text!r}", help=help_)
-        raise UsageError(fault) from None
-
-
 def parse_sizes(text: str) -> dict[str, int]:
     """``tokens=128,users=1``."""
     try:
@@ -101,6 +93,35 @@ def parse_sizes(text: str) -> dict[str, int]:
         help_ = ("for example --fix tokens=128,users=1",)
         fault = Diagnostic("W0104", f"sizes must be name=number separated by commas, not {text!r}", help=help_)
         raise UsageError(fault) from None
+
+
+def parse_wafers(texts: Sequence[str], option: str) -> tuple[int, ...]:
+    """``7,9`` or ``wafer:7,wafer:9``, each once; none for an empty text."""
+    parts = [part.strip() for text in texts if text for part in text.split(",")]
+    found = [re.fullmatch(r"(?:wafer:)?(\d{1,9})", part) for part in parts]
+    faults = [
+        Diagnostic("W0104", f"{part!r} names no wafer", option, help=(f"for example {option} wafer:7",))
+        for part, match in zip(parts, found, strict=True)
+        if match is None
+    ]
+    if faults:
+        raise UsageError(*faults)
+    return tuple(sorted({int(match[1]) for match in found if match}))
+
+
+def parse_share(text: str, option: str) -> Fraction:
+    """``2.5%``, or ``0.025``."""
+    number, percent = text.strip().removesuffix("%"), text.strip().endswith("%")
+    try:
+        if not re.fullmatch(r"\d{1,9}(\.\d{1,9})?", number.strip()):
+            raise ValueError
+        share = Fraction(number.strip()) / (100 if percent else 1)
+        if not percent and share >= 1:
+            raise ValueError
+    except ValueError:
+        message = f"{option} is a percentage, or a part below 1, not {text!r}"
+        raise UsageError(Diagnostic("W0104", message, option, help=(f"for example {option} 2%",))) from None
+    return share
 
 
 def parse_parts(text: str) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ def run_diff(before: Path, after: Path, out: Output, *, speed: bool) -> None:
     """Say what changed from the plan in ``before`` to the one in ``after``.
 
     Raises:
-        UsageError: W0106, no plan there; W0115, a plan for devices.
+        UsageError: W0106, no plan there; W0113, a plan for devices.
         CheckError: files are damaged; with ``speed``, a plan is not sound.
     """
     with out.progress() as progress:
@@ -44,10 +44,20 @@ def run_diff(before: Path, after: Path, out: Output, *, speed: bool) -> None:
         print(f"modelled: {_shown(forecasts.before)} before, {_shown(forecasts.after)} after, in tokens/s for one user")
 
 
-def _read(folder: Path) -> PlanFolder:
+def require_wafers(folder: Path) -> None:
+    """Refuse what is no plan for wafers.
+
+    Raises:
+        UsageError: W0106, there is no plan; W0113, it is one for devices.
+    """
     if is_device_plan(folder):
-        help_ = ("the ranks of both are in `manifest.json`; `waferc view` shows them",)
-        raise UsageError(Diagnostic("W0115", "this command is for plans of wafers", str(folder), help=help_))
+        help_ = ("`waferc view` shows such a plan",)
+        message = "this command is for plans of wafers, and this is one for devices"
+        raise UsageError(Diagnostic("W0113", message, str(folder), help=help_))
+
+
+def _read(folder: Path) -> PlanFolder:
+    require_wafers(folder)
     stored = read_plan(folder)
     if stored.faults:
         raise CheckError(*stored.faults)

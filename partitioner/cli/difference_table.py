@@ -26,9 +26,10 @@ def print_difference(found: Difference, layer_blocks: Mapping[int, int]) -> None
 
 
 def _around(found: Difference) -> Iterator[Table]:
-    if found.changes:
+    told = [change for change in found.changes if not change.name.endswith(".proof")]
+    if told:
         made = table("figure", "before", "after", left=(0, 1, 2))
-        for change in found.changes:
+        for change in told:
             made.add_row(change.name, _plain(change.before), _plain(change.after))
         yield made
 
@@ -36,6 +37,8 @@ def _around(found: Difference) -> Iterator[Table]:
 def _plain(value: Any) -> str:
     if value is None:
         return "-"
+    if value is True:
+        return "yes"
     if isinstance(value, bool | str):
         return str(value)
     return f"{value:,}" if isinstance(value, int | float) else str(value)
@@ -55,8 +58,8 @@ def _summary(found: Difference) -> str:
         f"{word}: {_names(names)}"
         for word, names in (
             ("of another size", found.resized),
-            ("added", [block.name for block in found.added]),
-            ("removed", [block.name for block in found.removed]),
+            ("added", [block.title for block in found.added]),
+            ("removed", [block.title for block in found.removed]),
         )
         if names
     ]
@@ -147,8 +150,8 @@ def difference_record(found: Difference) -> dict[str, Any]:
             for move in found.moves
         ],
         "moved_bytes": found.moved_bytes,
-        "added": [block.name for block in found.added],
-        "removed": [block.name for block in found.removed],
+        "added": [block.title for block in found.added],
+        "removed": [block.title for block in found.removed],
         "resized": list(found.resized),
         "reshaped": list(found.reshaped),
         "kept": found.kept,

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from ir.graph import Parameter
 from ir.machine import Machine
-from ir.model import Model
-from ir.plan import PlacedBlock, PlacedExpert, Rectangle
+from ir.model import Block, Model
+from ir.plan import PlacedBlock, PlacedExpert, Plan, Rectangle
 from ir.workload import Workload
 from partitioner.floorplan.shapes import Demand, Shape, Shapes
 from partitioner.floorplan.strips import Placement, arrange
 from partitioner.floorplan.wishes import Wish, Wishes
-from partitioner.problem import Copy, ExpertLayout, footprint
+from partitioner.problem import Copy, ExpertLayout, Footprint, footprint
 
 Mesh = tuple[int, int]
 """Columns and rows of a wafer."""
@@ -31,7 +32,8 @@ class FloorPlanner:
     """Lays out wafers of one machine; shapes of equal blocks, and layouts of equal wafers, are worked out once.
 
     ``experts`` says how routed experts lie: ``auto`` is as ``wishes`` has it, else sliced, else apart, whichever fits
-    first. With ``wishes``, blocks get more tiles than they need where there is room.
+    first. With ``wishes``, blocks get more tiles than they need where there is room. A wafer that holds what one of the
+    ``former`` plan held, on a mesh of the same size, keeps its floor plan.
     """
 
     def __init__(
@@ -41,13 +43,14 @@ class FloorPlanner:
         workload: Workload,
         experts: ExpertLayout = ExpertLayout.AUTO,
         wishes: Wishes | None = None,
+        former: Plan | None = None,
     ) -> None:
         self._model = model
         self._machine = machine
         self._workload = workload
         self._experts = experts
         self._wishes = wishes
-        self._shapes: dict[tuple[Demand, Mesh], Shapes] = {}
+        self._former = _floor_plans(former) if former else {}
         self._layouts: dict[tuple[tuple[Demand, ...], tuple[int, ...], Mesh], list[Placement] | None] = {}
 
     def lay_out(self, wafers: Sequence[Sequence[Copy]]) -> list[PlacedBlock] | TooTight:
@@ -55,12 +58,28 @@ class FloorPlanner:
         placed: dict[Copy, PlacedBlock] = {}
         for wafer, blocks in enumerate(wafers):
             mesh = self.mesh(wafer)
+            kept = self._kept(blocks, wafer)
+            if kept:
+                placed |= zip(blocks, kept, strict=True)
+                continue
             regions = self._arrange(blocks, mesh, self._wishes.of(blocks, mesh) if self._wishes else ())
             if regions is None:
                 return TooTight(wafer, tuple(blocks))
             for copy, (region, shape, demand) in zip(blocks, regions, strict=True):
                 placed[copy] = self._place(copy, wafer, region, shape, demand)
         return [placed[copy] for copy in sorted(placed)]
+
+    def _kept(self, blocks: Sequence[Copy], wafer: int) -> list[PlacedBlock]:
+        """The former floor plan for these blocks, on any wafer of this mesh; nothing if there was none."""
+        needed = {copy: footprint(*self._served(copy)) for copy in blocks}
+        contents = frozenset((self._model.blocks[copy.block].name, copy.number, size) for copy, size in needed.items())
+        former = self._former.get((contents, self.mesh(wafer)), {})
+        names = [(self._model.blocks[copy.block].name, copy.number) for copy in blocks]
+        return [_moved(former[name], wafer) for name in names] if former else []
+
+    def _served(self, copy: Copy) -> tuple[Block, Workload]:
+        """A block, and what this copy of it serves."""
+        return self._model.blocks[copy.block], self._workload.share(copy.number, copy.copies)
 
     def mesh(self, wafer: int) -> Mesh:
         """Columns and rows of a wafer."""
@@ -100,14 +119,9 @@ class FloorPlanner:
         # Names do not change the shape: repeated layers share it.
         unnamed = tuple(replace(d, parameters=tuple(replace(p, name="") for p in d.parameters)) for d in demands)
         if (unnamed, targets, mesh) not in self._layouts:
-            shapes = [self._shapes_of(demand, mesh) for demand in unnamed]
+            shapes = [_shapes_of(demand, self._machine.tile_bytes, mesh) for demand in unnamed]
             self._layouts[unnamed, targets, mesh] = arrange(shapes, *mesh, targets or None)
         return self._layouts[unnamed, targets, mesh]
-
-    def _shapes_of(self, demand: Demand, mesh: Mesh) -> Shapes:
-        if (demand, mesh) not in self._shapes:
-            self._shapes[demand, mesh] = Shapes(demand, self._machine.tile_bytes, *mesh)
-        return self._shapes[demand, mesh]
 
     def _demand(self, copy: Copy, sliced: bool) -> Demand:
         block = self._model.blocks[copy.block]
@@ -141,6 +155,36 @@ class FloorPlanner:
             active_experts=block.active_experts,
             copy=copy.number,
         )
+
+
+@lru_cache(maxsize=1024)
+def _shapes_of(demand: Demand, tile_bytes: int, mesh: Mesh) -> Shapes:
+    """Shapes of a demand. They take a second of a large block's time, and who asks for other users, or for more wafers,
+    asks for most of them again.
+    """
+    return Shapes(demand, tile_bytes, *mesh)
+
+
+_Contents = frozenset[tuple[str, int, Footprint]]
+"""What a wafer holds: name, number of the copy, and bytes of each block."""
+
+
+def _floor_plans(plan: Plan) -> dict[tuple[_Contents, Mesh], dict[tuple[str, int], PlacedBlock]]:
+    """The blocks of each wafer of ``plan``, by name and copy, found by what the wafer holds and its mesh."""
+    found = {}
+    for wafer in plan.wafers_used:
+        blocks, odd = plan.on_wafer(wafer), plan.machine.wafer(wafer)
+        contents = frozenset(
+            (block.name, block.copy, Footprint(block.weight_bytes, block.cache_bytes, block.activation_bytes))
+            for block in blocks
+        )
+        found[contents, (odd.columns, odd.rows)] = {(block.name, block.copy): block for block in blocks}
+    return found
+
+
+def _moved(block: PlacedBlock, wafer: int) -> PlacedBlock:
+    experts = tuple(replace(expert, wafer=wafer) for expert in block.experts)
+    return replace(block, wafer=wafer, experts=experts)
 
 
 def one_expert(parameter: Parameter) -> Parameter:

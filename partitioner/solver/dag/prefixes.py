@@ -105,7 +105,7 @@ def absorbed(graph: ItemGraph, kind: int, measure: int, most: int) -> int:
 def fractional_bound(graph: ItemGraph) -> int:
     """No placement is better: work divided over all machines as if it were fluid, and each item on its fastest kind."""
     kinds = [index for index, kind in enumerate(graph.kinds) if kind.machines]
-    fastest = (min(t for kind in kinds if (t := item.times[kind]) is not None) for item in graph.items)
+    fastest = (min((t for kind in kinds if (t := item.times[kind]) is not None), default=0) for item in graph.items)
     low = max(fastest, default=0)
     high = low + sum(max(t or 0 for t in item.times) for item in graph.items)
     while low < high:
@@ -269,11 +269,11 @@ class _Search:
         self._table, self._most, self._allowed, self._work = found, float(most), allowed, work
         count = len(found.bytes)
         self._value = {counts: np.full(count, np.inf) for counts in allowed}
+        self._least: dict[Counts, Numbers] = {}  # the least value of these machines or fewer
         self._from = {counts: np.full((2, count), -1, dtype=np.int32) for counts in allowed}  # kind, prefix
         self._by_time = [np.argsort(times, kind="stable") for times in found.times]
 
     def run(self, everywhere: Sequence[Counts], floor: int) -> tuple[int, tuple[Stage, ...]] | None:
-        least: dict[Counts, Numbers] = {}
         self._value[everywhere[0]][0] = float(floor)
         best: tuple[float, Counts] | None = None
         for counts in everywhere:
@@ -281,8 +281,8 @@ class _Search:
             fewer = np.full(len(value), np.inf)
             for kind, used in enumerate(counts):
                 if used:
-                    np.minimum(fewer, least[_with(counts, kind, -1)], out=fewer)
-            least[counts] = np.minimum(fewer, value)
+                    np.minimum(fewer, self._least[_with(counts, kind, -1)], out=fewer)
+            self._least[counts] = np.minimum(fewer, value)
             if value[-1] <= self._most and (best is None or value[-1] < best[0]):
                 best = float(value[-1]), counts
                 self._most = best[0] - 1.0
@@ -295,19 +295,21 @@ class _Search:
 
     def _advance(self, counts: Counts, following: Counts, kind: int, sources: Indices) -> None:
         """From prefixes left by machines ``counts`` to those that one more of ``kind`` leaves."""
-        times = self._table.times[kind]
-        order = self._by_time[kind]
-        targets = order[self._allowed[following][order]]
-        target_times = times[targets]
+        times, reached = self._table.times[kind], self._value[following]
         sources = sources[np.argsort(times[sources], kind="stable")]
+        lowest = self._value[counts][sources].min()
+        targets = self._by_time[kind]
+        # Nothing that comes of these sources is below the lowest of them, nor better than what fewer machines reach.
+        targets = targets[self._allowed[following][targets] & (self._least[counts][targets] > lowest)]
         at = 0
-        while at < len(sources):
-            low = int(np.searchsorted(target_times, times[sources[at]], side="left"))
-            size = _block(times[sources[at:]], target_times, low, self._most)
+        while at < len(sources) and len(targets):
+            targets = targets[reached[targets] > lowest]
+            size = max(16, min(256, BLOCK_PAIRS // max(1, len(targets))))
             block = sources[at : at + size]
-            high = int(np.searchsorted(target_times, times[block[-1]] + self._most, side="right"))
+            low = np.searchsorted(times[targets], times[block[0]], side="left")
+            high = np.searchsorted(times[targets], times[block[-1]] + self._most, side="right")
             at += size
-            self._work.spend(size * (high - low))
+            self._work.spend(int(size * (high - low)))
             if high > low:
                 self._relax(counts, following, kind, block, targets[low:high])
 
@@ -354,17 +356,6 @@ class _Search:
             stages.append(Stage(kind, sum(1 << int(item) for item in held)))
             counts, prefix = _with(counts, kind, -1), previous
         return tuple(reversed(stages))
-
-
-def _block(source_times: Numbers, target_times: Numbers, low: int, most: float) -> int:
-    """How many sources, from the first, to take at once for about :data:`BLOCK_PAIRS` pairs with their targets."""
-    size = min(len(source_times), 512)
-    while size > 8:
-        high = int(np.searchsorted(target_times, source_times[size - 1] + most, side="right"))
-        if size * (high - low) <= BLOCK_PAIRS:
-            break
-        size //= 2
-    return size
 
 
 def _with(counts: Counts, kind: int, change: int) -> Counts:

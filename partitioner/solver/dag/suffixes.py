@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,8 +49,8 @@ def nothing_within(graph: ItemGraph, suffixes: list[int], most: int, work: Work)
     """
     machines = tuple(kind.machines for kind in graph.kinds)
     everywhere = list(itertools.product(*(range(count + 1) for count in machines)))
-    digits = np.array([list(format(suffix, f"0{len(graph.items)}b").encode()) for suffix in suffixes], dtype=np.uint8)
-    held = digits.reshape(len(suffixes), -1)[:, ::-1] - ord("0")
+    digits = "".join(format(suffix, f"0{len(graph.items)}b") for suffix in suffixes)
+    held = np.frombuffer(digits.encode(), dtype=np.uint8).reshape(len(suffixes), -1)[:, ::-1] - ord("0")
     rows = _Rows.of(graph, held)
     left = {used: tuple(m - u for m, u in zip(machines, used, strict=True)) for used in everywhere}
     remainders = _Remainders(rows)
@@ -71,9 +72,26 @@ def nothing_within(graph: ItemGraph, suffixes: list[int], most: int, work: Work)
                 following = _one_more(used, kind, 1)
                 wanted = hopeful[following][keep]
                 wanted[-1] = True
-                for at, block in rows.blocks(kind, fresh, wanted & ~reached[following], most, work):
-                    reached[following][at[rows.fits(kind, block, at, most).any(axis=0)]] = True
+                # What fewer machines reach is of no interest.
+                _reach(rows, kind, fresh, np.flatnonzero(wanted & ~reached[used]), reached[following], most, work)
     return True
+
+
+def _reach(rows: _Rows, kind: int, sources: Indices, targets: Indices, reached: Flags, most: int, work: Work) -> None:
+    """Flag in ``reached`` those targets that a machine of ``kind`` more than some source reaches."""
+    busy = rows.busy[kind]
+    sources = sources[np.argsort(busy[sources], kind="stable")]
+    targets = targets[np.argsort(busy[targets], kind="stable")]
+    at = 0
+    while at < len(sources) and len(targets):
+        targets = targets[~reached[targets]]
+        size = max(16, min(256, BLOCK // max(1, len(targets))))
+        block = sources[at : at + size]
+        near = targets[(busy[targets] >= busy[block[0]]) & (busy[targets] <= busy[block[-1]] + most)]
+        work.spend(len(block) * len(near))
+        if len(near):
+            reached[near[rows.fits(kind, block, near, most).any(axis=0)]] = True
+        at += size
 
 
 def _one_more(used: Counts, kind: int, change: int) -> Counts:
@@ -160,25 +178,10 @@ class _Rows:
         times = times.reshape(len(graph.kinds), len(items))
         in_bytes = np.array([item.bytes for item in items], float)
         figures = np.concatenate([np.array([*times, in_bytes]) @ part.T for part in _parts(held)], axis=1)
-        pins = [held[:, list(bits(value.pins))].sum(axis=1, dtype=np.int32) for value in graph.values]
+        columns = np.ascontiguousarray(held.T)
+        pins = [columns[list(bits(value.pins))].sum(axis=0, dtype=np.int32) for value in graph.values]
         counts = np.array(pins, np.int32).reshape(-1, len(held))
         return cls(graph, held, times, figures[:-1], figures[-1], counts, unable)
-
-    def blocks(
-        self, kind: int, fresh: Indices, wanted: Flags, most: int, work: Work
-    ) -> Iterator[tuple[Indices, Indices]]:
-        """Targets and sources to judge together, in time order: targets that may be ``most`` from a source."""
-        busy = self.busy[kind]
-        sources = fresh[np.argsort(busy[fresh], kind="stable")]
-        targets = np.flatnonzero(wanted)
-        targets = targets[np.argsort(busy[targets], kind="stable")]
-        size = max(16, min(1024, BLOCK // max(1, len(targets))))
-        for at in range(0, len(sources), size):
-            block = sources[at : at + size]
-            near = (busy[targets] >= busy[block[0]]) & (busy[targets] <= busy[block[-1]] + most)
-            work.spend(len(block) * int(near.sum()))
-            if near.any():
-                yield targets[near], block
 
     def fits(self, kind: int, sources: Indices, targets: Indices, most: int) -> Flags:
         """``[source, target]``: whether one machine of ``kind`` can take what the target holds more than the source."""
@@ -188,19 +191,23 @@ class _Rows:
         if limit is not None:
             fits &= self.stored[targets] - self.stored[sources][:, None] <= limit
         fits &= _contained(self.held[sources], self.held[targets])
-        if self.graph.kinds[kind].charged and fits.any():
-            fits &= load + self._charges(sources, targets) <= most
+        open_to = fits.any(axis=0)
+        if self.graph.kinds[kind].charged and open_to.any():
+            fits[:, open_to] &= load[:, open_to] + self._charges(sources, targets[open_to]) <= most
         return np.asarray(fits)
+
+    @cached_property
+    def _values(self) -> tuple[Numbers, Numbers]:
+        """Charge and number of pins of each value."""
+        values = self.graph.values
+        charges = np.array([value.charge for value in values], float)
+        return charges, np.array([value.pins.bit_count() for value in values], float)
 
     def _charges(self, sources: Indices, targets: Indices) -> Numbers:
         """A value is charged unless the machine holds none of its pins (the count is the same) or all of them."""
         ours, theirs = self.pins[:, sources], self.pins[:, targets]
-        lowest, highest = ours.min(axis=1, initial=0), theirs.max(axis=1, initial=0)
-        lowest = ours.min(axis=1) if ours.size else lowest
-        changing = np.flatnonzero(highest > lowest)
-        values = [self.graph.values[index] for index in changing]
-        charges = np.array([value.charge for value in values], float)
-        sizes = np.array([value.pins.bit_count() for value in values], np.int32)
+        changing = np.flatnonzero(theirs.max(axis=1) > ours.min(axis=1))
+        charges, sizes = (figures[changing] for figures in self._values)
         ours, theirs = ours[changing], theirs[changing]
         total = np.full((len(sources), len(targets)), charges.sum())
         none, every = ours == 0, theirs == sizes[:, None]
