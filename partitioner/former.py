@@ -11,9 +11,10 @@ from ir.model import Model
 from ir.objective import Objective
 from ir.plan import Plan, Score
 from partitioner.problem import wafers_of
+from partitioner.solver.counting import counting_bound
 from partitioner.solver.cpsat import Limits
 from partitioner.solver.moves import applies, fewest_moves
-from partitioner.solver.place import Incumbent, Solution, place, trivial_bound
+from partitioner.solver.place import Incumbent, Solution, place
 from partitioner.solver.problem import Problem
 from partitioner.solver.score import pipeline, score
 
@@ -64,7 +65,9 @@ class Former:
             moves = nearest.scores[0]
         value = score(problem, assignment, first)
         scores = [Score(first, value, best.bound, best.proof if value == best.value else ""), moves]
-        scores += [Score(other, score(problem, assignment, other), trivial_bound(other), "") for other in others]
+        scores += [
+            Score(other, score(problem, assignment, other), counting_bound(problem, other, {}), "") for other in others
+        ]
         return Solution(assignment, pipeline(problem, assignment), tuple(scores), interrupted)
 
 
