@@ -4,7 +4,7 @@
 
 Blocks have sizes drawn from a fixed seed, between a tenth of the mean and five times it, so that no two runs are alike;
 ``branches`` adds a second strand of blocks beside every eighth, and skips over it. Wafers have half as much room
-again as the blocks need. Each size runs in a process of its own: seconds of placing alone, and the most memory that it held.
+again as the blocks need. Each size runs in a process of its own: seconds of placing alone, and the most memory held.
 """
 
 from __future__ import annotations
