@@ -13,8 +13,9 @@ from ir.plan import PlacedBlock, Score
 from partitioner.floorplan.wafers import FloorPlanner, TooTight
 from partitioner.former import Placer
 from partitioner.problem import Copy
+from partitioner.solver.counting import counting_bound
 from partitioner.solver.cpsat import Limits
-from partitioner.solver.place import Incumbent, Solution, place, trivial_bound
+from partitioner.solver.place import Incumbent, Solution, place
 from partitioner.solver.problem import Problem
 
 _MOST_ROUNDS = 20
@@ -39,6 +40,7 @@ def place_and_lay_out(
     """
     blocks = sum(len(item.blocks) for item in problem.items)
     first: tuple[Score, ...] | None = None
+    given = problem
     for _ in range(_MOST_ROUNDS):
         progress(f"placing {blocks} blocks on {len(problem.wafers)} wafers")
         placed = partial(placer, problem, objectives, limits, progress)
@@ -47,7 +49,7 @@ def place_and_lay_out(
         progress("laying out tiles")
         regions = planner.lay_out(_by_wafer(problem, solution))
         if not isinstance(regions, TooTight):
-            return replace(solution, scores=_proven(solution.scores, first)), regions
+            return replace(solution, scores=_proven(given, solution.scores, first)), regions
         misfits = [i for i, wafer in enumerate(solution.assignment) if wafer == regions.wafer]
         problem = _kept_apart(
             problem, planner, _fewest_misfits(problem, planner, misfits, regions.wafer), regions.wafer
@@ -56,18 +58,20 @@ def place_and_lay_out(
     raise TimeLimitError(Diagnostic("W0403", "no placement tried could be laid out in tiles", facts=facts))
 
 
-def _proven(scores: Sequence[Score], first: Sequence[Score]) -> tuple[Score, ...]:
-    """``scores`` with the bounds of the first problem.
+def _proven(problem: Problem, scores: Sequence[Score], first: Sequence[Score]) -> tuple[Score, ...]:
+    """``scores`` with the bounds of the first problem, whose scores are ``first``.
 
     That the floor planner fails on a set of blocks proves nothing, so what was proven while such sets were kept apart
-    is forgotten; a bound that stands on values of earlier objectives needs those values.
+    is forgotten, but for counts. A bound that stands on values of earlier objectives needs those values.
     """
     kept: list[Score] = []
-    same = True
     for found, best in zip(scores, first, strict=True):
-        bound = best.bound if same else trivial_bound(found.objective)
-        same = same and found.value == best.value
-        kept.append(replace(found, bound=bound, proof=best.proof if same else ""))
+        if all(earlier.value == other.value for earlier, other in zip(kept, first, strict=False)):
+            bound, proof = best.bound, best.proof if found.value == best.value else ""
+        else:
+            bound = counting_bound(problem, found.objective, {earlier.objective: earlier.value for earlier in kept})
+            proof = "counting bound" if found.value == bound else ""
+        kept.append(replace(found, bound=bound, proof=proof))
     return tuple(kept)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from ir.graph import Parameter
 from ir.machine import Machine
@@ -50,7 +51,6 @@ class FloorPlanner:
         self._experts = experts
         self._wishes = wishes
         self._former = _floor_plans(former) if former else {}
-        self._shapes: dict[tuple[Demand, Mesh], Shapes] = {}
         self._layouts: dict[tuple[tuple[Demand, ...], tuple[int, ...], Mesh], list[Placement] | None] = {}
 
     def lay_out(self, wafers: Sequence[Sequence[Copy]]) -> list[PlacedBlock] | TooTight:
@@ -119,14 +119,9 @@ class FloorPlanner:
         # Names do not change the shape: repeated layers share it.
         unnamed = tuple(replace(d, parameters=tuple(replace(p, name="") for p in d.parameters)) for d in demands)
         if (unnamed, targets, mesh) not in self._layouts:
-            shapes = [self._shapes_of(demand, mesh) for demand in unnamed]
+            shapes = [_shapes_of(demand, self._machine.tile_bytes, mesh) for demand in unnamed]
             self._layouts[unnamed, targets, mesh] = arrange(shapes, *mesh, targets or None)
         return self._layouts[unnamed, targets, mesh]
-
-    def _shapes_of(self, demand: Demand, mesh: Mesh) -> Shapes:
-        if (demand, mesh) not in self._shapes:
-            self._shapes[demand, mesh] = Shapes(demand, self._machine.tile_bytes, *mesh)
-        return self._shapes[demand, mesh]
 
     def _demand(self, copy: Copy, sliced: bool) -> Demand:
         block = self._model.blocks[copy.block]
@@ -160,6 +155,14 @@ class FloorPlanner:
             active_experts=block.active_experts,
             copy=copy.number,
         )
+
+
+@lru_cache(maxsize=1024)
+def _shapes_of(demand: Demand, tile_bytes: int, mesh: Mesh) -> Shapes:
+    """Shapes of a demand. They take a second of a large block's time, and who asks for other users, or for more wafers,
+    asks for most of them again.
+    """
+    return Shapes(demand, tile_bytes, *mesh)
 
 
 _Contents = frozenset[tuple[str, int, Footprint]]

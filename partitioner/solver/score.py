@@ -219,7 +219,7 @@ def _room(problem: Problem, assignment: Assignment) -> int:
 def _moves(problem: Problem, assignment: Assignment) -> int:
     return sum(
         item.weight_bytes
-        for item, was, now in zip(problem.items, problem.previous, assignment, strict=True)
+        for item, was, now in zip(problem.items, problem.previous, assignment, strict=bool(problem.previous))
         if was is not None and was != now
     )
 
