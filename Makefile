@@ -3,11 +3,11 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: help demo demo-run test check format profiles validate clean
+.PHONY: help demo demo-run test check format profiles validate bench-solver clean
 .DEFAULT_GOAL := help
 
 help: ## list what can be made
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 $(READY): requirements.lock pyproject.toml
 	@echo "setting up .venv (about 800 MB, once)"
@@ -44,6 +44,10 @@ validate: $(READY) ## fit the constants, hold forecasts against published speeds
 
 profiles: $(READY) ## lower the bundled models again and write down their profiles
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/profiles.py
+
+bench-solver: $(READY) ## place published instances, models and chains beside others: make bench-solver INSTANCES=folder
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps accelerate==1.15.0
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.solver $(INSTANCES)
 
 clean: ## remove what was set up and made
 	rm -rf .venv out .mypy_cache .ruff_cache .pytest_cache

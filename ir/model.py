@@ -22,6 +22,20 @@ class BlockKind(StrEnum):
     OTHER = "other"
 
 
+class Granularity(StrEnum):
+    """What is placed as a whole.
+
+    ``layers``: all blocks of a layer share a wafer. ``halves``: attention and MLP may lie on two. ``ops``: each product
+    with its weight is a block, and so is attention with its cache; mixtures of experts stay whole. ``auto`` is for the
+    compiler to choose, and no model's own.
+    """
+
+    AUTO = "auto"
+    LAYERS = "layers"
+    HALVES = "halves"
+    OPS = "ops"
+
+
 @dataclass(frozen=True, slots=True)
 class Cache:
     """What an attention node remembers of each token: ``values`` are the smallest cut of the graph from which its
@@ -104,13 +118,14 @@ class Model:
     """The graph cut into blocks, in topological order.
 
     ``together`` lists sets of blocks (indices) that must share a wafer: the router, the shared expert and the routed
-    experts of a layer, so that routing never leaves the wafer.
+    experts of a layer, so that routing never leaves the wafer, or all blocks of a layer if that is the ``granularity``.
     """
 
     graph: Graph
     blocks: tuple[Block, ...]
     edges: tuple[Edge, ...]
     together: tuple[tuple[int, ...], ...]
+    granularity: Granularity = Granularity.HALVES
 
     @cached_property
     def placed(self) -> tuple[Parameter, ...]:

@@ -17,7 +17,9 @@ from ir.graph import Parameter
 from ir.layout import fullest_tile_bytes
 from ir.machine import Machine, absurdities
 from ir.model import Block, Model
-from ir.plan import OBJECTIVE, PlacedBlock, Plan, Rectangle, Transfer
+from ir.objective import Objective
+from ir.plan import FEASIBLE, OPTIMAL, PlacedBlock, Plan, Rectangle, Transfer
+from partitioner.check_rules import broken_rules, free_blocks
 
 _MOST = 1 << 40
 
@@ -40,10 +42,11 @@ def check(plan: Plan, model: Model) -> tuple[Diagnostic, ...]:
     if sound_regions:
         faults += _overfull_tiles(placed.values(), plan, model)
     faults += _parted(placed, model)
-    faults += _backward(placed, model)
+    faults += _backward(placed, model, free_blocks(plan, model))
     if len(placed) == len(known):
+        faults += broken_rules(plan, model)
         faults += _wrong_transfers(plan, placed, model)
-        faults += _wrong_claims(plan)
+        faults += _wrong_claims(plan, model)
         faults += _not_optimal(plan, model)
     return tuple(faults)
 
@@ -200,12 +203,39 @@ def _parted(placed: dict[str, PlacedBlock], model: Model) -> Iterator[Diagnostic
             yield Diagnostic("W0507", "blocks that exchange routed tokens are on different wafers", "", facts)
 
 
-def _backward(placed: dict[str, PlacedBlock], model: Model) -> Iterator[Diagnostic]:
-    for edge in model.edges:
-        source, target = (placed.get(model.blocks[i].name) for i in (edge.source, edge.target))
-        if source and target and source.wafer > target.wafer:
+def _backward(placed: dict[str, PlacedBlock], model: Model, free: frozenset[str]) -> Iterator[Diagnostic]:
+    """Values that break the pipeline: wafers need not follow each other by number, but in some order values must go on.
+
+    There is one exactly if, taking away wafers that receive from none that is left, all go; and none is left then.
+    Of what remains, whatever goes against the order of the wafers' first blocks is told.
+    """
+    crossing = [
+        (edge, source, target)
+        for edge in model.edges
+        if free.isdisjoint((model.blocks[edge.source].name, model.blocks[edge.target].name))
+        for source, target in [tuple(placed.get(model.blocks[i].name) for i in (edge.source, edge.target))]
+        if source and target and source.wafer != target.wafer and not {source.name, target.name} & free
+    ]
+    circling = _circling({(source.wafer, target.wafer) for _, source, target in crossing})
+    first: dict[int, int] = {}
+    for number, block in enumerate(model.blocks):
+        if block.name in placed:
+            first.setdefault(placed[block.name].wafer, number)
+    for edge, source, target in crossing:
+        if {source.wafer, target.wafer} <= circling and first[source.wafer] > first[target.wafer]:
             facts = {source.name: source.wafer, target.name: target.wafer}
             yield Diagnostic("W0508", "a value would flow back along the pipeline", edge.value, facts)
+
+
+def _circling(routes: set[tuple[int, int]]) -> set[int]:
+    """Wafers from which values come back to them, and those between such."""
+    left = {wafer for route in routes for wafer in route}
+    while True:
+        inner = {route for route in routes if left.issuperset(route)}
+        kept = {source for source, _ in inner} & {target for _, target in inner}
+        if kept == left:
+            return left
+        left = kept
 
 
 def _wrong_transfers(plan: Plan, placed: dict[str, PlacedBlock], model: Model) -> Iterator[Diagnostic]:
@@ -225,65 +255,110 @@ def _wrong_transfers(plan: Plan, placed: dict[str, PlacedBlock], model: Model) -
             yield Diagnostic("W0509", f"a transfer {word}: {route}", transfer.value)
 
 
-def _wrong_claims(plan: Plan) -> Iterator[Diagnostic]:
+def _wrong_claims(plan: Plan, model: Model) -> Iterator[Diagnostic]:
     solver = plan.solver
-    derived = {
-        "objective_value": plan.largest_wafer_bytes,
-        "traffic_bytes_per_token": sum(transfer.bytes_per_token for transfer in plan.transfers),
+    derived = _derived(plan, model)
+    for score in solver.scores:
+        if score.value != derived.get(score.objective, score.value):
+            facts = {"stated": score.value, "derived": derived[score.objective]}
+            yield Diagnostic("W0510", f"the solver's {score.objective} is wrong", "", facts)
+        short = score.value - score.bound if score.objective.is_maximum else score.bound - score.value
+        if short > 0 or (score.proof and short):
+            claim = {"value": score.value, "bound": score.bound}
+            yield Diagnostic("W0510", f"value and bound of {score.objective} contradict each other", "", claim)
+    if not solver.scores or len({score.objective for score in solver.scores}) < len(solver.scores):
+        yield Diagnostic("W0510", "objectives are missing or named twice", "", {"scores": len(solver.scores)})
+    proven = all(score.proof for score in solver.scores)
+    if solver.status != (OPTIMAL if proven else FEASIBLE):
+        stated: dict[str, Fact] = {"status": solver.status, "proven": proven}
+        yield Diagnostic("W0510", "status and proofs contradict each other", "", stated)
+
+
+def _derived(plan: Plan, model: Model) -> dict[Objective, int]:
+    """Scores that follow from where blocks lie; times do not."""
+    return {
+        Objective.MACHINES: len(plan.wafers_used),
+        Objective.BALANCE: plan.largest_wafer_bytes,
+        Objective.TRAFFIC: sum(
+            transfer.bytes_per_token * plan.machine.link_cost(transfer.source_wafer, transfer.target_wafer)
+            for transfer in plan.transfers
+        ),
+        Objective.ROOM: min(_users_of_wafer(plan, model, wafer) for wafer in plan.wafers_used),
     }
-    for name, value in derived.items():
-        if getattr(solver, name) != value:
-            facts = {"stated": getattr(solver, name), "derived": value}
-            yield Diagnostic("W0510", f"the solver's {name.replace('_', ' ')} is wrong", "", facts)
-    if solver.objective != OBJECTIVE:
-        yield Diagnostic("W0510", f"there is no objective {solver.objective!r}", "", {"objective": OBJECTIVE})
-    if (
-        solver.best_bound > solver.objective_value
-        or solver.status not in ("optimal", "feasible")
-        or (solver.status == "optimal") != (solver.gap == 0)
-        or (solver.status == "optimal" and not solver.proof)
-    ):
-        claim: dict[str, Fact] = {
-            "status": solver.status,
-            "bound": solver.best_bound,
-            "value": solver.objective_value,
-        }
-        yield Diagnostic("W0510", "status and bound contradict each other", "", claim)
+
+
+def _users_of_wafer(plan: Plan, model: Model, wafer: int) -> int:
+    """Users whose caches fit on a wafer beside what else lies there."""
+    known = {block.name: block for block in model.blocks}
+    blocks = [block for block in plan.on_wafer(wafer) if block.name in known]
+    each = sum(known[block.name].cache_bytes(1, plan.workload.context) for block in blocks)
+    offered = plan.machine.wafer(wafer)
+    left = offered.columns * offered.rows * plan.machine.tile_bytes - sum(b.bytes - b.cache_bytes for b in blocks)
+    return min(_MOST, left // each) if each else _MOST
 
 
 def _not_optimal(plan: Plan, model: Model) -> Iterator[Diagnostic]:
-    """A plan called optimal whose blocks, in order, could be spread with a smaller bottleneck.
+    """A plan called the best whose blocks, in order, could be spread better in what it was made best for first.
 
-    Wafer after wafer is filled as far as one byte less than the stated optimum allows. For a chain that finds a
+    Wafer after wafer is filled as far as one step beyond the stated optimum allows. For a chain that finds a
     placement whenever there is one; for other models what it finds is still a placement.
     """
-    if plan.solver.status != "optimal":
+    best = plan.solver.scores[0] if plan.solver.scores else None
+    if best is None or not best.proof or plan.rules:
         return
-    limit, wafer, used_bytes, used_tiles = plan.solver.objective_value - 1, 0, 0, 0
-    reached: dict[int, int] = {}
-    for own, size, tiles in _items(plan, model):
-        if size > limit or tiles > plan.machine.tiles:
+    most, users = plan.machine.systems * plan.machine.wafer_bytes, plan.workload.users
+    systems = len(plan.machine.in_service)
+    match best.objective:
+        case Objective.BALANCE:
+            reached = _fill(plan, model, best.value - 1, users)
+        case Objective.MACHINES:
+            reached, systems = _fill(plan, model, most, users), best.value - 1
+        case Objective.ROOM if best.value < _MOST:
+            reached = _fill(plan, model, most, best.value + 1)
+        case _:
             return
-        if used_bytes + size > limit or used_tiles + tiles > plan.machine.tiles:
+    if reached is not None and reached <= systems:
+        facts = {"objective": best.objective, "stated_optimum": best.value, "reached_with_more_on": reached}
+        yield Diagnostic("W0515", "the plan is called optimal, but is not", "", facts)
+
+
+def _fill(plan: Plan, model: Model, most_bytes: int, users: int) -> int | None:
+    """Wafers that blocks in order take, the largest first, each filled as far as it goes; ``None`` if that is no
+    placement.
+
+    Caches are counted for ``users``, tiles for the users of the plan.
+    """
+    offered = sorted((plan.machine.wafer(wafer).tiles for wafer in plan.machine.in_service), reverse=True)
+    wafer = used_bytes = used_tiles = 0
+    reached: dict[int, int] = {}
+    for own, size, tiles in _items(plan, model, users):
+        full = min(most_bytes, offered[wafer] * plan.machine.tile_bytes)
+        if used_bytes + size > full or used_tiles + tiles > offered[wafer]:
             wafer, used_bytes, used_tiles = wafer + 1, 0, 0
+        if wafer == len(offered) or size > min(most_bytes, offered[wafer] * plan.machine.tile_bytes):
+            return None
+        if tiles > offered[wafer]:
+            return None
         used_bytes, used_tiles = used_bytes + size, used_tiles + tiles
         reached |= dict.fromkeys(own, wafer)
     # A block between two that stay together has no place of its own: such a spread is no placement.
     backward = any(reached[edge.source] > reached[edge.target] for edge in model.edges)
-    if wafer < plan.machine.systems and not backward:
-        facts = {"stated_optimum": plan.solver.objective_value, "reached_with_less_on": wafer + 1}
-        yield Diagnostic("W0515", "the plan is called optimal, but is not", "", facts)
+    return None if backward else wafer + 1
 
 
-def _items(plan: Plan, model: Model) -> Iterator[tuple[tuple[int, ...], int, int]]:
-    """Blocks in order, their bytes, and tiles at least; blocks that stay together as one, where the first stands."""
+def _items(plan: Plan, model: Model, users: int) -> Iterator[tuple[tuple[int, ...], int, int]]:
+    """Blocks in order, their bytes for ``users``, and tiles at least; blocks that stay together as one, where the first
+    stands.
+    """
     placed = {block.name: block for block in plan.blocks}
     members = {group[0]: group for group in model.together}
     later = {index for group in model.together for index in group[1:]}
+    more = users - plan.workload.users
     for index in (i for i in range(len(model.blocks)) if i not in later):
         group = members.get(index, (index,))
         own = [placed[model.blocks[i].name] for i in group]
-        yield group, sum(block.bytes for block in own), sum(_least_tiles(b, plan.machine) for b in own)
+        caches = more * sum(model.blocks[i].cache_bytes(1, plan.workload.context) for i in group)
+        yield group, caches + sum(block.bytes for block in own), sum(_least_tiles(b, plan.machine) for b in own)
 
 
 def _least_tiles(placed: PlacedBlock, machine: Machine) -> int:

@@ -26,7 +26,7 @@ REGION = Rectangle(2, 1, 5, 7)
 MACHINE = Machine("toy", "a small wafer", 40, 30, 8192, 0, 3)
 ONE_USER = Workload(1, 64, 1)
 TWO_USERS = Workload(2, 10, 1)
-SOLVER = SolverRecord("optimal", "none", 0, 0, "by hand", 0, 0, 0.0)
+SOLVER = SolverRecord("feasible", (), 0, 0.0)
 
 
 def graph_of(text: str) -> Graph:

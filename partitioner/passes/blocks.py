@@ -2,23 +2,25 @@
 
 Attention, routed experts, embeddings and matrix products seed blocks. Nodes without a product of their own (norms,
 residual sums, activations) join a seeded block: inside a module of their own the one that reads them, else the one
-that they read.
+that they read. Coarser and finer granularities follow from these blocks: those of a layer keep together, or each is
+split into its operators (:mod:`partitioner.passes.split`).
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import networkx as nx
 
 from ir.graph import Graph, Node
-from ir.model import Block, BlockKind, Cache, Edge, Model
+from ir.model import Block, BlockKind, Cache, Edge, Granularity, Model
 from ir.ops import OPS, Kind
 from ir.types import for_one_token, symbols_of
 from partitioner.passes.cache import find_caches, token_dependent
 from partitioner.passes.origins import layer_of
+from partitioner.passes.split import Splitter
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,25 +30,57 @@ class _Key:
     layer: str
     part: str
     kind: BlockKind
+    piece: str = ""
 
 
-def find_blocks(graph: Graph) -> Model:
-    """The model that ``graph`` makes: blocks in topological order, edges, caches, and what must stay together."""
+_MIXTURE = (BlockKind.ROUTER, BlockKind.SHARED_EXPERT, BlockKind.EXPERTS)
+
+
+def find_blocks(graph: Graph, granularity: Granularity = Granularity.HALVES) -> Model:
+    """The model that ``graph`` makes: blocks in topological order, edges, caches, and what must stay together.
+
+    ``granularity`` says what the blocks are and which of them share a wafer; ``auto`` is the halves.
+    """
     keys = _merge_cycles(graph, _join_rest(graph, _seeds(graph)))
-    members: defaultdict[_Key, list[int]] = defaultdict(list)
-    for index, key in enumerate(keys):
-        members[key].append(index)
+    members = _members(keys)
+    number = {key: place for place, key in enumerate(members)}
+    caches = find_caches(graph, [number[key] for key in keys])
+    if granularity is Granularity.OPS:
+        keys = _split(graph, keys, caches)
+        members = _members(keys)
     order = _topological(graph, keys, members)
     names = _names(order)
     layers = {path: number for number, path in enumerate(dict.fromkeys(key.layer for key in order if key.layer))}
     position = {key: number for number, key in enumerate(order)}
     block_of = [position[key] for key in keys]
-    caches = find_caches(graph, block_of)
     depends = token_dependent(graph)
     blocks = tuple(
         _block(graph, names[key], key, layers.get(key.layer), members[key], caches, depends) for key in order
     )
-    return Model(graph, blocks, _edges(graph, block_of), _together(order))
+    together = _together(order, by_layer=granularity is Granularity.LAYERS)
+    cut_as = Granularity.HALVES if granularity is Granularity.AUTO else granularity
+    return Model(graph, blocks, _edges(graph, block_of), together, cut_as)
+
+
+def _members(keys: list[_Key]) -> dict[_Key, list[int]]:
+    """The nodes of each key, in order."""
+    members: defaultdict[_Key, list[int]] = defaultdict(list)
+    for index, key in enumerate(keys):
+        members[key].append(index)
+    return members
+
+
+def _split(graph: Graph, keys: list[_Key], caches: dict[int, Cache]) -> list[_Key]:
+    """Finer keys: blocks that may be on several wafers, into their operators. A cache was sought in the whole block
+    and stays what it was.
+    """
+    splitter = Splitter(graph, caches)
+    finer = list(keys)
+    for key, nodes in _members(keys).items():
+        if key.kind not in _MIXTURE:
+            for index, piece in zip(nodes, splitter.split(nodes), strict=True):
+                finer[index] = replace(key, piece=piece)
+    return finer
 
 
 # --- which node belongs where ---------------------------------------------------------------------------------------
@@ -238,17 +272,18 @@ def _names(order: list[_Key]) -> dict[_Key, str]:
     for key in order:
         part = key.part if key.kind is BlockKind.OTHER else key.kind.value
         stem = f"{key.layer[drop:].lstrip('.')}.{part}" if key.layer else part or key.kind.value
+        stem = f"{stem}.{key.piece}" if key.piece else stem
         taken = set(names.values())
         number = next(n for n in range(len(order) + 1) if (f"{stem}.{n}" if n else stem) not in taken)
         names[key] = f"{stem}.{number}" if number else stem
     return names
 
 
-def _together(order: list[_Key]) -> tuple[tuple[int, ...], ...]:
-    mixture = (BlockKind.ROUTER, BlockKind.SHARED_EXPERT, BlockKind.EXPERTS)
+def _together(order: list[_Key], *, by_layer: bool) -> tuple[tuple[int, ...], ...]:
+    """Blocks that share a wafer: those of a mixture of experts, or all of a layer."""
     groups: defaultdict[str, list[int]] = defaultdict(list)
     for number, key in enumerate(order):
-        if key.kind in mixture:
+        if key.kind in _MIXTURE or (by_layer and key.layer):
             groups[key.layer].append(number)
     return tuple(tuple(group) for group in groups.values() if len(group) > 1)
 

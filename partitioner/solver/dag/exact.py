@@ -1,0 +1,160 @@
+"""The exact search for a contiguous placement: where to look, how far, and by which two arguments it is proven.
+
+A limit on the largest load is raised until something is found under it: the nearer it is to the optimum, the fewer
+prefixes of the graph can be what some of the machines hold. numpy and the searches are loaded when they are needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from partitioner.solver.dag.items import ItemGraph, bits, memory_is_loose, merged, weightless
+from partitioner.solver.dag.prefixes import (
+    OutOfWorkError,
+    Stage,
+    Table,
+    Work,
+    all_prefixes,
+    best_stages,
+    fractional_bound,
+    some_prefixes,
+    table,
+    worst_load,
+)
+from partitioner.solver.dag.suffixes import all_suffixes, nothing_within
+
+Progress = Callable[[int, int | None], None]
+"""Told the value of the best placement so far, and a lower bound."""
+
+
+def quiet(_incumbent: int, _bound: int | None) -> None:
+    """Progress that nobody follows."""
+
+
+MOST_PREFIXES = 150_000
+"""A graph with more is not searched through."""
+FEW_PREFIXES = 3_000
+"""So few are searched through at once; among more, those of a few orders are tried first."""
+PAIRS_PER_SECOND = 20_000_000
+"""Pairs of prefixes that a second of the time limit buys: about what one core judges."""
+
+FROM_THE_FRONT = "a search over prefixes, from the first machine, finds nothing better"
+FROM_THE_BACK = "a search over suffixes, from the last machine, finds nothing better"
+FLUID = "work that is divided like a fluid takes as long"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The best placement found as ``(kind, nodes)`` of each machine in order (none: ``value`` is -1).
+
+    ``proofs`` of that none is better, or that there is none; ``bound`` is a lower bound of the value.
+    """
+
+    value: int
+    stages: tuple[tuple[int, tuple[int, ...]], ...]
+    bound: int
+    proofs: tuple[str, ...] = ()
+
+    @property
+    def is_proven(self) -> bool:
+        """Whether two arguments agree."""
+        return len(self.proofs) > 1
+
+
+def allowance(time_limit_s: float) -> Work:
+    """The work that a time limit buys, whatever the clock says."""
+    return Work(int(time_limit_s * PAIRS_PER_SECOND))
+
+
+def solve(graph: ItemGraph, work: Work, progress: Progress) -> Answer:
+    """The best placement of the graph, as far as ``work`` goes."""
+    if unable := _unplaceable(graph):
+        return Answer(-1, (), 0, unable)
+    if memory_is_loose(graph):
+        return _search(merged(graph, with_bytes=True), work, progress)
+    graph = merged(graph, with_bytes=False)
+    if all_prefixes(graph, MOST_PREFIXES) is not None:
+        return _search(graph, work, progress)
+    return _bracket(graph, work, progress)
+
+
+def _unplaceable(graph: ItemGraph) -> tuple[str, ...]:
+    """Two arguments for that some item finds no machine at all, if so."""
+    kinds = [index for index, kind in enumerate(graph.kinds) if kind.machines]
+    for item in graph.items:
+        able = [k for k in kinds if item.times[k] is not None]
+        limits = [graph.kinds[k].bytes for k in able]
+        if all(limit is not None and item.bytes > limit for limit in limits):
+            why = f"no kind of machine can run and hold node {item.nodes[0]} and those that must be with it"
+            return why, "so no sequence of machines can begin or end with what it holds"
+    return ()
+
+
+def _bracket(graph: ItemGraph, work: Work, progress: Progress) -> Answer:
+    """Where memory may bind and there are too many prefixes: items that take no time, held to a neighbour.
+
+    Without their bytes that is a relaxation, with their bytes a restriction; often the two agree.
+    """
+    lower = _search(merged(weightless(graph), with_bytes=False), work, quiet)
+    if not lower.stages and lower.is_proven:
+        return lower
+    upper = _search(merged(graph, with_bytes=True), work, progress)
+    if lower.is_proven and upper.value == lower.value:
+        return Answer(upper.value, upper.stages, lower.bound, lower.proofs)
+    return replace(upper, bound=lower.bound, proofs=())
+
+
+def _search(graph: ItemGraph, work: Work, progress: Progress) -> Answer:
+    """The best of all sequences of prefixes, then the second argument for that it is."""
+    low = fractional_bound(graph)
+    best: tuple[int, tuple[Stage, ...]] | None = None
+    try:
+        prefixes = all_prefixes(graph, MOST_PREFIXES)
+        if prefixes is None or len(prefixes) > FEW_PREFIXES:
+            best, _ = _raised(table(graph, some_prefixes(graph)), low, worst_load(graph), work)
+        if best:
+            progress(best[0], low)
+        if prefixes is None:
+            return _answer(graph, best, low)
+        better, proven = _raised(table(graph, prefixes), low, best[0] if best else worst_load(graph), work)
+        best = better or best
+    except OutOfWorkError:
+        return _answer(graph, best, low)
+    if best:
+        progress(best[0], proven)
+    if best and best[0] == low:
+        return _answer(graph, best, low, FROM_THE_FRONT, FLUID)
+    return _confirmed(graph, best, low, work)
+
+
+def _raised(found: Table, low: int, high: int, work: Work) -> tuple[tuple[int, tuple[Stage, ...]] | None, int]:
+    """The best stages of at most ``high``, if any, and a bound, by limits further and further from ``low``."""
+    step = max(1, low // 100)
+    least, most = low, min(low + step, high)
+    while True:
+        best = best_stages(found, least, most, work)
+        if best or most == high:
+            return best, best[0] if best else high + 1
+        step *= 2
+        least, most = most + 1, min(low + step, high)
+
+
+def _confirmed(graph: ItemGraph, best: tuple[int, tuple[Stage, ...]] | None, low: int, work: Work) -> Answer:
+    """The same from the other end."""
+    suffixes = all_suffixes(graph, MOST_PREFIXES)
+    most = best[0] - 1 if best else worst_load(graph)
+    try:
+        if suffixes is not None and nothing_within(graph, suffixes, most, work):
+            return _answer(graph, best, best[0] if best else low, FROM_THE_FRONT, FROM_THE_BACK)
+    except OutOfWorkError:
+        pass
+    return _answer(graph, best, low)
+
+
+def _answer(graph: ItemGraph, best: tuple[int, tuple[Stage, ...]] | None, bound: int, *proofs: str) -> Answer:
+    if best is None:
+        return Answer(-1, (), bound, proofs)
+    value, stages = best
+    held = ((s.kind, tuple(n for item in bits(s.items) for n in graph.items[item].nodes)) for s in stages)
+    return Answer(value, tuple(held), bound, proofs)

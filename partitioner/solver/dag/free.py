@@ -1,0 +1,177 @@
+"""Placing a graph whose machines may hold any nodes: the least largest load, and what no placement can beat.
+
+Cuts of linear orders come first (:mod:`.orders`), then simulated annealing (:mod:`.local_search`) and exact sharing
+among few machines (:mod:`.neighbourhoods`) in turn; bounds are of :mod:`.bounds`, and CP-SAT has the last word
+(:mod:`.exact`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from random import Random
+
+from partitioner.solver.dag.bounds import counting_bound, misfits, separation_bound
+from partitioner.solver.dag.local_search import anneal
+from partitioner.solver.dag.neighbourhoods import share_anew
+from partitioner.solver.dag.orders import cut_orders
+from partitioner.solver.dag.parts import Found, Part, pack
+from partitioner.solver.dag.problem import DagProblem, Placement
+from partitioner.solver.dag.running import Effort
+from partitioner.solver.dag.units import Units, loads_of, units_of
+
+Progress = Callable[[int, int], None]
+"""Called with the best value and the best bound so far whenever one of them improves."""
+
+_MOVES_PER_S = 60_000
+_WORK_PER_S = 0.35
+"""CP-SAT's deterministic seconds in one second."""
+_WORK_OF_EIGHT_PER_S = 0.06
+"""The same for eight workers that take turns."""
+_EXACT_BITS = 44
+"""Loads up to two to this go to CP-SAT as they are where the whole problem does."""
+_WALL = 1.2
+"""Seconds on the clock, for each of the limit's, after which no further step begins: a net, where counting is off."""
+
+
+def place_free(
+    problem: DagProblem,
+    time_limit_s: float = 60.0,
+    progress: Progress = lambda _incumbent, _bound: None,
+    starts: Sequence[Sequence[int]] = (),
+) -> Placement:
+    """The best placement that ``time_limit_s`` allows for, machines being free to hold any nodes.
+
+    Work is counted, so that the answer depends on the arguments alone, while a machine is not much slower than the one
+    that the counts were set on: past 1.2 times the limit and two seconds on the clock, the best so far is the answer.
+    ``starts`` are placements to begin with, a machine for each node. Ctrl-C keeps the best so far.
+    """
+    units = units_of(problem)
+    if reasons := list(misfits(units)):
+        return Placement((), 0, 0, "infeasible", "; ".join(reasons))
+    if not len(units):
+        return Placement((), 0, 0, "optimal", "nothing to place")
+    search = _Search(units, time_limit_s, progress)
+    try:
+        if not search.begin(problem, starts):
+            return Placement((), 0, 0, *search.no_start)
+        search.run()
+    except KeyboardInterrupt:
+        pass
+    if not search.best:
+        return Placement((), 0, search.bound, "unknown", "")
+    proof = "; ".join(search.arguments)
+    status = "optimal" if search.is_done else "feasible"
+    return Placement(units.to_nodes(search.best), search.value, search.bound, status, proof)
+
+
+@dataclass
+class _Search:
+    """The best placement and bound so far, and the seconds of counted work that are left."""
+
+    units: Units
+    limit_s: float
+    progress: Progress
+    best: tuple[int, ...] = ()
+    value: int = 1 << 62
+    bound: int = 0
+    arguments: tuple[str, ...] = ()
+    no_start: tuple[str, str] = ("unknown", "")
+    spent_s: float = 0.0
+    began_s: float = field(default_factory=time.monotonic)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the value is proven to be the least."""
+        return bool(self.best) and self.value == self.bound
+
+    def effort(self, seconds: float, *, presolve: bool = True, workers: int = 1) -> Effort:
+        """CP-SAT's share of the counted seconds."""
+        wall_s = _WALL * self.limit_s + 2 - (time.monotonic() - self.began_s)
+        rate = _WORK_PER_S if workers == 1 else _WORK_OF_EIGHT_PER_S
+        return Effort(max(0.0, seconds) * rate, workers, presolve, wall_s)
+
+    @property
+    def is_late(self) -> bool:
+        """Whether the clock, not the count, ends the search."""
+        return time.monotonic() - self.began_s > _WALL * self.limit_s + 2
+
+    @property
+    def left_s(self) -> float:
+        """Of the counted seconds."""
+        return self.limit_s - self.spent_s
+
+    def offer(self, machines: Sequence[int]) -> bool:
+        """Take a placement if it is better than the best."""
+        value = max(loads_of(self.units, machines))
+        if value >= self.value:
+            return False
+        self.best, self.value = tuple(machines), value
+        self.progress(self.value, self.bound)
+        return True
+
+    def raise_bound(self, bound: int, argument: str) -> None:
+        """Take a bound, and the argument that it comes from, if it is better than the best."""
+        if bound > self.bound:
+            self.bound, self.arguments = bound, (argument,)
+            self.progress(self.value, self.bound)
+
+    def begin(self, problem: DagProblem, starts: Sequence[Sequence[int]]) -> bool:
+        """First placements; ``False`` where there is none."""
+        for start in starts:
+            self.offer(self.units.of_nodes(start))
+        for found in cut_orders(self.units, problem.edges):
+            self.offer(found)
+        if not self.best:
+            packed = pack(self.units, self.effort(self.left_s / 2))
+            if not packed.machines:
+                self.no_start = (packed.status, packed.proof)
+                return False
+            self.offer(packed.machines)
+        return True
+
+    def run(self) -> None:
+        """Bounds that cost little, then rounds of both searches, then CP-SAT with what is left."""
+        self.raise_bound(counting_bound(self.units), "work over machines")
+        self.raise_bound(separation_bound(self.units), "minimum cuts around single groups")
+        random = Random(0)  # noqa: S311 - a search, no secret
+        for share in (0.1, 0.1, 0.1, 0.1):
+            for step in (self._anneal(self.limit_s * share / 2, random), self._share_anew(self.limit_s * share / 2)):
+                for _ in step:
+                    if self.is_done or self.is_late:
+                        return
+        self._solve()
+
+    def _anneal(self, seconds: float, random: Random) -> Iterator[None]:
+        moves = int(seconds / 2 * _MOVES_PER_S)
+        for hot in (0.02, 0.003):
+            self.spent_s += moves / _MOVES_PER_S
+            target = max(self.bound, self.value - 1 - self.value // 500)
+            for found in anneal(self.units, self.best, target, moves, random, hot):
+                self.offer(found)
+                yield
+
+    def _share_anew(self, seconds: float) -> Iterator[None]:
+        end = self.spent_s + seconds
+        effort = self.effort(0.06 * self.limit_s)
+        for found, work_s in share_anew(self.units, self.best, effort, effort):
+            self.spent_s += work_s / _WORK_PER_S + 0.02
+            self.offer(found)
+            yield
+            if self.spent_s > end:
+                return
+
+    def _solve(self) -> None:
+        """All machines and units in one model."""
+        found = self._whole(self.effort(self.left_s, workers=8))
+        if found.machines:
+            self.offer(found.machines)
+        if found.status == "OPTIMAL" and found.bound == self.value > self.bound:
+            second = self._whole(self.effort(self.limit_s / 2, workers=8, presolve=False))
+            if (second.status, second.bound) == (found.status, found.bound):
+                self.raise_bound(found.bound, "CP-SAT; CP-SAT without presolve")
+        self.raise_bound(min(found.bound, self.value - 1), "CP-SAT")
+
+    def _whole(self, effort: Effort) -> Found:
+        return Part(self.units, self.best, range(len(self.units.kind_of)), 1 << _EXACT_BITS).solve(effort)

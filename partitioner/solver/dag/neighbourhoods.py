@@ -1,0 +1,63 @@
+"""Large-neighbourhood search: the fullest machine shares its units anew with one or two others, each time exactly.
+
+After Shaw, "Using constraint programming and local search methods to solve vehicle routing problems" (CP 1998).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import combinations
+
+from partitioner.solver.dag.parts import Part
+from partitioner.solver.dag.running import Effort
+from partitioner.solver.dag.units import Units, loads_of
+
+_MOST_LITERALS = 4000
+
+
+def share_anew(
+    units: Units, start: Sequence[int], pair: Effort, triple: Effort
+) -> Iterator[tuple[tuple[int, ...], float]]:
+    """Placements, each as good as the last or better, and the deterministic seconds that it took.
+
+    Ends where no pair or triple with the fullest machine is better, as far as its effort shows.
+    """
+    best, tried = tuple(start), set[tuple[tuple[int, ...], ...]]()
+    while choice := _untried(units, best, tried):
+        free, contents = choice
+        tried.add(contents)
+        found = Part(units, best, free).solve(pair if len(free) == 2 else triple)
+        if found.machines and max(loads_of(units, found.machines)) <= max(loads_of(units, best)):
+            loads = loads_of(units, best)
+            new = loads_of(units, found.machines)
+            if max(new[machine] for machine in free) < max(loads[machine] for machine in free):
+                best = found.machines
+        yield best, found.work_s
+
+
+def _untried(
+    units: Units, machines: Sequence[int], tried: set[tuple[tuple[int, ...], ...]]
+) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]] | None:
+    """The fullest machine with the emptiest other ones, fewest first, that were not tried with what they hold."""
+    loads = loads_of(units, machines)
+    held: list[list[int]] = [[] for _ in loads]
+    for unit, machine in enumerate(machines):
+        held[machine].append(unit)
+    top = max(range(len(loads)), key=loads.__getitem__)
+    others = _distinct(units, held, [machine for machine in range(len(loads)) if machine != top])
+    for size in (1, 2):
+        for rest in sorted(combinations(others, size), key=lambda rest: sum(loads[machine] for machine in rest)):
+            free = (top, *rest)
+            contents = tuple(tuple(held[machine]) for machine in free)
+            literals = sum(map(len, contents)) * len(free)
+            if contents not in tried and literals <= _MOST_LITERALS:
+                return free, contents
+    return None
+
+
+def _distinct(units: Units, held: Sequence[Sequence[int]], machines: Sequence[int]) -> list[int]:
+    """``machines`` with one empty machine of each kind at most."""
+    chosen: dict[tuple[int, int], int] = {}
+    for machine in machines:
+        chosen.setdefault((units.kind_of[machine], -1 if not held[machine] else machine), machine)
+    return list(chosen.values())

@@ -1,0 +1,44 @@
+"""CP-SAT as one step of many: the same answer each time, and stopped by Ctrl-C."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from threading import Thread
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ortools.sat.python import cp_model
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """CP-SAT's limit, in its deterministic seconds, and how it goes about; ``wall_s`` is a net below that limit."""
+
+    work_s: float
+    workers: int = 1
+    presolve: bool = True
+    wall_s: float = 1e9
+
+
+def run(model: cp_model.CpModel, effort: Effort) -> tuple[str, cp_model.CpSolver]:
+    """The status and the solver after it has run. KeyboardInterrupt stops it and passes on."""
+    from ortools.sat.python import cp_model
+
+    solver = cp_model.CpSolver()
+    solver.parameters.num_workers = effort.workers
+    solver.parameters.interleave_search = effort.workers > 1
+    solver.parameters.max_deterministic_time = effort.work_s
+    solver.parameters.max_time_in_seconds = max(0.1, effort.wall_s)
+    solver.parameters.cp_model_presolve = effort.presolve
+    solver.parameters.catch_sigint_signal = False
+    # Python handles signals between steps of the main thread alone, which must not be inside the solver for long.
+    thread = Thread(target=solver.solve, args=(model,))
+    thread.start()
+    try:
+        while thread.is_alive():
+            thread.join(0.1)
+    except KeyboardInterrupt:
+        solver.stop_search()
+        thread.join()
+        raise
+    return solver.status_name(solver.response_proto.status), solver
