@@ -10,7 +10,9 @@ from random import Random
 import pytest
 
 from partitioner.solver.dag.bounds import counting_bound, held_together, misfits, separation_bound
+from partitioner.solver.dag.covers import _Cover, cover_bounds
 from partitioner.solver.dag.free import place_free
+from partitioner.solver.dag.frontier import pricing
 from partitioner.solver.dag.orders import cut, exchanges
 from partitioner.solver.dag.problem import DagProblem, Kind, Node
 from partitioner.solver.dag.score import broken_rules, largest_load
@@ -175,3 +177,43 @@ def test_an_empty_graph_and_no_machine() -> None:
     alone = DagProblem((Node((1,), 11, 0, 0),), (), kinds, contiguous=False)
     assert place_free(alone).status == "infeasible"
     assert place_free(replace(alone, kinds=(Kind("acc", 0, None),))).status == "infeasible"
+
+
+def test_a_sweep_finds_the_least_load_of_each_profit() -> None:
+    for seed in range(4000, 4200):
+        problem = a_problem(seed)
+        units = units_of(problem)
+        random = Random(seed)
+        profits = [random.randint(0, 5) for _ in range(len(units))]
+        found = pricing(units, 0, 100)
+        assert found is not None
+        cap = random.randint(0, sum(profits) + 2)
+        cover = _Cover(units, {0: found})
+        least = [1 << 60] * (cap + 1)
+        for chosen in product((0, 1), repeat=len(units)):
+            held = tuple(unit for unit, is_in in enumerate(chosen) if is_in)
+            if all(units.times[unit][0] is not None for unit in held):
+                profit = min(cap, sum(profits[unit] for unit in held))
+                least[profit] = min(least[profit], cover.load((0, held)))
+        for weigh in (found, found.exactly()):
+            table = weigh.least_loads(profits, cap)
+            assert [int(load) if load < weigh.never else 1 << 60 for load in table] == least, seed
+            for profit, load in enumerate(least):
+                if load < 1 << 60:
+                    content = weigh.content(profit)
+                    assert min(cap, sum(profits[unit] for unit in content)) == profit, seed
+                    assert cover.load((0, content)) == load, seed
+
+
+def test_covers_bound_all_placements() -> None:
+    better = 0
+    for seed in range(5000, 5200):
+        problem = a_problem(seed)
+        units, values = units_of(problem), all_values(problem)
+        if not values:
+            continue
+        before = counting_bound(units)
+        for step, _ in zip(cover_bounds(units, min(values), before, []), range(20), strict=False):
+            assert step.bound <= min(values), seed
+            better += step.bound > before
+    assert better > 100

@@ -1,8 +1,8 @@
 """Placing a graph whose machines may hold any nodes: the least largest load, and what no placement can beat.
 
 Cuts of linear orders come first (:mod:`.orders`), then simulated annealing (:mod:`.local_search`) and exact sharing
-among few machines (:mod:`.neighbourhoods`) in turn; bounds are of :mod:`.bounds`, and CP-SAT has the last word
-(:mod:`.exact`).
+among few machines (:mod:`.neighbourhoods`) in turn; bounds are of :mod:`.bounds` and :mod:`.covers`, and CP-SAT has the
+last word (:mod:`.exact`).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from random import Random
 
 from partitioner.solver.dag.bounds import counting_bound, misfits, separation_bound
+from partitioner.solver.dag.covers import Column, cover_bounds
 from partitioner.solver.dag.exact import Found, Part, pack
 from partitioner.solver.dag.local_search import anneal
 from partitioner.solver.dag.neighbourhoods import share_anew
@@ -27,6 +28,8 @@ Progress = Callable[[int, int], None]
 _MOVES_PER_S = 60_000
 _WORK_PER_S = 0.35
 """CP-SAT's deterministic seconds in one second."""
+_CELLS_PER_S = 80_000_000
+"""Of dynamic programmes."""
 _WORK_OF_EIGHT_PER_S = 0.06
 """The same for eight workers that take turns."""
 _EXACT_BITS = 44
@@ -78,6 +81,8 @@ class _Search:
     bound: int = 0
     arguments: tuple[str, ...] = ()
     no_start: tuple[str, str] = ("unknown", "")
+    contents: dict[Column, None] = field(default_factory=dict)
+    dives: list[tuple[int, ...]] = field(default_factory=list)
     spent_s: float = 0.0
     began_s: float = field(default_factory=time.monotonic)
 
@@ -108,8 +113,16 @@ class _Search:
         if value >= self.value:
             return False
         self.best, self.value = tuple(machines), value
+        self._note(machines)
         self.progress(self.value, self.bound)
         return True
+
+    def _note(self, machines: Sequence[int]) -> None:
+        held: dict[int, list[int]] = {}
+        for unit, machine in enumerate(machines):
+            held.setdefault(machine, []).append(unit)
+        for machine, content in held.items():
+            self.contents[self.units.kind_of[machine], tuple(content)] = None
 
     def raise_bound(self, bound: int, argument: str) -> None:
         """Take a bound, and the argument that it comes from, if it is better than the best."""
@@ -132,25 +145,49 @@ class _Search:
         return True
 
     def run(self) -> None:
-        """Bounds that cost little, then rounds of both searches, then CP-SAT with what is left."""
+        """Bounds that cost little, rounds of both searches, bounds from covers, more rounds, then CP-SAT."""
         self.raise_bound(counting_bound(self.units), "work over machines")
         self.raise_bound(separation_bound(self.units), "minimum cuts around single groups")
         random = Random(0)  # noqa: S311 - a search, no secret
-        for share in (0.1, 0.1, 0.1, 0.1):
-            for step in (self._anneal(self.limit_s * share / 2, random), self._share_anew(self.limit_s * share / 2)):
-                for _ in step:
-                    if self.is_done or self.is_late:
-                        return
+        for _ in self._steps(random):
+            if self.is_done or self.is_late:
+                return
         self._solve()
 
-    def _anneal(self, seconds: float, random: Random) -> Iterator[None]:
+    def _steps(self, random: Random) -> Iterator[None]:
+        """All but the last, with a pause wherever something is better or time has passed."""
+        limit_s = self.limit_s
+        for _ in range(2):
+            yield from self._anneal(self.best, 0.04 * limit_s, random)
+            yield from self._share_anew(0.06 * limit_s)
+        yield from self._cover(0.3 * limit_s)
+        for dive in self.dives[-3:]:
+            yield from self._anneal(dive, 0.03 * limit_s, random)
+        yield from self._share_anew(0.1 * limit_s)
+        yield from self._anneal(self.best, 0.04 * limit_s, random)
+        yield from self._share_anew(0.1 * limit_s)
+
+    def _cover(self, seconds: float) -> Iterator[None]:
+        end = self.spent_s + seconds
+        for steps, step in enumerate(cover_bounds(self.units, self.value, self.bound, list(self.contents)), 1):
+            self.spent_s += step.cells / _CELLS_PER_S + 0.03
+            self.raise_bound(min(step.bound, self.value), "prices of a cover")
+            if steps in (1, 10, 30, 90) and self.units.is_roomy:
+                self.dives.append(step.dive())
+            yield
+            if self.spent_s > end:
+                return
+
+    def _anneal(self, start: Sequence[int], seconds: float, random: Random) -> Iterator[None]:
         moves = int(seconds / 2 * _MOVES_PER_S)
         for hot in (0.02, 0.003):
             self.spent_s += moves / _MOVES_PER_S
             target = max(self.bound, self.value - 1 - self.value // 500)
-            for found in anneal(self.units, self.best, target, moves, random, hot):
+            for found in anneal(self.units, start, target, moves, random, hot):
                 self.offer(found)
                 yield
+            start = self.best
+            yield
 
     def _share_anew(self, seconds: float) -> Iterator[None]:
         end = self.spent_s + seconds
