@@ -9,7 +9,7 @@ from random import Random
 
 import pytest
 
-from partitioner.solver.dag.bounds import counting_bound, held_together, misfits, separation_bound
+from partitioner.solver.dag.bounds import counting_bound, misfits, separation_bound
 from partitioner.solver.dag.covers import _Cover, cover_bounds
 from partitioner.solver.dag.free import place_free
 from partitioner.solver.dag.frontier import pricing
@@ -71,23 +71,6 @@ def test_bounds_hold() -> None:
         least = min(values, default=1 << 60)
         assert counting_bound(units) <= least, seed
         assert separation_bound(units) <= least, seed
-
-
-def test_what_is_held_together_costs_nothing() -> None:
-    merged = 0
-    for seed in range(2000, 2200):
-        problem = a_problem(seed)
-        values = all_values(problem)
-        if not values:
-            continue
-        units = units_of(problem)
-        held = held_together(units, min(values))
-        assert held is not None, seed
-        merged += len(held) < len(units)
-        label = {node: label for label, nodes in enumerate(held.members) for node in nodes}
-        together = replace(problem, nodes=tuple(replace(n, group=label[i]) for i, n in enumerate(problem.nodes)))
-        assert min(all_values(together), default=-1) == min(values), seed
-    assert merged > 20
 
 
 def test_loads_of_units_are_loads_of_nodes() -> None:
