@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 
+from ir.explanation import Explanation
+
 Fact = int | float | str | bool
 
 
@@ -27,22 +29,27 @@ class ExitCode(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Diagnostic:
-    """One finding. ``facts`` are the figures that it rests on, ``help`` what the user can do about it."""
+    """One finding. ``facts`` are the figures that it rests on, ``help`` what the user can do about it; where nothing
+    fits, the ``explanation`` has both as data.
+    """
 
     code: str
     message: str
     where: str = ""
     facts: Mapping[str, Fact] = field(default_factory=dict)
     help: tuple[str, ...] = ()
+    explanation: Explanation | None = None
 
     def to_dict(self) -> dict[str, object]:
         """The object that ``--json`` prints and ``diagnostics.jsonl`` holds."""
+        explained = {} if self.explanation is None else {"explanation": self.explanation.to_dict()}
         return {
             "code": self.code,
             "message": self.message,
             "where": self.where,
             "facts": dict(self.facts),
             "help": list(self.help),
+            **explained,
         }
 
     def __str__(self) -> str:

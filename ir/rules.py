@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from fnmatch import fnmatchcase
 
 
 class RuleKind(StrEnum):
@@ -27,10 +28,24 @@ class RuleKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One rule. ``blocks`` are patterns of block names, as ``layers.*.experts``; ``text`` is the rule as given."""
+    """One rule. ``blocks`` are patterns of block names, as ``layers.*.experts``; ``text`` is the rule as given, and
+    ``source`` where: a file with its line, or an option; empty for programs.
+    """
 
     kind: RuleKind
     blocks: tuple[str, ...]
     wafers: tuple[int, ...] = ()
     count: int = 0
     text: str = ""
+    source: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.text} ({self.source})" if self.source else self.text
+
+
+def names(pattern: str, block: str) -> bool:
+    """Whether ``pattern``, in the wildcards of shells, names a block, or something that it is a part of: ``layers.3``
+    is ``layers.3.attention`` and ``layers.3.attention.o_proj`` too.
+    """
+    parts = block.split(".")
+    return any(fnmatchcase(".".join(parts[:end]), pattern) for end in range(len(parts), 0, -1))

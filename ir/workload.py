@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,3 +18,7 @@ class Workload:
     users: int
     context: int
     chunk: int
+
+    def share(self, copy: int, copies: int) -> Workload:
+        """What copy number ``copy`` of ``copies`` of a block serves: every user u with u mod ``copies`` = ``copy``."""
+        return replace(self, users=max(0, -(-(self.users - copy) // copies)))

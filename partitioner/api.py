@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,11 +13,14 @@ from ir.diagnostics import Diagnostic, UsageError
 from ir.forecast import Forecast
 from ir.graph import Graph
 from ir.model import Granularity, Model
+from ir.objective import DEFAULT_OBJECTIVES, Objective
 from ir.plan import Plan
+from ir.rules import Rule
 from ir.types import symbols_of
 from ir.workload import Workload
 from partitioner import forecast
-from partitioner.compile import Compiled, Progress, build_model, compile_model
+from partitioner.case import Case
+from partitioner.compile import Compiled, build_model, compile_model
 from partitioner.folder import write_plan
 from partitioner.frontends.load import TEXT_ALONE, load
 from partitioner.frontends.lowered import Lowered, Origin
@@ -24,9 +28,11 @@ from partitioner.options import MOST
 from partitioner.options import LoadOptions as LoadOptions
 from partitioner.passes.fix import fix_sizes
 from partitioner.passes.step import STEP_SYMBOLS, takes_tokens
+from partitioner.placing import Progress
 from partitioner.problem import ExpertLayout
 from partitioner.profiles import load_profile
 from partitioner.questions import ask
+from partitioner.rules import as_rules
 from partitioner.solver.cpsat import Limits
 from partitioner.viewer.report import render_report
 from targets.machines import load_target, load_wafers
@@ -69,6 +75,7 @@ class Request:
         target: a machine of the catalogue, or the path of a machine file.
         systems: number of wafers, or of nodes of devices; the machine's own if ``None``.
         reserve_bytes: bytes of each tile or device kept for code and buffers; the machine's own if ``None``.
+        without: numbers of wafers that are out of service.
         users: users whose caches are resident at the same time.
         context: tokens remembered for each; 4096, or the model's limit if that is less, if ``None``.
         prefill_chunk: tokens that a pipeline stage works on at once.
@@ -76,6 +83,8 @@ class Request:
             its layer's region; ``auto`` for what serves a token sooner.
         granularity: what is placed as a whole: ``layers``, ``halves`` (attention and MLP apart), ``ops`` (each product
             with its weight), or ``auto`` for halves if they fit and ops if not.
+        objective: what to make the placement best for, in order, as ``balance,traffic``; see :class:`Objective`.
+        rules: what else is asked of the placement, as ``pin embedding=0``; see docs/rules.md.
         seed: of the solver.
         time_limit: on the solver's work, in deterministic seconds.
     """
@@ -83,11 +92,14 @@ class Request:
     target: str = "cs3"
     systems: int | None = None
     reserve_bytes: int | None = None
+    without: tuple[int, ...] = ()
     users: int = 1
     context: int | None = None
     prefill_chunk: int = 64
     experts: str = ExpertLayout.AUTO
+    objective: str = ",".join(DEFAULT_OBJECTIVES)
     granularity: str = Granularity.AUTO
+    rules: Sequence[Rule | str] = ()
     seed: int = 0
     time_limit: float = 60.0
 
@@ -102,6 +114,7 @@ class Request:
         if self.experts not in [*ExpertLayout]:
             message = f"--experts is {', '.join(ExpertLayout)}, not {self.experts!r}"
             faults.append(Diagnostic("W0104", message, "--experts"))
+        faults += _wrong_objectives(self.objectives)
         if self.granularity not in [*Granularity]:
             message = f"--granularity is {', '.join(Granularity)}, not {self.granularity!r}"
             faults.append(Diagnostic("W0104", message, "--granularity"))
@@ -111,6 +124,26 @@ class Request:
             faults.append(Diagnostic("W0103", f"--seed must be from 0 to 2^31 - 1, not {self.seed}", "--seed"))
         if faults:
             raise UsageError(*faults)
+        object.__setattr__(self, "rules", as_rules(self.rules))
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """What ``objective`` names."""
+        return tuple(name.strip() for name in self.objective.split(","))
+
+
+def _wrong_objectives(names: Sequence[str]) -> Iterator[Diagnostic]:
+    for name in names:
+        if name not in [*Objective]:
+            close = difflib.get_close_matches(name, [*Objective], n=1)
+            help_ = (f"did you mean {close[0]}?",) if close else (f"objectives are {', '.join(Objective)}",)
+            yield Diagnostic("W0104", f"there is no objective {name!r}", "--objective", help=help_)
+    for name, times in Counter(names).items():
+        if times > 1:
+            yield Diagnostic("W0104", f"{name} is named {times} times", "--objective")
+    if Objective.MOVES in names:
+        help_ = ("waferc replan moves as little as can be",)
+        yield Diagnostic("W0104", "there is no plan whose blocks could move", "--objective", help=help_)
 
 
 @dataclass(frozen=True)
@@ -138,13 +171,16 @@ class CompiledModel:
         Raises:
             UsageError: W0105, it cannot be written.
         """
-        page = render_report(
+        write_plan(Path(folder), self.plan, self.model, self.lowered, self.page())
+
+    def page(self) -> str:
+        """The placement as an HTML page."""
+        return render_report(
             self.plan,
             model_weight_bytes=self.model.weight_bytes,
             model_parameters=self.model.parameters,
             unplaced_parameters=[parameter.name for parameter in self.model.unplaced],
         )
-        write_plan(Path(folder), self.plan, self.model, self.lowered, page)
 
     def emulator(self, seed: int = 0) -> Emulator:
         """The model on emulated tiles; a model without weights of its own gets random ones from ``seed``.
@@ -179,13 +215,21 @@ def compile_lowered(lowered: Lowered, request: Request, progress: Progress = lam
         UsageError: W0107, the context is longer than the model's; W0110 or W0111, the machine.
         InfeasibleError, TimeLimitError, UnsupportedModelError: see :func:`partitioner.compile.compile_model`.
     """
-    wafers = load_wafers(request.target, request.systems, request.reserve_bytes)
+    wafers = load_wafers(request.target, request.systems, request.reserve_bytes, request.without)
     workload = workload_of(lowered, request)
     progress("finding blocks")
-    model = build_model(lowered.graph)
-    limits = Limits(request.time_limit, request.seed)
-    experts, granularity = ExpertLayout(request.experts), Granularity(request.granularity)
-    compiled = compile_model(model, wafers.machine, workload, limits, progress, experts, wafers.speed, granularity)
+    case = Case(
+        model=build_model(lowered.graph),
+        machine=wafers.machine,
+        workload=workload,
+        experts=ExpertLayout(request.experts),
+        rules=as_rules(request.rules),
+        speed=wafers.speed,
+        objectives=tuple(Objective(name) for name in request.objectives),
+        limits=Limits(request.time_limit, request.seed),
+    )
+    granularity = Granularity(request.granularity)
+    compiled = compile_model(case, granularity, progress)
     notes = (*lowered.notes, *_on_granularity(granularity, compiled.model))
     return CompiledModel(replace(lowered, notes=notes), compiled)
 

@@ -6,7 +6,7 @@ It shares no code with the solver or the floor planner, and stops at nothing: al
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
 
@@ -16,10 +16,16 @@ from ir.diagnostics import Diagnostic, Fact
 from ir.graph import Parameter
 from ir.layout import fullest_tile_bytes
 from ir.machine import Machine, absurdities
-from ir.model import Block, Model
-from ir.plan import OBJECTIVE, PlacedBlock, Plan, Rectangle, Transfer
+from ir.model import Block, Edge, Model
+from ir.objective import Objective
+from ir.plan import FEASIBLE, OPTIMAL, PlacedBlock, Plan, Rectangle, Transfer, pairs
+from ir.workload import Workload
+from partitioner.check_rules import broken_rules, free_blocks
 
 _MOST = 1 << 40
+_MOST_BYTES = 1 << 62
+Copies = Mapping[str, Sequence[PlacedBlock]]
+"""The copies of each placed block, by its name."""
 
 
 def check(plan: Plan, model: Model) -> tuple[Diagnostic, ...]:
@@ -29,21 +35,24 @@ def check(plan: Plan, model: Model) -> tuple[Diagnostic, ...]:
         return tuple(Diagnostic("W0514", text, plan.machine.name) for text in absurd)
     faults = list(_missing_blocks(plan, model))
     known = {block.name: block for block in model.blocks}
-    placed = {block.name: block for block in plan.blocks if block.name in known}
-    for name, block in placed.items():
-        faults += _wrong_contents(block, known[name])
-        faults += _wrong_figures(block, known[name], plan, model)
-        faults += _outside(block.name, block.wafer, block.region, plan.machine)
-        faults += _wrong_experts(block, known[name], plan.machine)
+    placed = {name: copies for name, copies in plan.copies.items() if name in known}
+    for block in (copy for copies in placed.values() for copy in copies):
+        faults += _wrong_contents(block, known[block.name])
+        faults += _wrong_figures(
+            block, known[block.name], plan.workload.share(block.copy, len(placed[block.name])), model
+        )
+        faults += _outside(block, plan.machine)
+        faults += _wrong_experts(block, known[block.name], plan.machine)
     sound_regions = not any(fault.code in ("W0503", "W0506") for fault in faults)
     faults += _overlaps(plan)
     if sound_regions:
-        faults += _overfull_tiles(placed.values(), plan, model)
+        faults += _overfull_tiles((copy for copies in placed.values() for copy in copies), plan, model)
     faults += _parted(placed, model)
-    faults += _backward(placed, model)
-    if len(placed) == len(known):
+    faults += _backward(placed, model, free_blocks(plan, model))
+    if placed.keys() == known.keys():
+        faults += broken_rules(plan, model)
         faults += _wrong_transfers(plan, placed, model)
-        faults += _wrong_claims(plan)
+        faults += _wrong_claims(plan, model)
         faults += _not_optimal(plan, model)
     return tuple(faults)
 
@@ -59,15 +68,19 @@ def _absurd_sizes(plan: Plan) -> Iterator[str]:
 
 def _missing_blocks(plan: Plan, model: Model) -> Iterator[Diagnostic]:
     wanted = [block.name for block in model.blocks]
-    count = Counter(block.name for block in plan.blocks)
+    found = plan.copies
     for name in wanted:
-        if count[name] == 0:
+        if name not in found:
             yield Diagnostic("W0501", "a block of the model is not placed", name)
-    for name, times in count.items():
+    for name, copies in found.items():
         if name not in wanted:
             yield Diagnostic("W0501", "a placed block is not in the model", name)
-        elif times > 1:
-            yield Diagnostic("W0501", "a block is placed more than once", name, {"times": times})
+        elif [block.copy for block in copies] != [*range(len(copies))]:
+            facts: dict[str, Fact] = {"times": len(copies), "copies": ", ".join(str(block.copy) for block in copies)}
+            yield Diagnostic("W0501", "a block is placed more than once, not as copies counted from 0", name, facts)
+        elif len({block.wafer for block in copies}) < len(copies):
+            wafers = {"wafers": ", ".join(str(block.wafer) for block in copies)}
+            yield Diagnostic("W0501", "two copies of a block are on one wafer", name, wafers)
 
 
 def _wrong_contents(placed: PlacedBlock, block: Block) -> Iterator[Diagnostic]:
@@ -85,21 +98,24 @@ def _wrong_contents(placed: PlacedBlock, block: Block) -> Iterator[Diagnostic]:
 # --- rectangles -----------------------------------------------------------------------------------------------------
 
 
-def _outside(name: str, wafer: int, region: Rectangle, machine: Machine) -> Iterator[Diagnostic]:
-    if not 0 <= wafer < machine.systems:
-        yield Diagnostic("W0503", f"wafer {wafer} does not exist", name, {"systems": machine.systems})
-    mesh = Rectangle(0, 0, machine.columns, machine.rows)
-    if region.columns < 1 or region.rows < 1 or not mesh.contains(region):
-        facts = {"region": _shown(region), "mesh": f"{machine.columns} x {machine.rows}"}
-        yield Diagnostic("W0503", "a region lies outside the wafer's mesh", name, facts)
+def _outside(block: PlacedBlock, machine: Machine) -> Iterator[Diagnostic]:
+    if not 0 <= block.wafer < machine.systems:
+        yield Diagnostic("W0503", f"wafer {block.wafer} does not exist", block.title, {"systems": machine.systems})
+        return
+    wafer, region = machine.wafer(block.wafer), block.region
+    if not wafer.in_service:
+        yield Diagnostic("W0503", f"wafer {block.wafer} is out of service", block.title)
+    elif region.columns < 1 or region.rows < 1 or not Rectangle(0, 0, wafer.columns, wafer.rows).contains(region):
+        facts = {"region": _shown(region), "mesh": f"{wafer.columns} x {wafer.rows}"}
+        yield Diagnostic("W0503", "a region lies outside the wafer's mesh", block.title, facts)
 
 
 def _overlaps(plan: Plan) -> Iterator[Diagnostic]:
     for wafer in plan.wafers_used:
         for a, b in combinations(plan.on_wafer(wafer), 2):
             if _overlap(a.region, b.region):
-                facts = {a.name: _shown(a.region), b.name: _shown(b.region)}
-                yield Diagnostic("W0504", f"{a.name} and {b.name} claim the same tiles", f"wafer {wafer}", facts)
+                facts = {a.title: _shown(a.region), b.title: _shown(b.region)}
+                yield Diagnostic("W0504", f"{a.title} and {b.title} claim the same tiles", f"wafer {wafer}", facts)
 
 
 def _overlap(a: Rectangle, b: Rectangle) -> bool:
@@ -132,7 +148,8 @@ def _experts_overlap(placed: PlacedBlock, machine: Machine) -> bool:
     """Whether any tile is claimed twice, by counting claims on the mesh."""
     if not placed.experts or placed.sliced:
         return False
-    claims = np.zeros((machine.rows, machine.columns), dtype=np.int32)
+    wafer = machine.wafer(placed.wafer)
+    claims = np.zeros((wafer.rows, wafer.columns), dtype=np.int32)
     for expert in placed.experts:
         region = expert.region
         if min(region.column, region.row, region.columns, region.rows) >= 0 and expert.wafer == placed.wafer:
@@ -143,8 +160,7 @@ def _experts_overlap(placed: PlacedBlock, machine: Machine) -> bool:
 # --- memory ---------------------------------------------------------------------------------------------------------
 
 
-def _wrong_figures(placed: PlacedBlock, block: Block, plan: Plan, model: Model) -> Iterator[Diagnostic]:
-    workload = plan.workload
+def _wrong_figures(placed: PlacedBlock, block: Block, workload: Workload, model: Model) -> Iterator[Diagnostic]:
     weights = sum(model.graph.parameter[name].stored_bytes for name in block.parameters)
     derived = {
         "weight_bytes": weights,
@@ -156,7 +172,7 @@ def _wrong_figures(placed: PlacedBlock, block: Block, plan: Plan, model: Model) 
     for name, value in derived.items():
         if getattr(placed, name) != value:
             facts = {"stated": getattr(placed, name), "derived": value}
-            yield Diagnostic("W0510", f"{name.replace('_', ' ')} is wrong", block.name, facts)
+            yield Diagnostic("W0510", f"{name.replace('_', ' ')} is wrong", placed.title, facts)
 
 
 def _overfull_tiles(placed: Iterable[PlacedBlock], plan: Plan, model: Model) -> Iterator[Diagnostic]:
@@ -171,10 +187,10 @@ def _overfull_tiles(placed: Iterable[PlacedBlock], plan: Plan, model: Model) -> 
                 "reserve_bytes": plan.machine.reserve_bytes,
                 "region": _shown(block.region),
             }
-            yield Diagnostic("W0505", "a tile holds more than its memory", f"{block.name}, wafer {block.wafer}", facts)
+            yield Diagnostic("W0505", "a tile holds more than its memory", f"{block.title}, wafer {block.wafer}", facts)
         if fullest != block.tile_bytes:
             both = {"stated": block.tile_bytes, "derived": fullest}
-            yield Diagnostic("W0510", "bytes of the fullest tile are wrong", block.name, both)
+            yield Diagnostic("W0510", "bytes of the fullest tile are wrong", block.title, both)
 
 
 def _fullest_tile(block: PlacedBlock, parameters: list[Parameter]) -> int:
@@ -192,30 +208,63 @@ def _fullest_tile(block: PlacedBlock, parameters: list[Parameter]) -> int:
 # --- between wafers -------------------------------------------------------------------------------------------------
 
 
-def _parted(placed: dict[str, PlacedBlock], model: Model) -> Iterator[Diagnostic]:
+def _parted(placed: Copies, model: Model) -> Iterator[Diagnostic]:
+    """Blocks of one layer's routing on several wafers; their copies go together by number."""
     for group in model.together:
         members = [placed[name] for name in (model.blocks[i].name for i in group) if name in placed]
-        if len({member.wafer for member in members}) > 1:
-            facts = {member.name: member.wafer for member in members}
-            yield Diagnostic("W0507", "blocks that exchange routed tokens are on different wafers", "", facts)
+        for number in range(max(map(len, members), default=0)):
+            together = [copies[number % len(copies)] for copies in members]
+            if len({member.wafer for member in together}) > 1:
+                facts = {member.title: member.wafer for member in together}
+                yield Diagnostic("W0507", "blocks that exchange routed tokens are on different wafers", "", facts)
 
 
-def _backward(placed: dict[str, PlacedBlock], model: Model) -> Iterator[Diagnostic]:
+def _crossing(
+    placed: Copies, model: Model, free: frozenset[str] = frozenset()
+) -> Iterator[tuple[Edge, PlacedBlock, PlacedBlock]]:
+    """Values that go to another wafer, from copy to copy, unless to or from a ``free`` block."""
     for edge in model.edges:
-        source, target = (placed.get(model.blocks[i].name) for i in (edge.source, edge.target))
-        if source and target and source.wafer > target.wafer:
-            facts = {source.name: source.wafer, target.name: target.wafer}
+        source, target = model.blocks[edge.source].name, model.blocks[edge.target].name
+        if free.isdisjoint((source, target)):
+            for one, other in pairs(placed.get(source, ()), placed.get(target, ())):
+                if one.wafer != other.wafer:
+                    yield edge, one, other
+
+
+def _backward(placed: Copies, model: Model, free: frozenset[str]) -> Iterator[Diagnostic]:
+    """Values that break the pipeline: wafers need not follow each other by number, but in some order values must go on.
+
+    There is one exactly if, taking away wafers that receive from none that is left, all go; and none is left then.
+    Of what remains, whatever goes against the order of the wafers' first blocks is told.
+    """
+    crossing = [*_crossing(placed, model, free)]
+    circling = _circling({(source.wafer, target.wafer) for _, source, target in crossing})
+    first: dict[int, int] = {}
+    for number, block in enumerate(model.blocks):
+        for copy in placed.get(block.name, ()):
+            first.setdefault(copy.wafer, number)
+    for edge, source, target in crossing:
+        if {source.wafer, target.wafer} <= circling and first[source.wafer] > first[target.wafer]:
+            facts = {source.title: source.wafer, target.title: target.wafer}
             yield Diagnostic("W0508", "a value would flow back along the pipeline", edge.value, facts)
 
 
-def _wrong_transfers(plan: Plan, placed: dict[str, PlacedBlock], model: Model) -> Iterator[Diagnostic]:
+def _circling(routes: set[tuple[int, int]]) -> set[int]:
+    """Wafers from which values come back to them, and those between such."""
+    left = {wafer for route in routes for wafer in route}
+    while True:
+        inner = {route for route in routes if left.issuperset(route)}
+        kept = {source for source, _ in inner} & {target for _, target in inner}
+        if kept == left:
+            return left
+        left = kept
+
+
+def _wrong_transfers(plan: Plan, placed: Copies, model: Model) -> Iterator[Diagnostic]:
     wanted = Counter(
         {
             Transfer(edge.value, source.name, source.wafer, target.wafer, edge.bytes_per_token): 1
-            for edge in model.edges
-            for source in (placed[model.blocks[edge.source].name],)
-            for target in (placed[model.blocks[edge.target].name],)
-            if source.wafer != target.wafer
+            for edge, source, target in _crossing(placed, model)
         }
     )
     stated = Counter(plan.transfers)
@@ -225,65 +274,111 @@ def _wrong_transfers(plan: Plan, placed: dict[str, PlacedBlock], model: Model) -
             yield Diagnostic("W0509", f"a transfer {word}: {route}", transfer.value)
 
 
-def _wrong_claims(plan: Plan) -> Iterator[Diagnostic]:
+def _wrong_claims(plan: Plan, model: Model) -> Iterator[Diagnostic]:
     solver = plan.solver
-    derived = {
-        "objective_value": plan.largest_wafer_bytes,
-        "traffic_bytes_per_token": sum(transfer.bytes_per_token for transfer in plan.transfers),
+    derived = _derived(plan, model)
+    for score in solver.scores:
+        if score.value != derived.get(score.objective, score.value):
+            facts = {"stated": score.value, "derived": derived[score.objective]}
+            yield Diagnostic("W0510", f"the solver's {score.objective} is wrong", "", facts)
+        short = score.value - score.bound if score.objective.is_maximum else score.bound - score.value
+        if short > 0 or (score.proof and short):
+            claim = {"value": score.value, "bound": score.bound}
+            yield Diagnostic("W0510", f"value and bound of {score.objective} contradict each other", "", claim)
+    if not solver.scores or len({score.objective for score in solver.scores}) < len(solver.scores):
+        yield Diagnostic("W0510", "objectives are missing or named twice", "", {"scores": len(solver.scores)})
+    proven = all(score.proof for score in solver.scores)
+    if solver.status != (OPTIMAL if proven else FEASIBLE):
+        stated: dict[str, Fact] = {"status": solver.status, "proven": proven}
+        yield Diagnostic("W0510", "status and proofs contradict each other", "", stated)
+
+
+def _derived(plan: Plan, model: Model) -> dict[Objective, int]:
+    """Scores that follow from where blocks lie; times do not."""
+    return {
+        Objective.MACHINES: len(plan.wafers_used),
+        Objective.BALANCE: plan.largest_wafer_bytes,
+        Objective.TRAFFIC: sum(
+            transfer.bytes_per_token * plan.machine.link_cost(transfer.source_wafer, transfer.target_wafer)
+            for transfer in plan.transfers
+        ),
+        Objective.ROOM: min(_users_of_wafer(plan, model, wafer) for wafer in plan.wafers_used),
     }
-    for name, value in derived.items():
-        if getattr(solver, name) != value:
-            facts = {"stated": getattr(solver, name), "derived": value}
-            yield Diagnostic("W0510", f"the solver's {name.replace('_', ' ')} is wrong", "", facts)
-    if solver.objective != OBJECTIVE:
-        yield Diagnostic("W0510", f"there is no objective {solver.objective!r}", "", {"objective": OBJECTIVE})
-    if (
-        solver.best_bound > solver.objective_value
-        or solver.status not in ("optimal", "feasible")
-        or (solver.status == "optimal") != (solver.gap == 0)
-        or (solver.status == "optimal" and not solver.proof)
-    ):
-        claim: dict[str, Fact] = {
-            "status": solver.status,
-            "bound": solver.best_bound,
-            "value": solver.objective_value,
-        }
-        yield Diagnostic("W0510", "status and bound contradict each other", "", claim)
+
+
+def _users_of_wafer(plan: Plan, model: Model, wafer: int) -> int:
+    """Users whose caches fit on a wafer beside what else lies there."""
+    known, copies = {block.name: block for block in model.blocks}, plan.copies
+    blocks = [block for block in plan.on_wafer(wafer) if block.name in known]
+    caches = ((known[block.name].cache_bytes(1, plan.workload.context), len(copies[block.name])) for block in blocks)
+    each = sum(-(-size // served) for size, served in caches)
+    fixed = sum(block.bytes for block in blocks) - each * plan.workload.users
+    return min(_MOST, (plan.machine.bytes_of(wafer) - fixed) // each) if each else _MOST
 
 
 def _not_optimal(plan: Plan, model: Model) -> Iterator[Diagnostic]:
-    """A plan called optimal whose blocks, in order, could be spread with a smaller bottleneck.
+    """A plan called the best whose blocks, in order, could be spread better in what it was made best for first.
 
-    Wafer after wafer is filled as far as one byte less than the stated optimum allows. For a chain that finds a
+    Wafer after wafer is filled as far as one step beyond the stated optimum allows. For a chain that finds a
     placement whenever there is one; for other models what it finds is still a placement.
     """
-    if plan.solver.status != "optimal":
+    best = plan.solver.scores[0] if plan.solver.scores else None
+    if best is None or not best.proof or plan.rules or any(block.copy for block in plan.blocks):
         return
-    limit, wafer, used_bytes, used_tiles = plan.solver.objective_value - 1, 0, 0, 0
-    reached: dict[int, int] = {}
-    for own, size, tiles in _items(plan, model):
-        if size > limit or tiles > plan.machine.tiles:
+    systems, users = len(plan.machine.in_service), plan.workload.users
+    match best.objective:
+        case Objective.BALANCE:
+            reached = _fill(plan, model, best.value - 1, users)
+        case Objective.MACHINES:
+            reached, systems = _fill(plan, model, _MOST_BYTES, users), best.value - 1
+        case Objective.ROOM if best.value < _MOST:
+            reached = _fill(plan, model, _MOST_BYTES, best.value + 1)
+        case _:
             return
-        if used_bytes + size > limit or used_tiles + tiles > plan.machine.tiles:
-            wafer, used_bytes, used_tiles = wafer + 1, 0, 0
-        used_bytes, used_tiles = used_bytes + size, used_tiles + tiles
-        reached |= dict.fromkeys(own, wafer)
-    # A block between two that stay together has no place of its own: such a spread is no placement.
-    backward = any(reached[edge.source] > reached[edge.target] for edge in model.edges)
-    if wafer < plan.machine.systems and not backward:
-        facts = {"stated_optimum": plan.solver.objective_value, "reached_with_less_on": wafer + 1}
+    if reached is not None and reached <= systems:
+        facts = {"objective": best.objective, "stated_optimum": best.value, "reached_with_more_on": reached}
         yield Diagnostic("W0515", "the plan is called optimal, but is not", "", facts)
 
 
-def _items(plan: Plan, model: Model) -> Iterator[tuple[tuple[int, ...], int, int]]:
-    """Blocks in order, their bytes, and tiles at least; blocks that stay together as one, where the first stands."""
-    placed = {block.name: block for block in plan.blocks}
+def _fill(plan: Plan, model: Model, most_bytes: int, users: int) -> int | None:
+    """Wafers that blocks in order take, the largest first, each filled as far as it goes; ``None`` if that is no
+    placement.
+
+    Caches are counted for ``users``, tiles for the users of the plan. The pipeline may take wafers in any order: the
+    largest are filled first.
+    """
+    machine = plan.machine
+    offered = sorted((machine.wafer(wafer).tiles for wafer in machine.in_service), reverse=True)
+    wafer = used_bytes = used_tiles = 0
+    reached: dict[int, int] = {}
+
+    def holds(size: int, tiles: int) -> bool:
+        return size <= min(most_bytes, offered[wafer] * machine.tile_bytes) and tiles <= offered[wafer]
+
+    for own, size, tiles in _items(plan, model, users):
+        if not holds(used_bytes + size, used_tiles + tiles):
+            wafer, used_bytes, used_tiles = wafer + 1, 0, 0
+        if wafer == len(offered) or not holds(used_bytes + size, used_tiles + tiles):
+            return None
+        used_bytes, used_tiles = used_bytes + size, used_tiles + tiles
+        reached |= dict.fromkeys(own, wafer)
+    # A block between two that stay together has no place of its own: such a spread is no placement.
+    return None if any(reached[edge.source] > reached[edge.target] for edge in model.edges) else wafer + 1
+
+
+def _items(plan: Plan, model: Model, users: int) -> Iterator[tuple[tuple[int, ...], int, int]]:
+    """Blocks in order, their bytes for ``users``, and tiles at least; blocks that stay together as one, where the first
+    stands.
+    """
+    placed = {name: copies[0] for name, copies in plan.copies.items()}
     members = {group[0]: group for group in model.together}
     later = {index for group in model.together for index in group[1:]}
+    more = users - plan.workload.users
     for index in (i for i in range(len(model.blocks)) if i not in later):
         group = members.get(index, (index,))
         own = [placed[model.blocks[i].name] for i in group]
-        yield group, sum(block.bytes for block in own), sum(_least_tiles(b, plan.machine) for b in own)
+        caches = more * sum(model.blocks[i].cache_bytes(1, plan.workload.context) for i in group)
+        yield group, caches + sum(block.bytes for block in own), sum(_least_tiles(b, plan.machine) for b in own)
 
 
 def _least_tiles(placed: PlacedBlock, machine: Machine) -> int:

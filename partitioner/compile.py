@@ -1,45 +1,34 @@
 """The compiler on one screen: from a lowered graph to a checked plan.
 
-build_model   simplify, verify, find_blocks    blocks with bytes, work and caches
-measure                                        integers
-place                                          a wafer for each block, with proof
-lay_out                                        a rectangle for each block and expert, the larger the more it speeds up
-check                                          every claim derived again
+build_model         simplify, verify, find_blocks    blocks with bytes, work and caches
+Case.problem        measure                          integers and curves
+place_and_lay_out   place                            a wafer for each block, with proof
+                    lay_out                          a rectangle for each block, the larger the more it speeds up
+check                                                every claim derived again
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 from ir.diagnostics import CheckError, Diagnostic, InfeasibleError, TimeLimitError, UnsupportedModelError
 from ir.graph import Graph
-from ir.machine import Machine
 from ir.model import Granularity, Model
-from ir.plan import OBJECTIVE, PlacedBlock, Plan, SolverRecord, Transfer
-from ir.target import WaferSpeed
+from ir.plan import PlacedBlock, Plan, SolverRecord, Transfer, pairs, status_of
 from ir.verify import verify
-from ir.workload import Workload
+from partitioner.case import Case
 from partitioner.check import check
-from partitioner.curves import CostCurves
-from partitioner.explain import counts_fit, explain, is_too_large
-from partitioner.floorplan.wafers import FloorPlanner, TooTight
-from partitioner.floorplan.wishes import wishes_for
+from partitioner.explain import explain, is_too_large
+from partitioner.levers import may_fit
 from partitioner.passes.blocks import find_blocks
 from partitioner.passes.localise import localise
-from partitioner.passes.profile import profile_of
 from partitioner.passes.simplify import simplify
 from partitioner.passes.step import require_step
-from partitioner.problem import ExpertLayout, measure
-from partitioner.solver.cpsat import Limits
-from partitioner.solver.place import Solution, place
-from partitioner.solver.problem import Problem
-
-_MOST_ROUNDS = 20
-Progress = Callable[[str], None]
-"""Called with a word on what begins now."""
+from partitioner.placing import Progress, place_and_lay_out
+from partitioner.solver.place import Solution
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,65 +54,77 @@ def build_model(graph: Graph) -> Model:
 
 
 def compile_model(
-    model: Model,
-    machine: Machine,
-    workload: Workload,
-    limits: Limits,
-    progress: Progress = lambda _step: None,
-    experts: ExpertLayout = ExpertLayout.AUTO,
-    speed: WaferSpeed | None = None,
-    granularity: Granularity = Granularity.AUTO,
+    case: Case, granularity: Granularity = Granularity.AUTO, progress: Progress = lambda _step: None
 ) -> Compiled:
-    """Place ``model`` on ``machine``, its routed experts as ``experts`` says.
+    """Place the model of ``case``, in blocks of ``granularity``.
 
-    Where the machine's ``speed`` is known, blocks get the spare tiles of their wafers so that a token passes soonest.
-    The plan's model has blocks of the ``granularity`` that is asked for. ``auto`` takes the model's own, and single
-    operators where no place is found for those, if operators in order would fit or a block is larger than a wafer.
+    Where the machine's speed is known, blocks get the spare tiles of their wafers so that a token passes soonest.
+    ``auto`` takes the model's own blocks, and single operators where no place is found for those, if operators in
+    order would fit or a block is larger than a wafer. Close to a former plan, if the case has one, as much as can be
+    stays where it lies.
 
     Raises:
-        InfeasibleError: W0411 or W0412, no placement exists; with figures and what would fit.
+        InfeasibleError: W0411 to W0413, no placement exists; with figures and what would fit.
+        UsageError: W0117 or W0118, rules that name what does not exist, or that mean nothing.
         TimeLimitError: W0402 or W0403, none was found.
         CheckError: the plan contradicts the model, which would be a fault of ours.
     """
     begin = time.perf_counter()
-    model = _cut_as(model, granularity)
-
-    def fits(model: Model, machine: Machine, workload: Workload) -> bool:
-        return _fits(model, machine, workload, limits, experts)
-
+    case = replace(case, model=_cut_as(case.model, granularity))
     try:
-        profile = profile_of(model, None)
-        wishes = wishes_for(profile, machine, speed, workload, experts)
-        planner = FloorPlanner(model, machine, workload, experts, wishes)
-        speeds = CostCurves(profile, machine, speed, workload, experts) if speed else None
-        solution, regions = _solve(measure(model, machine, workload, experts, speeds), planner, limits, progress)
+        solution, regions = place_and_lay_out(
+            case.problem, case.planner(), case.objectives, case.limits, progress, case.placer
+        )
     except (InfeasibleError, TimeLimitError) as error:
-        ops = _cut_as(model, Granularity.OPS)
-        needs_ops = any(is_too_large(block, machine, workload, experts) for block in model.blocks)
-        if granularity is Granularity.AUTO and (needs_ops or counts_fit(ops, machine, workload, experts)):
-            found = compile_model(ops, machine, workload, limits, progress, experts, speed, Granularity.OPS)
+        ops = replace(case, model=_cut_as(case.model, Granularity.OPS))
+        if granularity is Granularity.AUTO and (_needs_ops(case) or may_fit(replace(ops, speed=None))):
+            found = compile_model(ops, Granularity.OPS, progress)
             return replace(found, solve_s=time.perf_counter() - begin)
         if isinstance(error, TimeLimitError):
             raise
-        progress("looking for what would fit")
         proof = str(error.diagnostics[0].facts["proof"])
-        finer = (finer.granularity for finer in _finer(model) if fits(finer, machine, workload))
-        reason = explain(model, machine, workload, experts, proof, partial(fits, model), finer)
-        raise InfeasibleError(reason) from None
+        alone = replace(case, former=None)
+        raise InfeasibleError(explain(alone, proof, _finer(case.model), fits, progress)) from None
     solve_s = time.perf_counter() - begin
-    plan = Plan(
-        model_name=model.graph.name,
-        machine=machine,
-        workload=workload,
-        blocks=tuple(regions),
-        transfers=_transfers(model, regions),
-        solver=_record(solution, limits),
-    )
+    plan = plan_of(case, solution, regions)
     progress("checking the plan")
-    faults = check(plan, model)
+    faults = check(plan, case.model)
     if faults:
         raise CheckError(*faults)
-    return Compiled(plan, model, solve_s)
+    return Compiled(plan, case.model, solve_s)
+
+
+def fits(case: Case) -> bool:
+    """Whether a placement is found and laid out."""
+    if not may_fit(case):
+        return False
+    bare = replace(case, speed=None)
+    try:
+        place_and_lay_out(bare.problem, bare.planner(), bare.objectives, bare.limits, lambda _step: None)
+    except (InfeasibleError, TimeLimitError):
+        return False
+    return True
+
+
+def plan_of(case: Case, solution: Solution, regions: Sequence[PlacedBlock]) -> Plan:
+    """The plan that a placement with its regions makes."""
+    limits = case.limits
+    return Plan(
+        model_name=case.model.graph.name,
+        machine=case.machine,
+        workload=case.workload,
+        blocks=tuple(regions),
+        transfers=transfers(case.model, regions),
+        solver=SolverRecord(
+            status_of(solution.scores), solution.scores, limits.seed, limits.deterministic_time, solution.interrupted
+        ),
+        rules=case.rules,
+    )
+
+
+def _needs_ops(case: Case) -> bool:
+    """Whether some block is larger than a wafer."""
+    return any(is_too_large(block, case.machine, case.workload, case.experts) for block in case.model.blocks)
 
 
 def _cut_as(model: Model, granularity: Granularity) -> Model:
@@ -139,88 +140,15 @@ def _finer(model: Model) -> Iterator[Model]:
     return (_cut_as(model, granularity) for granularity in order[order.index(model.granularity) + 1 :])
 
 
-def _solve(
-    problem: Problem, planner: FloorPlanner, limits: Limits, progress: Progress
-) -> tuple[Solution, list[PlacedBlock]]:
-    """Place and lay out; what turns out not to fit on one wafer is kept apart, and the rest placed again."""
-    blocks = sum(len(item.blocks) for item in problem.items)
-    bound: int | None = None
-    for _ in range(_MOST_ROUNDS):
-        progress(f"placing {blocks} blocks on {len(problem.wafers)} wafers")
-        solution = _place_or_give_up(problem, limits)
-        # That the floor planner fails on a set of blocks proves nothing, so the bound stays the first problem's.
-        bound = solution.bound_bytes if bound is None else bound
-        progress("laying out tiles")
-        regions = planner.lay_out(_by_wafer(problem, solution))
-        if not isinstance(regions, TooTight):
-            proof = solution.proof if solution.bottleneck_bytes == bound else ""
-            return replace(solution, bound_bytes=bound, proof=proof), regions
-        misfits = [i for i, wafer in enumerate(solution.assignment) if wafer == regions.wafer]
-        problem = replace(problem, misfits=(*problem.misfits, _fewest_misfits(problem, planner, misfits)))
-    facts = {"placements_tried": _MOST_ROUNDS}
-    raise TimeLimitError(Diagnostic("W0403", "no placement tried could be laid out in tiles", facts=facts))
-
-
-def _place_or_give_up(problem: Problem, limits: Limits) -> Solution:
-    """A placement; where only our own floor planner stands in the way, infeasible is too strong a word."""
-    try:
-        return place(problem, limits)
-    except InfeasibleError:
-        if not problem.misfits:
-            raise
-        facts = {"combinations_kept_apart": len(problem.misfits)}
-        help_ = ("the bytes fit, but not as rectangles of tiles: one more system, or less context, gives room",)
-        raise TimeLimitError(
-            Diagnostic("W0403", "no placement tried could be laid out in tiles", facts=facts, help=help_)
-        ) from None
-
-
-def _fewest_misfits(problem: Problem, planner: FloorPlanner, misfits: Sequence[int]) -> tuple[int, ...]:
-    """The kinds of a part of ``misfits`` that still does not fit on one wafer, with none to spare."""
-    kept = list(misfits)
-    for item in misfits:
-        rest = [other for other in kept if other != item]
-        if not planner.fits([block for other in rest for block in problem.items[other].blocks]):
-            kept = rest
-    return tuple(sorted(problem.items[item].alike for item in kept))
-
-
-def _fits(model: Model, machine: Machine, workload: Workload, limits: Limits, experts: ExpertLayout) -> bool:
-    if not counts_fit(model, machine, workload, experts):
-        return False
-    try:
-        planner = FloorPlanner(model, machine, workload, experts)
-        _solve(measure(model, machine, workload, experts), planner, limits, lambda _step: None)
-    except (InfeasibleError, TimeLimitError):
-        return False
-    return True
-
-
-def _by_wafer(problem: Problem, solution: Solution) -> list[list[int]]:
-    wafers: list[list[int]] = [[] for _ in range(len(problem.wafers))]
-    for item, wafer in zip(problem.items, solution.assignment, strict=True):
-        wafers[wafer].extend(item.blocks)
-    return wafers
-
-
-def _transfers(model: Model, placed: Sequence[PlacedBlock]) -> tuple[Transfer, ...]:
+def transfers(model: Model, placed: Sequence[PlacedBlock]) -> tuple[Transfer, ...]:
     """What crosses between wafers: a value once for each wafer that reads it."""
+    copies: defaultdict[str, list[PlacedBlock]] = defaultdict(list)
+    for block in placed:
+        copies[block.name].append(block)
     crossing = {
-        (edge.value, model.blocks[edge.source].name, placed[edge.source].wafer, placed[edge.target].wafer): edge
+        (edge.value, source.name, source.wafer, target.wafer): edge
         for edge in model.edges
-        if placed[edge.source].wafer != placed[edge.target].wafer
+        for source, target in pairs(copies[model.blocks[edge.source].name], copies[model.blocks[edge.target].name])
+        if source.wafer != target.wafer
     }
     return tuple(Transfer(*route, edge.bytes_per_token) for route, edge in crossing.items())
-
-
-def _record(solution: Solution, limits: Limits) -> SolverRecord:
-    return SolverRecord(
-        status="optimal" if solution.bottleneck_bytes == solution.bound_bytes else "feasible",
-        objective=OBJECTIVE,
-        objective_value=solution.bottleneck_bytes,
-        best_bound=solution.bound_bytes,
-        proof=solution.proof,
-        traffic_bytes_per_token=solution.traffic_bytes_per_token,
-        seed=limits.seed,
-        deterministic_time_limit=limits.deterministic_time,
-    )

@@ -18,11 +18,12 @@ from ir.model import Model
 from ir.profile import Profile
 from partitioner.api import Request, workload_of
 from partitioner.check_devices import check_devices
-from partitioner.compile import Progress, build_model
+from partitioner.compile import build_model
 from partitioner.device_folder import write_device_plan
 from partitioner.device_plan import make_device_plan
 from partitioner.frontends.lowered import Lowered
 from partitioner.passes.profile import profile_of
+from partitioner.placing import Progress
 from targets.machines import load_devices
 from targets.parallel import Choice, choose_parallel
 

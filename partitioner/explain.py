@@ -1,92 +1,186 @@
-"""Why nothing fits, in figures, and what would make it fit: each lever is tried before it is named."""
+"""Why nothing fits, in figures; which rules stand in the way; and what would make it fit, tried before it is named."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import replace
-from itertools import islice
 
-from ir.diagnostics import Diagnostic, Fact
+from ir.diagnostics import Diagnostic, Fact, InfeasibleError, TimeLimitError
+from ir.explanation import Amount, Conflict, Explanation, Terms, Whole
 from ir.machine import Machine
-from ir.model import Block, Granularity, Model
+from ir.model import Block, Model
+from ir.objective import DEFAULT_OBJECTIVES
+from ir.rules import Rule
 from ir.workload import Workload
-from partitioner.problem import ExpertLayout, footprint, least_tiles, measure
-from partitioner.solver.chain import fill
+from partitioner.case import Case
+from partitioner.conflict import Verdict, smallest_conflict
+from partitioner.levers import Fits, Progress, Trial, levers
+from partitioner.problem import ExpertLayout, footprint, least_tiles
+from partitioner.solver.cpsat import Limits
+from partitioner.solver.place import place
+from partitioner.solver.problem import Problem, Wafer
 
-Fits = Callable[[Machine, Workload], bool]
-"""Whether a placement and floor plan are found for a machine and a workload."""
-_MOST_TRIES = 3
+_BOUNDLESS = Wafer(tiles=1 << 40, bytes=1 << 60)
+_MOST_DETERMINISTIC_S = 10.0
+"""Of each placement that is tried for an explanation."""
 
 
-def explain(
-    model: Model,
-    machine: Machine,
-    workload: Workload,
-    experts: ExpertLayout,
-    proof: str,
-    fits: Fits,
-    finer: Iterable[Granularity] = (),
-) -> Diagnostic:
-    """The diagnostic of an infeasible placement: demand, capacity, gap, what makes it up, and verified levers.
+def explain(case: Case, proof: str, finer: Iterable[Model], fits: Fits, progress: Progress) -> Diagnostic:
+    """The diagnostic of a placement that cannot be: demand, capacity, gap, rules in conflict, and verified levers.
 
-    ``finer`` are the granularities at which a placement is found as things are, the coarsest first.
+    Args:
+        case: what does not fit.
+        proof: the arguments that it does not, separated by semicolons.
+        finer: the model in smaller blocks, the largest first.
+        fits: whether a placement of another case is found and laid out.
+        progress: told what is tried.
     """
-    largest = max(model.blocks, key=lambda block: least_tiles(block, workload, machine, experts))
-    help_ = (
-        *(f"--granularity {granularity} would fit" for granularity in islice(finer, 1)),
-        *_levers(model, machine, workload, experts, fits),
-    ) or ("no context, chunk or number of users or systems tried fits",)
-    if is_too_large(largest, machine, workload, experts):
-        return Diagnostic(
-            "W0412",
-            f"{largest.name} does not fit on any wafer",
-            f"{largest.name} ({_described(largest)})",
-            _block_facts(largest, machine, workload, experts) | {"proof": proof},
-            help_,
-        )
-    problem = measure(model, machine, workload, experts)
-    needed, offered = sum(item.tiles for item in problem.items), machine.systems * machine.tiles
-    message = f"{model.graph.name} does not fit on {machine.systems} {machine.name} systems"
-    if needed <= offered:
-        message += ": its layers are too large to fill them evenly"
-    facts: dict[str, Fact] = {
-        "tiles_needed": needed,
-        "tiles_offered": offered,
-        "tiles_short": max(0, needed - offered),
-        **_terms(model, machine, workload),
-        "bytes_offered": machine.systems * machine.wafer_bytes,
-        "proof": proof,
-    }
-    return Diagnostic("W0411", message, model.graph.name, facts, help_)
+    limits = replace(case.limits, deterministic_time=min(case.limits.deterministic_time, _MOST_DETERMINISTIC_S))
+    case = replace(case, speed=None, limits=limits)
+    progress("looking for what stands in the way")
+    conflict = _conflict(case)
+    found = replace(figures_of(case, tuple(proof.split("; "))), conflict=conflict)
+    rules = () if conflict is None else conflict.rules
+    found = found.with_levers(tuple(levers(case, finer, rules, Trial(fits, progress))))
+    return _told(case, found)
 
 
-def counts_fit(model: Model, machine: Machine, workload: Workload, experts: ExpertLayout) -> bool:
-    """Whether the items fit, in order, by their bytes and tiles, whatever rectangles they would need."""
-    problem = measure(model, machine, workload, experts)
-    return fill(problem, sum(item.bytes for item in problem.items)) is not None
+def figures_of(case: Case, proof: tuple[str, ...]) -> Explanation:
+    """Demand and capacity of ``case``, and what makes them up."""
+    problem, machine = case.problem, case.machine
+    tiles = sum(item.tiles for item in problem.items)
+    copies = Counter(item.blocks for item in problem.items)
+    parts = [
+        footprint(case.model.blocks[block], case.workload.share(item.copy, copies[item.blocks]))
+        for item in problem.items
+        for block in item.blocks
+    ]
+    terms = Terms(
+        weight_bytes=sum(part.weight_bytes for part in parts),
+        cache_bytes=sum(part.cache_bytes for part in parts),
+        activation_bytes=sum(part.activation_bytes for part in parts),
+        reserve_bytes=tiles * machine.reserve_bytes,
+    )
+    largest = max(problem.items, key=lambda item: item.tiles)
+    wafer = max(problem.wafers, key=lambda wafer: wafer.tiles)
+    return Explanation(
+        demand=Amount(tiles, sum(item.bytes for item in problem.items)),
+        capacity=Amount(machine.total_tiles, machine.total_bytes),
+        terms=terms,
+        largest=Whole(
+            tuple(case.model.blocks[block].name for block in largest.blocks),
+            Amount(largest.tiles, largest.bytes),
+            Amount(wafer.tiles, wafer.tiles * machine.tile_bytes),
+        ),
+        proof=proof,
+    )
 
 
 def is_too_large(block: Block, machine: Machine, workload: Workload, experts: ExpertLayout) -> bool:
     """Whether not even an empty wafer has the tiles that ``block`` needs."""
-    return least_tiles(block, workload, machine, experts) > machine.tiles
+    return least_tiles(block, workload, machine, experts) > largest_wafer_tiles(machine)
 
 
-def _terms(model: Model, machine: Machine, workload: Workload) -> dict[str, Fact]:
-    parts = [footprint(block, workload) for block in model.blocks]
+def largest_wafer_tiles(machine: Machine) -> int:
+    """Tiles of the largest wafer."""
+    odd = [wafer.tiles for wafer in machine.odd_wafers]
+    return max(odd) if len(odd) == machine.systems else max([machine.tiles, *odd])
+
+
+# --- rules in conflict ------------------------------------------------------------------------------------------------
+
+
+def _conflict(case: Case) -> Conflict | None:
+    """The fewest rules that cannot all be kept; ``None`` where it is not for them that nothing fits."""
+    limits = case.limits
+    if not case.rules or _verdict(replace(case, rules=()).problem, limits) is not True:
+        return None
+
+    def with_rules(numbers: Iterable[int]) -> Case:
+        return replace(case, rules=tuple(case.rules[number] for number in numbers))
+
+    found, smallest = smallest_conflict(len(case.rules), lambda rules: _verdict(with_rules(rules).problem, limits))
+    own = with_rules(found)
+    free = replace(own.problem, wafers=(_BOUNDLESS,) * len(own.problem.wafers))
+    fits_boundless = _verdict(free, limits)
+    return Conflict(own.rules, smallest, None if fits_boundless is None else not fits_boundless)
+
+
+def _verdict(problem: Problem, limits: Limits) -> Verdict:
+    try:
+        place(problem, DEFAULT_OBJECTIVES[:1], limits)
+    except InfeasibleError:
+        return False
+    except TimeLimitError:
+        return None
+    return True
+
+
+# --- words ------------------------------------------------------------------------------------------------------------
+
+
+def _told(case: Case, found: Explanation) -> Diagnostic:
+    """The diagnostic that says what ``found`` has as data."""
+    help_ = tuple(lever.text for lever in found.levers) or ("nothing fits of what was tried",)
+    model, machine = case.model.graph.name, case.machine
+    proof: dict[str, Fact] = {"proof": "; ".join(found.proof)}
+    if found.conflict is not None:
+        message = f"{_all_of(found.conflict.rules)} cannot be kept: {_reason(found.conflict)}"
+        ruled = {f"rule_{number}": str(rule) for number, rule in enumerate(found.conflict.rules, 1)}
+        return Diagnostic("W0413", message, model, ruled | _figures(case, found) | proof, help_, found)
+    largest = max(case.model.blocks, key=lambda block: least_tiles(block, case.workload, machine, case.experts))
+    if is_too_large(largest, machine, case.workload, case.experts):
+        message = f"{largest.name} does not fit on any wafer"
+        facts = _block_facts(largest, case) | proof
+        return Diagnostic("W0412", message, f"{largest.name} ({_described(largest)})", facts, help_, found)
+    message = f"{model} does not fit on {len(machine.in_service)} {machine.name} systems"
+    if not found.gap.tiles:
+        message += ": its layers are too large to fill them evenly"
+    return Diagnostic("W0411", message, model, _figures(case, found) | proof, help_, found)
+
+
+def _all_of(rules: tuple[Rule, ...]) -> str:
+    return "a rule" if len(rules) == 1 else f"{len(rules)} rules together"
+
+
+def _reason(conflict: Conflict) -> str:
+    one = len(conflict.rules) == 1
+    match conflict.whatever_size:
+        case True:
+            return "no placement allows it" if one else "they contradict each other"
+        case False if one:
+            return "there are placements that allow it, but none with enough room"
+        case False:
+            return "each of them leaves room without the others, and they do not contradict each other"
+    return "no placement with enough room allows it" if one else "each of them leaves room without the others"
+
+
+def _figures(case: Case, found: Explanation) -> dict[str, Fact]:
     return {
-        "weight_bytes": sum(part.weight_bytes for part in parts),
-        "cache_bytes": sum(part.cache_bytes for part in parts),
-        "activation_bytes": sum(part.activation_bytes for part in parts),
-        "reserve_bytes_of_each_tile": machine.reserve_bytes,
+        "tiles_needed": found.demand.tiles,
+        "tiles_offered": found.capacity.tiles,
+        "tiles_short": found.gap.tiles,
+        "bytes_needed": found.demand.bytes,
+        "bytes_offered": found.capacity.bytes,
+        "bytes_short": found.gap.bytes,
+        "weight_bytes": found.terms.weight_bytes,
+        "cache_bytes": found.terms.cache_bytes,
+        "activation_bytes": found.terms.activation_bytes,
+        "reserve_bytes_of_each_tile": case.machine.reserve_bytes,
+        "largest_whole": ", ".join(found.largest.blocks),
+        "largest_whole_tiles": found.largest.demand.tiles,
+        "tiles_of_a_wafer": found.largest.capacity.tiles,
     }
 
 
-def _block_facts(block: Block, machine: Machine, workload: Workload, experts: ExpertLayout) -> dict[str, Fact]:
-    needed, tiles = footprint(block, workload), least_tiles(block, workload, machine, experts)
+def _block_facts(block: Block, case: Case) -> dict[str, Fact]:
+    needed = footprint(block, case.workload)
+    tiles = least_tiles(block, case.workload, case.machine, case.experts)
     return {
         "tiles_needed": tiles,
-        "tiles_of_a_wafer": machine.tiles,
-        "tiles_short": tiles - machine.tiles,
+        "tiles_of_a_wafer": largest_wafer_tiles(case.machine),
+        "tiles_short": tiles - largest_wafer_tiles(case.machine),
         "weight_bytes": needed.weight_bytes,
         "cache_bytes": needed.cache_bytes,
         "activation_bytes": needed.activation_bytes,
@@ -96,36 +190,3 @@ def _block_facts(block: Block, machine: Machine, workload: Workload, experts: Ex
 def _described(block: Block) -> str:
     experts = f"{block.experts} experts, " if block.experts else ""
     return f"{experts}{block.weight_bytes / 1e9:,.2f} GB of weights"
-
-
-def _levers(model: Model, machine: Machine, workload: Workload, experts: ExpertLayout, fits: Fits) -> Iterator[str]:
-    """What would fit, each changing one thing: candidates by counting, confirmed by placing and laying out."""
-
-    def counts(machine: Machine, workload: Workload) -> bool:
-        return counts_fit(model, machine, workload, experts)
-
-    more = (replace(machine, systems=machine.systems + extra) for extra in range(1, 4 * machine.systems + 1))
-    roomy = (larger for larger in more if counts(larger, workload))
-    for larger in islice(roomy, _MOST_TRIES):
-        if fits(larger, workload):
-            yield f"--systems {larger.systems} would fit"
-            break
-    for option, field, step in (("context", "context", 1024), ("users", "users", 1), ("prefill-chunk", "chunk", 1)):
-        for smaller in islice(_smaller(machine, workload, field, step, counts), _MOST_TRIES):
-            if fits(machine, smaller):
-                yield f"--{option} {getattr(smaller, field)} would fit"
-                break
-
-
-def _smaller(machine: Machine, workload: Workload, field: str, step: int, counts_fit: Fits) -> Iterator[Workload]:
-    """Workloads that fit by counting: the one with the largest ``field``, a multiple of ``step``, then smaller ones."""
-    low, high = 0, getattr(workload, field) // step
-    while low < high:
-        middle = (low + high + 1) // 2
-        if counts_fit(machine, replace(workload, **{field: middle * step})):
-            low = middle
-        else:
-            high = middle - 1
-    while low:
-        yield replace(workload, **{field: low * step})
-        low -= -(-low // 8)

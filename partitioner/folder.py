@@ -14,7 +14,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -61,9 +61,10 @@ def write_plan(output: Path, plan: Plan, model: Model, lowered: Lowered, report:
 def model_files(model: Model, lowered: Lowered) -> dict[str, bytes]:
     """The files that tell the model of a plan: its graph, where it came from, and notes on it."""
     notes = [Diagnostic("W0001", note) for note in lowered.notes]
+    origin = replace(lowered.origin, max_context=lowered.max_context)
     return {
         GRAPH: print_graph(model.graph).encode(),
-        ORIGIN: msgspec.json.format(msgspec.json.encode(lowered.origin, order="sorted"), indent=2) + b"\n",
+        ORIGIN: msgspec.json.format(msgspec.json.encode(origin, order="sorted"), indent=2) + b"\n",
         NOTES: b"".join(msgspec.json.encode(note.to_dict(), order="sorted") + b"\n" for note in notes),
     }
 

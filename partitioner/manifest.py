@@ -16,11 +16,13 @@ from safetensors.numpy import load, save
 from ir.diagnostics import CheckError, Diagnostic
 from ir.machine import Machine, absurdities
 from ir.model import BlockKind, Granularity, Model
-from ir.plan import PlacedBlock, PlacedExpert, Plan, Rectangle, SolverRecord, Transfer
+from ir.objective import Objective
+from ir.plan import PlacedBlock, PlacedExpert, Plan, Rectangle, Score, SolverRecord, Transfer
+from ir.rules import Rule
 from ir.workload import Workload
 from partitioner.version import VERSION
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 PRODUCER = f"waferc {VERSION}"
 _EXPERT_COLUMNS = ("block", "index", "wafer", "column", "row", "columns", "rows")
 
@@ -44,7 +46,7 @@ class ModelEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class BlockEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One block: its wafer, its rectangle of tiles, its weights, and the bytes that it keeps."""
+    """One copy of a block: its wafer, its rectangle of tiles, its weights, and the bytes that it keeps."""
 
     name: str
     kind: BlockKind
@@ -59,20 +61,27 @@ class BlockEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     macs_per_token: int
     experts: int
     active_experts: int
+    copy: int
+
+
+class ScoreEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the placement reaches in one objective, with the gap written out."""
+
+    objective: Objective
+    value: int
+    bound: int
+    gap: float
+    proof: str
 
 
 class SolverEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the solver says, with the gap written out."""
+    """What the solver says; its scores in the order of the objectives."""
 
     status: str
-    objective: str
-    objective_value: int
-    best_bound: int
-    gap: float
-    proof: str
-    traffic_bytes_per_token: int
+    scores: tuple[ScoreEntry, ...]
     seed: int
     deterministic_time_limit: float
+    interrupted: bool
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -86,6 +95,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     solver: SolverEntry
     blocks: tuple[BlockEntry, ...]
     transfers: tuple[Transfer, ...]
+    rules: tuple[Rule, ...]
     files: dict[str, str]
 
 
@@ -106,9 +116,10 @@ def to_manifest(plan: Plan, model: Model, notes: tuple[str, ...], files: Mapping
         model=model_entry(plan.model_name, model, notes),
         machine=plan.machine,
         workload=plan.workload,
-        solver=SolverEntry(**_fields(plan.solver), gap=plan.solver.gap),
+        solver=_solver_entry(plan.solver),
         blocks=tuple(_block_entry(block) for block in plan.blocks),
         transfers=plan.transfers,
+        rules=plan.rules,
         files=dict(files),
     )
 
@@ -163,10 +174,10 @@ def to_plan(manifest: Manifest, tables: bytes, where: str) -> Plan:
             raise CheckError(Diagnostic("W0513", f"an expert belongs to block {number}, which does not exist", where))
         experts[number].append(PlacedExpert(index, wafer, Rectangle(*region)))
     blocks = tuple(_placed(entry, tuple(own)) for entry, own in zip(manifest.blocks, experts, strict=True))
-    record = _fields(manifest.solver)
-    del record["gap"]
-    solver = SolverRecord(**record)
-    return Plan(manifest.model.name, manifest.machine, manifest.workload, blocks, manifest.transfers, solver)
+    solver = _solver(manifest.solver)
+    return Plan(
+        manifest.model.name, manifest.machine, manifest.workload, blocks, manifest.transfers, solver, manifest.rules
+    )
 
 
 def _expert_rows(tables: bytes, where: str) -> list[list[int]]:
@@ -197,6 +208,16 @@ def model_entry(name: str, model: Model, notes: tuple[str, ...]) -> ModelEntry:
         left_out_parameters=sum(parameter.elements for parameter in model.unplaced),
         notes=notes,
     )
+
+
+def _solver_entry(solver: SolverRecord) -> SolverEntry:
+    scores = tuple(ScoreEntry(**_fields(score), gap=score.gap) for score in solver.scores)
+    return SolverEntry(**{**_fields(solver), "scores": scores})
+
+
+def _solver(entry: SolverEntry) -> SolverRecord:
+    scores = tuple(Score(score.objective, score.value, score.bound, score.proof) for score in entry.scores)
+    return SolverRecord(**{**_fields(entry), "scores": scores})
 
 
 def _block_entry(block: PlacedBlock) -> BlockEntry:

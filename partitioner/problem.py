@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from itertools import pairwise
+from math import gcd
+from typing import NamedTuple, Protocol
 
 from ir.machine import Machine
-from ir.model import Block, Model
+from ir.model import Block, Granularity, Model
 from ir.profile import BlockProfile
+from ir.rules import Rule
 from ir.workload import Workload
-from partitioner.solver.problem import Curve, Flow, Item, Problem, equal_wafers
+from partitioner.rules import resolve
+from partitioner.solver.problem import Curve, Flow, Item, Problem, Wafer, equal_wafers
 from targets.cost.wafer import Room
+
+
+class Copy(NamedTuple):
+    """Copy ``number`` of ``copies`` of a block (index into the model's); most have but one."""
+
+    block: int
+    number: int = 0
+    copies: int = 1
 
 
 class ExpertLayout(StrEnum):
@@ -98,36 +110,60 @@ def measure(
     workload: Workload,
     experts: ExpertLayout = ExpertLayout.AUTO,
     speeds: Speeds | None = None,
+    rules: Sequence[Rule] = (),
 ) -> Problem:
-    """The placement problem of ``model`` on ``machine`` under ``workload``; without ``speeds`` nothing takes time."""
+    """The placement problem of ``model`` on ``machine`` under ``workload``; without ``speeds`` nothing takes time.
+
+    Raises:
+        UsageError: W0117 or W0118, ``rules`` name what does not exist, or ask what no placement can change.
+    """
     groups = shared_groups(model)
-    item_of = {block: number for number, group in enumerate(groups) for block in group}
+    asked = resolve(rules, model, groups, machine)
+    item_of = {block: places for group, places in zip(groups, asked.places, strict=True) for block in group}
     numbers: dict[object, int] = {}
-    items = []
-    for group in groups:
+    items: list[Item] = []
+    for group, copies in zip(groups, asked.copies, strict=True):
         blocks = [model.blocks[block] for block in group]
         times = speeds.times(group) if speeds else Times(Curve(), Curve())
-        items.append(
-            Item(
-                blocks=group,
-                bytes=sum(footprint(block, workload).bytes for block in blocks),
-                tiles=sum(least_tiles(block, workload, machine, experts) for block in blocks),
-                alike=numbers.setdefault(_needs(model, group, workload), len(numbers)),
-                state_bytes=sum(block.cache_bytes(1, workload.context) for block in blocks),
-                weight_bytes=sum(block.weight_bytes for block in blocks),
-                latency=times.latency,
-                slowest=times.slowest,
+        for copy in range(copies):
+            served = workload.share(copy, copies)
+            items.append(
+                Item(
+                    blocks=group,
+                    bytes=sum(footprint(block, served).bytes for block in blocks),
+                    tiles=sum(least_tiles(block, served, machine, experts) for block in blocks),
+                    alike=numbers.setdefault(_needs(model, group, served), len(numbers)),
+                    state_bytes=-(-sum(block.cache_bytes(1, workload.context) for block in blocks) // copies),
+                    weight_bytes=sum(block.weight_bytes for block in blocks),
+                    latency=times.latency.shared(copies),
+                    slowest=times.slowest.shared(copies),
+                    copy=copy,
+                )
             )
-        )
-    # More wafers than items cannot help, and would only make the problem larger.
-    wafers = equal_wafers(min(machine.systems, len(items)), machine.tiles, machine.wafer_bytes)
+    can_be_told_apart = any(rule.wafers for rule in rules)
     return Problem(
         items=tuple(items),
-        flows=_flows(model, item_of, speeds),
-        wafers=wafers,
+        flows=(*_flows(model, item_of, speeds), *_in_order(model, item_of)),
+        wafers=wafers_of(machine, machine.systems if can_be_told_apart else len(items)),
+        restrictions=asked.on_items(),
         take_turns=speeds is not None and speeds.take_turns,
         hand_over_fs=speeds.hand_over_fs if speeds else 0,
+        link_costs=tuple((link.one, link.other, link.cost) for link in machine.odd_links),
         users=workload.users,
+    )
+
+
+def wafers_of(machine: Machine, most: int) -> tuple[Wafer, ...]:
+    """Where items can lie: all wafers by number, those out of service without a tile; of equal ones the ``most`` that
+    can be of use.
+    """
+    if machine.is_even:
+        return equal_wafers(min(machine.systems, most), machine.tiles, machine.wafer_bytes)
+    odd = {wafer.wafer: wafer for wafer in machine.odd_wafers}
+    usual = Wafer(machine.tiles, machine.wafer_bytes)
+    return tuple(
+        Wafer(odd[index].tiles, machine.bytes_of(index), odd[index].slowness_permille) if index in odd else usual
+        for index in range(machine.systems)
     )
 
 
@@ -165,14 +201,28 @@ def shared_groups(model: Model) -> list[tuple[int, ...]]:
     return [tuple(members[component]) for component in order]
 
 
-def _flows(model: Model, item_of: dict[int, int], speeds: Speeds | None) -> tuple[Flow, ...]:
+def _in_order(model: Model, item_of: Mapping[int, tuple[int, ...]]) -> Iterator[Flow]:
+    """Flows of no bytes from each operator of an attention or MLP to its next: they keep the order for which they were
+    cut, so that the items of a chain are one too. Else keys and values, side by side, could change places for nothing.
+    """
+    if model.granularity is Granularity.OPS:
+        fed = {(edge.source, edge.target) for edge in model.edges}
+        for (here, one), (following, other) in pairwise(enumerate(model.blocks)):
+            is_one_half = one.layer is not None and (one.layer, one.kind) == (other.layer, other.kind)
+            if is_one_half and item_of[here] < item_of[following] and (here, following) not in fed:
+                yield from (Flow(source, item_of[following], 0) for source in item_of[here])
+
+
+def _flows(model: Model, item_of: Mapping[int, tuple[int, ...]], speeds: Speeds | None) -> tuple[Flow, ...]:
+    """Values between items, from each copy to those that serve some of its users (:func:`ir.plan.pairs`)."""
     targets: defaultdict[tuple[int, str], set[int]] = defaultdict(set)
     sizes: dict[str, int] = {}
     for edge in model.edges:
-        source, target = item_of[edge.source], item_of[edge.target]
+        sources, readers = item_of[edge.source], item_of[edge.target]
         sizes[edge.value] = edge.bytes_per_token
-        if source != target:
-            targets[source, edge.value].add(target)
+        common = gcd(len(sources), len(readers))
+        for copy, source in enumerate(sources if sources != readers else ()):
+            targets[source, edge.value].update(readers[copy % common :: common])
     return tuple(
         Flow(source, tuple(sorted(to)), sizes[value], speeds.link_fs(sizes[value]) if speeds else 0)
         for (source, value), to in targets.items()

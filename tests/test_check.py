@@ -14,13 +14,14 @@ from safetensors.numpy import load, save
 from ir.graph import Graph
 from ir.machine import Machine
 from ir.model import Block, BlockKind, Edge, Model
-from ir.plan import PlacedBlock, Plan, Rectangle, Transfer
+from ir.objective import Objective
+from ir.plan import PlacedBlock, Plan, Rectangle, Score, Transfer
 from ir.workload import Workload
+from partitioner.case import Case
 from partitioner.check import check
 from partitioner.compile import compile_model
 from partitioner.folder import write_plan
 from partitioner.problem import ExpertLayout
-from partitioner.solver.cpsat import Limits
 
 EXPERTS, ROUTER, ATTENTION = "layers.1.experts", "layers.1.router", "layers.1.attention"
 
@@ -38,7 +39,7 @@ def plan(compiled_small_kimi):
 @pytest.fixture(scope="module")
 def apart(model, plan):
     """A plan whose experts have regions of their own."""
-    return compile_model(model, plan.machine, plan.workload, Limits(), experts=ExpertLayout.APART).plan
+    return compile_model(Case(model, plan.machine, plan.workload, ExpertLayout.APART)).plan
 
 
 @pytest.fixture(params=["sliced", "apart"])
@@ -296,25 +297,49 @@ def test_a_wrong_kind_or_layer_is_found(plan, model, change):
     assert codes(with_block(plan, EXPERTS, **change), model) == {"W0510"}
 
 
+def with_score(plan: Plan, number: int, **changes) -> Plan:
+    scores = list(plan.solver.scores)
+    scores[number] = replace(scores[number], **changes)
+    return replace(plan, solver=replace(plan.solver, scores=tuple(scores)))
+
+
+@pytest.mark.parametrize("number", [0, 1])
 @pytest.mark.parametrize(
-    "change",
-    [
-        {"objective_value": 1},
-        {"traffic_bytes_per_token": 1},
-        {"best_bound": 1},
-        {"best_bound": 1 << 60},
-        {"status": "feasible"},
-        {"status": "feasible", "best_bound": 1 << 60},
-    ],
+    "change", [{"value": 1}, {"bound": 1}, {"bound": 1 << 60}, {"proof": "", "bound": 1 << 60}, {"proof": ""}]
 )
-def test_a_wrong_claim_of_the_solver_is_found(plan, model, change):
+def test_a_wrong_score_is_found(plan, model, number, change):
     assert plan.solver.status == "optimal"
+    assert codes(with_score(plan, number, **change), model) == {"W0510"}
+
+
+@pytest.mark.parametrize("change", [{"status": "perfect"}, {"status": "feasible"}, {"scores": ()}])
+def test_a_claim_without_sense_is_found(plan, model, change):
     assert codes(replace(plan, solver=replace(plan.solver, **change)), model) == {"W0510"}
 
 
-@pytest.mark.parametrize("change", [{"status": "perfect"}, {"status": "perfect", "best_bound": 1}, {"proof": ""}])
-def test_a_claim_without_sense_or_proof_is_found(plan, model, change):
-    assert codes(replace(plan, solver=replace(plan.solver, **change)), model) == {"W0510"}
+def test_an_objective_named_twice_is_found(plan, model):
+    twice = replace(plan.solver, scores=(*plan.solver.scores, plan.solver.scores[0]))
+    assert codes(replace(plan, solver=twice), model) == {"W0510"}
+
+
+@pytest.mark.parametrize(("objective", "right"), [("machines", 4), ("room", None)])
+def test_other_scores_are_derived_too(plan, model, objective, right):
+    """Room by its definition: the most users at which no wafer overflows."""
+
+    def full(users: int) -> bool:
+        known = {block.name: block for block in model.blocks}
+        loads = [
+            sum(b.weight_bytes + b.activation_bytes + known[b.name].cache_bytes(users, 256) for b in plan.on_wafer(w))
+            for w in plan.wafers_used
+        ]
+        return max(loads) > plan.machine.wafer_bytes
+
+    right = right or next(users for users in range(1, 10**6) if full(users + 1))
+    for value, found in ((right, set()), (right - 1, {"W0510"}), (right + 1, {"W0510"})):
+        bound = 1 << 40 if objective == "room" else 0
+        score = Score(Objective(objective), value, bound, "")
+        stated = replace(plan.solver, scores=(score,), status="feasible")
+        assert codes(replace(plan, solver=stated), model) == found
 
 
 def test_a_false_optimum_is_refuted(plan, model, compiled_small_kimi):
@@ -323,13 +348,23 @@ def test_a_false_optimum_is_refuted(plan, model, compiled_small_kimi):
 
     three = compile_lowered(compiled_small_kimi.lowered, Request(target="mini", systems=3, context=256)).plan
     assert three.solver.status == "optimal"
-    assert three.solver.objective_value > plan.solver.objective_value
+    best = three.solver.scores[0]
+    assert best.value > plan.solver.scores[0].value
     assert check(three, model) == ()
     (fault,) = check(replace(three, machine=plan.machine), model)
     assert fault.code == "W0515"
-    assert fault.facts["stated_optimum"] == three.solver.objective_value
-    modest = replace(three.solver, status="feasible", best_bound=plan.solver.best_bound)
-    assert check(replace(three, machine=plan.machine, solver=modest), model) == ()
+    assert fault.facts["stated_optimum"] == best.value
+    modest = replace(with_score(three, 0, proof="", bound=0), machine=plan.machine)
+    assert check(replace(modest, solver=replace(modest.solver, status="feasible")), model) == ()
+
+
+@pytest.mark.parametrize(("objective", "claimed"), [("machines", 4), ("room", 1)])
+def test_a_false_optimum_of_another_kind_is_refuted(plan, model, objective, claimed):
+    """On tiles of twice the memory fewer wafers do, and there is room for more users."""
+    score = Score(Objective(objective), claimed, claimed, "someone's word")
+    stated = replace(plan, solver=replace(plan.solver, scores=(score,)))
+    roomy = replace(plan.machine, tile_sram_bytes=2 * plan.machine.tile_sram_bytes)
+    assert "W0515" in codes(replace(stated, machine=roomy), model)
 
 
 def test_what_lies_between_blocks_that_stay_together_refutes_nothing():
@@ -338,9 +373,9 @@ def test_what_lies_between_blocks_that_stay_together_refutes_nothing():
     blocks = tuple(Block(str(kind), kind, 0, (), (), 0, 0, 0, (), 0, 0, 200) for kind in kinds)
     edges = (Edge(0, 1, "a", 1), Edge(1, 2, "b", 1), Edge(0, 2, "c", 1))
     model = Model(Graph("mixture", (), (), (), ()), blocks, edges, ((0, 2),))
-    plan = compile_model(model, Machine("m", "m", 10, 10, 100, 0, 2), Workload(1, 1, 1), Limits()).plan
+    plan = compile_model(Case(model, Machine("m", "m", 10, 10, 100, 0, 2), Workload(1, 1, 1))).plan
     assert plan.solver.status == "optimal"
-    assert plan.solver.objective_value == 600
+    assert plan.solver.scores[0].value == 600
 
 
 @pytest.mark.parametrize("field", ["users", "context", "chunk"])
@@ -439,7 +474,7 @@ MODEL_FIGURES = (
 )
 
 
-@pytest.mark.parametrize("path", [*(("model", name) for name in MODEL_FIGURES), ("solver", "gap")])
+@pytest.mark.parametrize("path", [*(("model", name) for name in MODEL_FIGURES), ("solver", "scores", 0, "gap")])
 def test_a_wrong_figure_in_the_manifests_summary_is_found(waferc, plan_folder, path):
     set_manifest(*path, value=7)(plan_folder)
     assert [fault["where"] for fault in fails(waferc, plan_folder, "W0510")] == ["manifest.json"]
@@ -563,7 +598,7 @@ def test_a_garbage_manifest_is_told(waferc, plan_folder, content):
     fails(waferc, plan_folder, "W0512")
 
 
-@pytest.mark.parametrize("version", [0, 2, -1, 10**30])
+@pytest.mark.parametrize("version", [0, 1, 3, -1, 10**30])
 def test_a_manifest_of_another_version_is_told(waferc, plan_folder, version):
     set_manifest("schema_version", value=version)(plan_folder)
     fails(waferc, plan_folder, "W0512")
@@ -585,7 +620,7 @@ def test_a_manifest_of_another_version_is_told(waferc, plan_folder, version):
         (("blocks", 3, "region", "columns"), "W0503"),
         (("blocks", 3, "region", "row"), "W0503"),
         (("blocks", 3, "cache_bytes"), "W0510"),
-        (("solver", "objective_value"), "W0510"),
+        (("solver", "scores", 0, "value"), "W0510"),
         (("transfers", 0, "target_wafer"), "W0509"),
     ],
 )

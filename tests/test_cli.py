@@ -398,7 +398,9 @@ def test_compile_reports_what_it_did(waferc, quick_load, tmp_path):
     assert record["peak_rss_bytes"] <= resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     assert record["output"] == str(tmp_path / "plan")
     manifest = json.loads((tmp_path / "plan" / "manifest.json").read_text())
-    assert manifest["solver"]["objective_value"] == record["objective_value"]
+    assert [score["value"] for score in manifest["solver"]["scores"]] == [score["value"] for score in record["scores"]]
+    assert [score["objective"] for score in record["scores"]] == ["balance", "traffic"]
+    assert record["scores"][0]["value"] == record["objective_value"]
     assert manifest["model"]["parameters"] == record["parameters"]
     assert manifest["workload"] == {"users": 2, "context": 256, "chunk": 64}
 
@@ -424,7 +426,8 @@ def test_compile_prints_a_table(waferc, quick_load):
     for text in (
         "small-kimi on 4 x",
         "embedding, 0-1",
-        "optimal: fullest wafer",
+        "optimal",
+        "gap 0.00%, proven by exact parametric search",
         "3 x 16 experts",
         "sliced over its region",
     ):
@@ -562,7 +565,7 @@ def test_manifests_satisfy_the_schema(waferc, stored_plan):
     data = (stored_plan / "manifest.json").read_bytes()
     manifest = json.loads(data)
     assert satisfies(manifest, schema, schema["$defs"])
-    assert msgspec.json.decode(data, type=Manifest).schema_version == 1
+    assert msgspec.json.decode(data, type=Manifest).schema_version == 2
     for wrong in ({**manifest, "blocks": 3}, {**manifest, "more": 3}, {**manifest, "workload": {"users": 1}}):
         assert not satisfies(wrong, schema, schema["$defs"])
         with pytest.raises(msgspec.ValidationError):

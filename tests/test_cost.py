@@ -229,6 +229,13 @@ def test_experts_are_sliced_where_that_is_faster():
     assert auto == min(apart, sliced)
 
 
+def test_experts_that_cannot_lie_apart_are_a_block_like_any_other():
+    """A mixture whose block holds more than stacked weights has no experts to give tiles of their own."""
+    whole = replace(MLP, kind=BlockKind.EXPERTS)
+    for experts in ("apart", "sliced", "auto"):
+        assert allocate([whole], rooms(whole), CS3, 2048, experts) == allocate([MLP], rooms(MLP), CS3, 2048)
+
+
 def test_many_tokens_load_the_busiest_of_experts_apart():
     stage = allocate([MOE], rooms(MOE), CS3, 2048, "apart")[0]
     one, many = (block_cycles(MOE, stage, tokens, 2048, SPEED) for tokens in (1, 48))

@@ -10,6 +10,7 @@ from random import Random
 import pytest
 
 from partitioner.solver.dag.bounds import counting_bound, misfits, separation_bound
+from partitioner.solver.dag.contiguous import place_contiguous
 from partitioner.solver.dag.covers import _Cover, cover_bounds
 from partitioner.solver.dag.free import place_free
 from partitioner.solver.dag.frontier import pricing
@@ -112,7 +113,7 @@ def test_the_same_under_every_hash_seed() -> None:
     script = (
         "from tests.test_dag_free import a_problem, larger\n"
         "from partitioner.solver.dag.free import place_free\n"
-        "print(place_free(larger(5), 1.0))"
+        "print(place_free(larger(5), 0.3))"
     )
     outputs = {
         subprocess.run(
@@ -200,3 +201,12 @@ def test_covers_bound_all_placements() -> None:
             assert step.bound <= min(values), seed
             better += step.bound > before
     assert better > 100
+
+
+def test_is_never_worse_than_contiguous() -> None:
+    for seed in range(6):
+        problem = larger(seed)
+        contiguous = place_contiguous(replace(problem, contiguous=True), 5.0)
+        found = place_free(problem, 0.2)
+        assert contiguous.status == "optimal"
+        assert found.bound <= found.value <= contiguous.value

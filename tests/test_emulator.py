@@ -26,7 +26,7 @@ REGION = Rectangle(2, 1, 5, 7)
 MACHINE = Machine("toy", "a small wafer", 40, 30, 8192, 0, 3)
 ONE_USER = Workload(1, 64, 1)
 TWO_USERS = Workload(2, 10, 1)
-SOLVER = SolverRecord("optimal", "none", 0, 0, "by hand", 0, 0, 0.0)
+SOLVER = SolverRecord("feasible", (), 0, 0.0)
 
 
 def graph_of(text: str) -> Graph:
@@ -341,7 +341,7 @@ def test_decode_equals_the_whole_sequence(cut, window, sizes):
     expected = interpret(model.graph, {"input_ids": IDS, **weights})["logits"]
     steps = [emulator.step({"input_ids": ids})["logits"] for ids in IDS.split(sizes, dim=1)]
     close(torch.cat(steps, dim=1), expected)
-    remembered = emulator._histories[model.blocks[1].caches[0].node]
+    remembered = emulator._histories[0][model.blocks[1].caches[0].node]
     assert remembered.tokens == (window or 10)
 
 
@@ -357,7 +357,7 @@ def test_decode_in_chunks_equals_the_whole_sequence_and_forgets_chunks_that_are_
     expected = interpret(model.graph, {"input_ids": IDS, **weights})["logits"]
     steps = [emulator.step({"input_ids": ids})["logits"] for ids in IDS.split(sizes, dim=1)]
     close(torch.cat(steps, dim=1), expected)
-    assert emulator._histories[cache.node].tokens == 10 % 4
+    assert emulator._histories[0][cache.node].tokens == 10 % 4
 
 
 def test_the_cache_matters():
@@ -404,7 +404,7 @@ def test_a_latent_is_enough_to_remember(sizes):
     expected = interpret(model.graph, {"input_ids": IDS, **weights})["logits"]
     steps = [emulator.step({"input_ids": ids})["logits"] for ids in IDS.split(sizes, dim=1)]
     close(torch.cat(steps, dim=1), expected)
-    (parted,) = emulator._histories[13].parted.values()
+    (parted,) = emulator._histories[0][13].parted.values()
     assert parted.shape == (2, 10, 1, 7)  # users, tokens, and seven values each: nothing else is remembered
 
 

@@ -14,16 +14,17 @@ from ir.layout import fullest_tile_bytes, sliced_layouts
 from ir.plan import Rectangle
 from ir.target import LayerRegions
 from ir.types import DType, TensorType
+from partitioner.case import Case
 from partitioner.check import check
-from partitioner.compile import _fewest_misfits, compile_model
+from partitioner.compile import compile_model
 from partitioner.floorplan import wafers as layouts
 from partitioner.floorplan.shapes import Demand, Shapes
 from partitioner.floorplan.strips import arrange
 from partitioner.floorplan.wafers import FloorPlanner, TooTight
 from partitioner.floorplan.wishes import wishes_for
 from partitioner.passes.profile import profile_of
-from partitioner.problem import ExpertLayout, footprint
-from partitioner.solver.cpsat import Limits
+from partitioner.placing import _fewest_misfits
+from partitioner.problem import Copy, ExpertLayout, footprint
 from partitioner.solver.problem import Item, Problem, equal_wafers
 from targets.cost.pipeline import pipeline_cost
 from targets.cost.wafer import Stage
@@ -277,7 +278,7 @@ def test_sliced_experts_fill_no_more_tiles_than_their_bytes_need():
 def placed_small_kimi(request, compiled_small_kimi):
     """``small-kimi`` with its experts laid out in each way."""
     plan, model = compiled_small_kimi.plan, compiled_small_kimi.model
-    return request.param, compile_model(model, plan.machine, plan.workload, Limits(), experts=request.param)
+    return request.param, compile_model(Case(model, plan.machine, plan.workload, request.param))
 
 
 def test_a_model_is_laid_out_within_every_tile(placed_small_kimi):
@@ -323,7 +324,7 @@ def test_spare_tiles_make_a_token_faster(placed_small_kimi):
     way, least = placed_small_kimi
     wafers, plan = load_wafers("mini"), least.plan
     assert wafers.machine == plan.machine
-    grown = compile_model(least.model, plan.machine, plan.workload, Limits(), experts=way, speed=wafers.speed)
+    grown = compile_model(Case(least.model, plan.machine, plan.workload, way, speed=wafers.speed))
     assert check(grown.plan, least.model) == ()
     assert [b.wafer for b in grown.plan.blocks] == [b.wafer for b in plan.blocks]
     before, after = (sum(b.region.tiles for b in own.plan.blocks) for own in (least, grown))
@@ -336,7 +337,7 @@ def test_sliced_experts_serve_a_token_sooner(compiled_small_kimi):
     plan, model = compiled_small_kimi.plan, compiled_small_kimi.model
     speed = load_wafers("mini").speed
     ways = {
-        way: latency_s(compile_model(model, plan.machine, plan.workload, Limits(), experts=way, speed=speed))
+        way: latency_s(compile_model(Case(model, plan.machine, plan.workload, way, speed=speed)))
         for way in ExpertLayout
     }
     assert ways[ExpertLayout.AUTO] == min(ways.values())
@@ -345,7 +346,7 @@ def test_sliced_experts_serve_a_token_sooner(compiled_small_kimi):
 def test_layers_that_take_turns_on_the_mesh_get_no_more_than_they_need(placed_small_kimi):
     way, least = placed_small_kimi
     turns = replace(load_wafers("mini").speed, layers=LayerRegions.WHOLE_MESH)
-    plan = compile_model(least.model, least.plan.machine, least.plan.workload, Limits(), experts=way, speed=turns).plan
+    plan = compile_model(Case(least.model, least.plan.machine, least.plan.workload, way, speed=turns)).plan
     assert plan.blocks == least.plan.blocks
 
 
@@ -354,9 +355,9 @@ def test_a_wafer_that_stays_empty_wishes_for_nothing(compiled_small_kimi):
     profile = profile_of(model, None)
     wishes = wishes_for(profile, plan.machine, load_wafers("mini").speed, plan.workload, ExpertLayout.AUTO)
     planner = FloorPlanner(model, plan.machine, plan.workload, wishes=wishes)
-    (embedding,) = planner.lay_out([[], [0], []])
+    (embedding,) = planner.lay_out([[], [Copy(0)], []])
     assert embedding.wafer == 1
-    assert embedding.region.tiles >= wishes.of([0])[0].tiles > 0
+    assert embedding.region.tiles >= wishes.of([Copy(0)], planner.mesh(1))[0].tiles > 0
 
 
 def test_equal_wafers_are_laid_out_once_and_alike(compiled_small_kimi, monkeypatch):
@@ -364,7 +365,7 @@ def test_equal_wafers_are_laid_out_once_and_alike(compiled_small_kimi, monkeypat
     monkeypatch.setattr(layouts, "arrange", lambda *given: calls.append(1) or arrange(*given))
     plan, model = compiled_small_kimi.plan, compiled_small_kimi.model
     planner = FloorPlanner(model, plan.machine, plan.workload)
-    layer = [[i for i, b in enumerate(model.blocks) if b.layer == n] for n in (1, 2, 3)]
+    layer = [[Copy(i) for i, b in enumerate(model.blocks) if b.layer == n] for n in (1, 2, 3)]
     placed = planner.lay_out(layer)
     assert len(calls) == 1
     by_layer = [[b.region for b in placed if b.layer == n] for n in (1, 2, 3)]
@@ -374,11 +375,11 @@ def test_equal_wafers_are_laid_out_once_and_alike(compiled_small_kimi, monkeypat
 def test_what_cannot_be_laid_out_is_named(compiled_small_kimi):
     plan, model = compiled_small_kimi.plan, compiled_small_kimi.model
     planner = FloorPlanner(model, plan.machine, plan.workload)
-    everything = tuple(range(len(model.blocks)))
+    everything = tuple(map(Copy, range(len(model.blocks))))
     assert planner.lay_out([[], everything]) == TooTight(1, everything)
     assert not planner.fits(everything)
     assert planner.fits([])
-    assert all(planner.fits([index]) for index in everything)
+    assert all(planner.fits([copy]) for copy in everything)
 
 
 def test_regions_hold_no_less_than_the_bytes_they_are_for(compiled_small_kimi):
@@ -397,8 +398,11 @@ class Balance:
     def __init__(self, sizes: list[int], room: int) -> None:
         self.sizes, self.room = sizes, room
 
-    def fits(self, blocks) -> bool:
-        return sum(self.sizes[block] for block in blocks) <= self.room
+    def mesh(self, _wafer: int) -> tuple[int, int]:
+        return 99, 1
+
+    def fits(self, blocks, _mesh=None) -> bool:
+        return sum(self.sizes[copy.block] for copy in blocks) <= self.room
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
@@ -406,7 +410,7 @@ class Balance:
 def test_the_misfits_named_are_none_too_many(sizes, data):
     planner = Balance(sizes, data.draw(st.integers(0, sum(sizes) - 1)))
     problem = Problem(tuple(Item((n,), 1, 1, n) for n in range(len(sizes))), (), equal_wafers(2, 99))
-    kept = set(_fewest_misfits(problem, planner, range(len(sizes))))
+    kept = set(map(Copy, _fewest_misfits(problem, planner, range(len(sizes)), 0)))
     assert not planner.fits(kept)
     assert all(planner.fits(kept - {item}) for item in kept)
 
@@ -423,17 +427,18 @@ def test_what_was_refused_is_placed_apart_and_the_bound_stays(compiled_small_kim
     monkeypatch.setattr(
         FloorPlanner,
         "_arrange",
-        lambda self, blocks, wishes: (
-            None if any(s <= set(blocks) for s in too_tight) else arrange_(self, blocks, wishes)
+        lambda self, blocks, *how: (
+            None if any(s <= {copy.block for copy in blocks} for s in too_tight) else arrange_(self, blocks, *how)
         ),
     )
-    second = compile_model(model, plan.machine, plan.workload, Limits()).plan
+    second = compile_model(Case(model, plan.machine, plan.workload)).plan
     wafers = [
         {model.blocks.index(b) for b in model.blocks if b.name in {p.name for p in second.on_wafer(w)}}
         for w in range(4)
     ]
     assert not any(s <= on for s in too_tight for on in wafers)
-    assert second.solver.best_bound == plan.solver.best_bound
-    assert (second.solver.status == "optimal") == (second.solver.objective_value == plan.solver.objective_value)
+    (balance, _), (before, _) = second.solver.scores, plan.solver.scores
+    assert balance.bound == before.bound
+    assert bool(balance.proof) == (balance.value == before.value)
     assert check(second, model) == ()
     assert second.blocks != plan.blocks

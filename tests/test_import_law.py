@@ -26,6 +26,7 @@ NEVER = {
     "ir/": ("targets", "partitioner"),
     "targets/": ("partitioner",),
     "partitioner/check.py": ("partitioner.solver", "partitioner.floorplan"),
+    "partitioner/check_rules.py": ("partitioner.solver", "partitioner.floorplan", "partitioner.rules"),
 }
 
 

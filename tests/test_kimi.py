@@ -63,7 +63,7 @@ def test_the_placement_is_proven_optimal(record, manifest):
     assert record["gap"] == 0
     assert record["proof"]
     assert record["largest_wafer_bytes"] <= record["wafer_bytes"]
-    assert manifest["solver"]["proof"] == record["proof"]
+    assert manifest["solver"]["scores"][0]["proof"] == record["proof"]
 
 
 def test_each_wafer_holds_three_mixtures(record, manifest):

@@ -16,7 +16,8 @@ import pytest
 
 from ir.machine import Machine
 from ir.model import BlockKind
-from ir.plan import PlacedBlock, PlacedExpert, Plan, Rectangle, SolverRecord, Transfer
+from ir.objective import Objective
+from ir.plan import PlacedBlock, PlacedExpert, Plan, Rectangle, Score, SolverRecord, Transfer
 from ir.workload import Workload
 from partitioner.viewer.report import fold_names, packed, render_report, unpacked
 
@@ -80,7 +81,7 @@ def make_plan(wafers=3):
         workload=Workload(users=2, context=4096, chunk=1),
         blocks=blocks,
         transfers=transfers,
-        solver=SolverRecord("optimal", "bytes per token between wafers", 1024, 1024, "min cut", 1024, 7, 30.0),
+        solver=SolverRecord("optimal", (Score(Objective.TRAFFIC, 1024, 1024, "min cut"),), 7, 30.0),
     )
 
 
@@ -93,7 +94,7 @@ def hostile_plan(model_name=HOSTILE):
         machine=dataclasses.replace(plan.machine, name=HOSTILE, description=HOSTILE),
         blocks=(attacked, *plan.blocks[1:]),
         transfers=(Transfer(HOSTILE, HOSTILE, 0, 2, 64), *plan.transfers),
-        solver=dataclasses.replace(plan.solver, objective=HOSTILE, proof=HOSTILE, status=HOSTILE),
+        solver=dataclasses.replace(plan.solver, scores=(Score(Objective.TRAFFIC, 1, 1, HOSTILE),), status=HOSTILE),
     )
 
 

@@ -10,7 +10,17 @@ from typing import Annotated
 from cyclopts import App, CycloptsError, Parameter
 
 from ir.diagnostics import Diagnostic, ExitCode, UsageError, WafercError
-from partitioner.cli.arguments import Count, Json, TrustCode, parse_ids, parse_parts, parse_sizes
+from partitioner.cli.arguments import (
+    Count,
+    Json,
+    RuleOptions,
+    TrustCode,
+    parse_ids,
+    parse_parts,
+    parse_share,
+    parse_sizes,
+    parse_wafers,
+)
 from partitioner.cli.forecasts import compare, estimate, size
 from partitioner.cli.output import Output
 from partitioner.version import VERSION
@@ -35,12 +45,16 @@ def compile_command(
     context: Count | None = None,
     prefill_chunk: Count = 64,
     reserve_bytes: Count | None = None,
+    without: str = "",
     experts: str = "auto",
     granularity: str = "auto",
+    rules: RuleOptions = RuleOptions(),  # noqa: B008 - frozen, and cyclopts reads the options off it
     fix: str = "",
     parts: str = "text",
     trust_code: TrustCode = False,
     output: Annotated[Path | None, Parameter(["--output", "-o"])] = None,
+    objective: str = "balance,traffic",
+    report: Path | None = None,
     seed: Count = 0,
     time_limit: float = 60.0,
     json: Json = False,
@@ -55,15 +69,20 @@ def compile_command(
         context: tokens remembered for each user; 4096 if not given, or the model's own limit if that is less.
         prefill_chunk: tokens that a pipeline stage works on at once; sizes the activation buffers.
         reserve_bytes: bytes of each tile or device kept for code and buffers; the target's own if not given.
+        without: wafers that are out of service, by number, for example 7 or 3,7.
         experts: apart, each routed expert on tiles of its own; sliced, each on all tiles of its layer's region; or auto
             for what serves a token sooner.
         granularity: what is placed as a whole: layers, halves (attention and MLP apart), ops (each product with its
             weight), or auto for halves if they fit and ops if not.
+        rules: what else is asked of the placement.
         fix: numbers for sizes that are not fixed, for example tokens=128 or batch=1,tokens=128; a model whose tokens
             meet outside of attention is placed for these sizes alone.
         parts: text, or text,vision to place the vision tower of a multimodal transformers model too, for one picture.
         trust_code: open a .pt2 file, which is a pickle and can run code: only if you trust who made it.
         output: folder to write the plan to; nothing is written if not given.
+        objective: what to make the placement best for, the first first: machines, latency, bottleneck, traffic,
+            balance or room, separated by commas.
+        report: file (.html) to write a page to: of the plan, or of why there is none and what would fit.
         seed: seed of the solver.
         time_limit: limit on the solver's work, in deterministic seconds.
         json: print one JSON object.
@@ -75,16 +94,19 @@ def compile_command(
         target=target,
         systems=systems,
         reserve_bytes=reserve_bytes,
+        without=parse_wafers([without], "--without"),
         users=users,
         context=context,
         prefill_chunk=prefill_chunk,
         experts=experts,
+        objective=objective,
         granularity=granularity,
+        rules=rules.read(),
         seed=seed,
         time_limit=time_limit,
     )
     options = LoadOptions(fix=parse_sizes(fix), trust_code=trust_code, parts=parse_parts(parts))
-    run_compile(model, options, request, output, Output(json=json))
+    run_compile(model, options, request, output, Output(json=json), report)
 
 
 @app.command
@@ -139,6 +161,73 @@ def view(
     from partitioner.cli.view import run_view
 
     run_view(folder, Output(json=json), open_page=open_page)
+
+
+@app.command
+def diff(
+    before: Path,
+    after: Path,
+    /,
+    *,
+    speed: Annotated[bool, Parameter("--speed", negative=())] = False,
+    json: Json = False,
+) -> None:
+    """Say what changed from one plan to another; exit code 0, whatever did.
+
+    Args:
+        before: a plan's folder.
+        after: another one's.
+        speed: check both and forecast how fast they are.
+        json: print one JSON object.
+    """
+    from partitioner.cli.diff import run_diff
+
+    run_diff(before, after, Output(json=json), speed=speed)
+
+
+@app.command
+def replan(
+    folder: Path,
+    /,
+    *,
+    lost: tuple[str, ...] = (),
+    added: Count = 0,
+    users: Count | None = None,
+    context: Count | None = None,
+    prefill_chunk: Count | None = None,
+    within: str = "5%",
+    experts: str = "auto",
+    target: str | None = None,
+    output: Annotated[Path | None, Parameter(["--output", "-o"])] = None,
+    json: Json = False,
+) -> None:
+    """Make a plan for what has changed that moves the fewest bytes of weights, and say what moves.
+
+    Args:
+        folder: a plan's folder; it stays as it is.
+        lost: wafers that are out of service, for example wafer:7; more of them separated by commas.
+        added: how many wafers are new; their numbers follow those of the others.
+        users: users whose KV caches are resident at the same time; the plan's if not given.
+        context: tokens remembered for each user; the plan's if not given.
+        prefill_chunk: tokens that a pipeline stage works on at once; the plan's if not given.
+        within: how far from the optimum of the plan's first objective the new plan may be.
+        experts: apart, sliced or auto, for wafers that are laid out anew.
+        target: the machine file that the plan was made for, if it is not bundled; it tells how fast wafers are.
+        output: folder to write the new plan to; nothing is written if not given.
+        json: print one JSON object.
+    """
+    from partitioner.cli.replan import Asked, run_replan
+    from partitioner.replan import Change
+
+    change = Change(
+        lost=parse_wafers(lost, "--lost"),
+        added=added,
+        users=users,
+        context=context,
+        chunk=prefill_chunk,
+        within=parse_share(within, "--within"),
+    )
+    run_replan(folder, change, Asked(experts, target, output), Output(json=json))
 
 
 @app.command

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from fractions import Fraction
+from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter, Token
 
 from ir.diagnostics import Diagnostic, UsageError
+from ir.rules import Rule
 
 
 def _whole(_type: object, tokens: Sequence[Token]) -> int:
@@ -21,6 +26,52 @@ def _whole(_type: object, tokens: Sequence[Token]) -> int:
 Count = Annotated[int, Parameter(converter=_whole)]
 Json = Annotated[bool, Parameter("--json", negative=())]
 TrustCode = Annotated[bool, Parameter("--trust-code", negative=())]
+
+Rules = Annotated[tuple[str, ...], Parameter(negative=(), show_default=False)]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, slots=True)
+class RuleOptions:
+    """Rules of the placement, each option as often as wanted; docs/rules.md.
+
+    Attributes:
+        pin: blocks and the wafers that they may lie on, as embedding=0 or 'layers.3.*=1,2'.
+        forbid: blocks and the wafers that they may not lie on, as 'layers.*.experts=4'.
+        apart: blocks of which no two share a wafer, as embedding,head.
+        together: blocks that share one wafer.
+        order: blocks in the order in which the pipeline passes them, as 'layers.3,layers.7'.
+        at_most: blocks and how many of them a wafer may hold, as 'layers.*.experts=3'.
+        replicate: blocks and how many copies of each serve users in turn, as embedding=2.
+        free: blocks that values may flow back to, along the pipeline.
+        rules: file (.toml) with more of them.
+    """
+
+    pin: Rules = ()
+    forbid: Rules = ()
+    apart: Rules = ()
+    together: Rules = ()
+    order: Rules = ()
+    at_most: Rules = ()
+    replicate: Rules = ()
+    free: Rules = ()
+    rules: Path | None = None
+
+    def read(self) -> tuple[Rule, ...]:
+        """The rules, those of the file first.
+
+        Raises:
+            UsageError: W0114 or W0116, they cannot be read.
+        """
+        from partitioner.rules import parse_rule, read_rules
+
+        kinds = [option.name for option in fields(self) if option.name != "rules"]
+        given = [
+            parse_rule(f"{kind.replace('_', '-')} {text}", f"--{kind.replace('_', '-')}")
+            for kind in kinds
+            for text in getattr(self, kind)
+        ]
+        return (*(read_rules(self.rules) if self.rules else ()), *given)
 
 
 def parse_ids(text: str) -> list[int]:
@@ -42,6 +93,35 @@ def parse_sizes(text: str) -> dict[str, int]:
         help_ = ("for example --fix tokens=128,users=1",)
         fault = Diagnostic("W0104", f"sizes must be name=number separated by commas, not {text!r}", help=help_)
         raise UsageError(fault) from None
+
+
+def parse_wafers(texts: Sequence[str], option: str) -> tuple[int, ...]:
+    """``7,9`` or ``wafer:7,wafer:9``, each once; none for an empty text."""
+    parts = [part.strip() for text in texts if text for part in text.split(",")]
+    found = [re.fullmatch(r"(?:wafer:)?(\d{1,9})", part) for part in parts]
+    faults = [
+        Diagnostic("W0104", f"{part!r} names no wafer", option, help=(f"for example {option} wafer:7",))
+        for part, match in zip(parts, found, strict=True)
+        if match is None
+    ]
+    if faults:
+        raise UsageError(*faults)
+    return tuple(sorted({int(match[1]) for match in found if match}))
+
+
+def parse_share(text: str, option: str) -> Fraction:
+    """``2.5%``, or ``0.025``."""
+    number, percent = text.strip().removesuffix("%"), text.strip().endswith("%")
+    try:
+        if not re.fullmatch(r"\d{1,9}(\.\d{1,9})?", number.strip()):
+            raise ValueError
+        share = Fraction(number.strip()) / (100 if percent else 1)
+        if not percent and share >= 1:
+            raise ValueError
+    except ValueError:
+        message = f"{option} is a percentage, or a part below 1, not {text!r}"
+        raise UsageError(Diagnostic("W0104", message, option, help=(f"for example {option} 2%",))) from None
+    return share
 
 
 def parse_parts(text: str) -> tuple[str, ...]:

@@ -60,7 +60,8 @@ def require_sound(stored: PlanFolder) -> Model:
         for entry, block in zip(manifest.blocks, stored.plan.blocks, strict=True)
         if entry.experts != len(block.experts)
     ]
-    if manifest.solver.gap != stored.plan.solver.gap:
+    gaps = [entry.gap for entry in manifest.solver.scores]
+    if gaps != [score.gap for score in stored.plan.solver.scores]:
         faults.append(Diagnostic("W0510", "the manifest's gap is wrong", "manifest.json"))
     if faults:
         raise CheckError(*faults)

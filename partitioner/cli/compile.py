@@ -10,11 +10,13 @@ from typing import Any
 from ir.diagnostics import Diagnostic, UnsupportedModelError, UsageError
 from ir.forecast import Forecast
 from ir.model import BlockKind, Granularity
-from ir.plan import Plan
+from ir.objective import DEFAULT_OBJECTIVES
+from ir.plan import Plan, Score
 from ir.target import DeviceCluster
 from partitioner.api import CompiledModel, LoadOptions, Request, compile_lowered, lower
 from partitioner.cli.devices import run_compile_devices
 from partitioner.cli.output import Output, peak_rss_bytes
+from partitioner.cli.page import page_of_failure, write_page
 from partitioner.figures import figures
 from partitioner.folder import REPORT, refuse_foreign
 from partitioner.forecast import estimate
@@ -24,27 +26,30 @@ from partitioner.questions import ask
 from targets.machines import load_target, load_wafers
 
 
-def run_compile(model: str, options: LoadOptions, request: Request, folder: Path | None, out: Output) -> None:
-    """Compile, write the plan to ``folder`` if there is one, and report."""
+def run_compile(
+    model: str, options: LoadOptions, request: Request, folder: Path | None, out: Output, report: Path | None = None
+) -> None:
+    """Compile, write the plan to ``folder`` if there is one, and report; to the page ``report`` even if none fits."""
     begin = time.perf_counter()
     if isinstance(load_target(request.target).cluster, DeviceCluster):  # a wrong target is told at once
-        if request.experts != ExpertLayout.AUTO:
-            raise UsageError(Diagnostic("W0104", "--experts is for wafers; devices deal them by rank", "--experts"))
-        if request.granularity not in (Granularity.AUTO, Granularity.HALVES):
-            raise UsageError(Diagnostic("W0104", "--granularity is for wafers", "--granularity"))
+        _refuse_what_is_for_wafers(request, report)
         run_compile_devices(model, options, request, folder, out)
         return
-    load_wafers(request.target, request.systems, request.reserve_bytes)
+    load_wafers(request.target, request.systems, request.reserve_bytes, request.without)
     if folder is not None:
         refuse_foreign(folder)
-    with out.progress() as progress:
+    with out.progress() as progress, page_of_failure(report):
         progress(f"reading {model}")
         placed = compile_lowered(lower(model, options), request, progress)
         if folder is not None:
             progress("writing the plan")
             placed.save(folder)
+        if report is not None:
+            write_page(report, placed.page())
     for note in placed.lowered.notes:
         out.note(note)
+    if placed.plan.solver.interrupted:
+        out.note("interrupted: this is the best placement found so far, and its gap says how good it is at least")
     speed = _forecast(placed, request)
     wall_s = time.perf_counter() - begin
     if out.json:
@@ -63,6 +68,21 @@ def run_compile(model: str, options: LoadOptions, request: Request, folder: Path
         print(f"plan in {folder}, page in {folder / REPORT}")
 
 
+def _refuse_what_is_for_wafers(request: Request, report: Path | None) -> None:
+    if request.experts != ExpertLayout.AUTO:
+        raise UsageError(Diagnostic("W0104", "--experts is for wafers; devices deal them by rank", "--experts"))
+    if request.granularity not in (Granularity.AUTO, Granularity.HALVES):
+        raise UsageError(Diagnostic("W0104", "--granularity is for wafers", "--granularity"))
+    if request.without:
+        raise UsageError(Diagnostic("W0104", "--without is for wafers", "--without"))
+    if request.rules:
+        raise UsageError(Diagnostic("W0104", "rules of placement are for wafers", str(request.rules[0])))
+    if request.objectives != DEFAULT_OBJECTIVES:
+        raise UsageError(Diagnostic("W0104", "--objective is for wafers; devices serve soonest", "--objective"))
+    if report is not None:
+        raise UsageError(Diagnostic("W0104", "--report is for wafers; -o writes the plan's page", "--report"))
+
+
 def _forecast(placed: CompiledModel, request: Request) -> Forecast | None:
     """What one user gets of the plan; ``None`` where the machine states no speed, or the model writes no tokens."""
     found = planned(placed.plan, placed.model)
@@ -78,11 +98,9 @@ def _record(placed: CompiledModel, speed: Forecast | None, wall_s: float, folder
     split = sum(1 for b in plan.blocks if len({b.wafer, *(e.wafer for e in b.experts)}) > 1)
     return {
         "status": plan.solver.status,
-        "objective": plan.solver.objective,
-        "objective_value": plan.solver.objective_value,
-        "best_bound": plan.solver.best_bound,
-        "gap": plan.solver.gap,
-        "proof": plan.solver.proof,
+        **_first(plan.solver.scores[0]),
+        "scores": [_shown(score) for score in plan.solver.scores],
+        "interrupted": plan.solver.interrupted,
         "systems": plan.machine.systems,
         "systems_used": len(plan.wafers_used),
         "parameters": found.parameters,
@@ -92,7 +110,7 @@ def _record(placed: CompiledModel, speed: Forecast | None, wall_s: float, folder
         "activation_bytes": sum(block.activation_bytes for block in plan.blocks),
         "largest_wafer_bytes": plan.largest_wafer_bytes,
         "wafer_bytes": plan.machine.wafer_bytes,
-        "traffic_bytes_per_token": plan.solver.traffic_bytes_per_token,
+        "traffic_bytes_per_token": sum(transfer.bytes_per_token for transfer in plan.transfers),
         "layers": found.layers,
         "moe_layers": found.moe_layers,
         "experts_per_layer": found.experts_per_layer,
@@ -106,6 +124,21 @@ def _record(placed: CompiledModel, speed: Forecast | None, wall_s: float, folder
         "wall_s": round(wall_s, 3),
         "peak_rss_bytes": peak_rss_bytes(),
     }
+
+
+def _first(score: Score) -> dict[str, Any]:
+    """The score that decided first, beside the others."""
+    return {
+        "objective": score.objective,
+        "objective_value": score.value,
+        "best_bound": score.bound,
+        "gap": score.gap,
+        "proof": score.proof,
+    }
+
+
+def _shown(score: Score) -> dict[str, Any]:
+    return {**asdict(score), "unit": score.objective.unit, "gap": score.gap}
 
 
 def _summary(placed: CompiledModel, wall_s: float) -> str:

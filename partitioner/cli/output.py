@@ -8,9 +8,12 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ir.diagnostics import Diagnostic, WafercError
+
+if TYPE_CHECKING:
+    from partitioner.solver.place import Incumbent
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +65,25 @@ class Output:
 
         console = Console(stderr=True)
         with console.status("starting") as status:
-            yield lambda step: status.update(step)
+            yield lambda step: status.update(step if isinstance(step, str) else _line(step))
+
+
+def _line(found: Incumbent) -> str:
+    """``placing: balance 30.1 GB, bound 30.1 GB, gap 0.0 %, 1.2 s``."""
+    value, bound = (amount(figure, found.objective.unit) for figure in (found.value, found.bound))
+    return f"placing: {found.objective} {value}, bound {bound}, gap {100 * found.gap:.1f} %, {found.elapsed_s:.1f} s"
+
+
+def amount(value: int, unit: str) -> str:
+    """``value`` of an objective in three or four digits with its unit: 30.1 GB, 12.5 us, 20 wafers."""
+    scales = {
+        "bytes": (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)),
+        "fs": (("s", 1e15), ("ms", 1e12), ("us", 1e9), ("ns", 1e6), ("ps", 1e3)),
+    }
+    for name, scale in scales.get(unit, ()):
+        if abs(value) >= scale:
+            return f"{value / scale:,.1f} {name}"
+    return f"{value:,} {unit}"
 
 
 def peak_rss_bytes() -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from ir.plan import Plan
+from ir.plan import Plan, Score
 
 _UNITS = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 
@@ -64,10 +64,13 @@ def _title(plan: Plan) -> str:
 
 def _caption(plan: Plan) -> str:
     solver = plan.solver
-    proof = f", proven by {solver.proof}" if solver.proof else ""
     spare = plan.machine.systems - len(plan.wafers_used)
     unused = f"; {spare} of {plan.machine.systems} systems unused" if spare else ""
-    return (
-        f"{solver.status}: fullest wafer {solver.objective_value:,} B, bound {solver.best_bound:,} B, "
-        f"gap {solver.gap:.2%}{proof}; {solver.traffic_bytes_per_token:,} B between wafers for each token{unused}"
-    )
+    interrupted = ", the search being interrupted" if solver.interrupted else ""
+    return "\n".join([f"{solver.status}{interrupted}{unused}", *map(_score, solver.scores)])
+
+
+def _score(score: Score) -> str:
+    proof = f", proven by {score.proof}" if score.proof else ""
+    bound = f"bound {score.bound:,}, gap {score.gap:.2%}"
+    return f"{score.objective} {score.value:,} {score.objective.unit}, {bound}{proof}"

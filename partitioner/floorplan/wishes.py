@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ir.machine import Machine
 from ir.profile import Profile
 from ir.target import LayerRegions, Wafers, WaferSpeed
 from ir.workload import Workload
-from partitioner.problem import ExpertLayout, room
-from targets.cost.wafer import allocate
+from partitioner.problem import Copy, ExpertLayout, room
+from targets.cost.wafer import Room, allocate
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,19 +31,26 @@ class Wishes:
         self._wafers = Wafers(machine, speed)
         self._workload = workload
         self._experts = experts
-        self._known: dict[tuple[int, ...], tuple[Wish, ...]] = {}
+        self._known: dict[object, tuple[Wish, ...]] = {}
 
-    def of(self, blocks: Sequence[int]) -> tuple[Wish, ...]:
-        """For each of ``blocks`` (indices) of one wafer; wafers with the same layers are worked out once."""
+    def of(self, blocks: Sequence[Copy], mesh: tuple[int, int]) -> tuple[Wish, ...]:
+        """For each of ``blocks`` of one wafer of ``mesh`` (columns, rows); equal wafers with the same layers are worked
+        out once. How fast the wafer is does not matter: it slows all its blocks alike.
+        """
         if not blocks:
             return ()
-        key = tuple(self._profile.alike[block] for block in blocks)
+        machine = replace(self._wafers.machine, columns=mesh[0], rows=mesh[1])
+        rooms = [self._room(copy, machine) for copy in blocks]
+        key = tuple((self._profile.alike[room.block], room.tiles, room.expert_tiles) for room in rooms), mesh
         if key not in self._known:
-            rooms = [room(self._profile.blocks[b], b, self._workload, self._wafers.machine) for b in blocks]
-            context = self._workload.context
-            stages = allocate(self._profile.blocks, rooms, self._wafers, context, self._experts.value)
+            wafers = replace(self._wafers, machine=machine)
+            stages = allocate(self._profile.blocks, rooms, wafers, self._workload.context, self._experts.value)
             self._known[key] = tuple(Wish(stage.tiles, not stage.expert_rows) for stage in stages)
         return self._known[key]
+
+    def _room(self, copy: Copy, machine: Machine) -> Room:
+        workload = self._workload.share(copy.number, copy.copies)
+        return room(self._profile.blocks[copy.block], copy.block, workload, machine)
 
 
 def wishes_for(

@@ -21,12 +21,14 @@ class Origin:
         config: the configuration, for ``config``; else empty.
         path: the file or checkpoint folder that holds the weights; empty where there is none.
         sha256: of the file; empty otherwise.
+        max_context: tokens that the model has positions for; ``None`` if it does not say.
     """
 
     kind: str
     config: dict[str, Any]
     path: str = ""
     sha256: str = ""
+    max_context: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,136 +1,232 @@
-"""Exact answers for chains: contiguous runs of items on wafers in pipeline order.
+"""Exact answers for chains: contiguous runs of items on wafers in pipeline order, optimal with proof.
 
-Whether a chain fits on k wafers with at most B bytes each is decided by filling wafer after wafer as far as possible:
-every limit that holds for a run of items holds for its parts, so filling further never hurts. The least B is found by
-bisection (parametric search; Pinar and Aykanat, "Fast optimal load balancing algorithms for 1D partitioning", 2004).
+Objectives of two sorts take turns. What a placement is at its worst (bytes of the fullest wafer, the bottleneck, room
+for users) and the number of wafers are thresholds on what runs may be: whether there is a placement within them is
+decided by filling wafer after wafer as far as possible, and the best threshold is found by bisection (parametric
+search; Pinar and Aykanat, "Fast optimal load balancing algorithms for 1D partitioning", 2004). What adds up over runs
+(traffic, latency) is found by dynamic programming over cuts, for vectors in lexicographic order.
 """
 
 from __future__ import annotations
 
-from itertools import accumulate
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
+from ir.objective import Objective
+from partitioner.solver.costs import SUMS, is_countable
+from partitioner.solver.cuts import Paths, best_paths, coarser, fewest_wafers, one_of, solve, within
+from partitioner.solver.filling import bottleneck, counting_bound, fill, least_traffic, smallest_bottleneck, traffic
 from partitioner.solver.problem import Assignment, Problem
+from partitioner.solver.proofs import proof_of_sum, proof_of_threshold, why_nothing_fits
+from partitioner.solver.runs import Chain, Thresholds, furthest
+from partitioner.solver.score import MOST_USERS, faults, score
+
+__all__ = [
+    "Runs",
+    "best_runs",
+    "bottleneck",
+    "counting_bound",
+    "fill",
+    "least_traffic",
+    "smallest_bottleneck",
+    "traffic",
+    "why_no_runs",
+]
+
+_UNKNOWN = -1
+"""Value of sums that are too large to be searched."""
 
 
-def fill(problem: Problem, most_bytes: int) -> Assignment | None:
-    """A placement of at most ``most_bytes`` on each wafer, found greedily; ``None`` if a chain has none.
+@dataclass(frozen=True, slots=True)
+class Runs:
+    """Contiguous runs of items, one on each wafer in use.
 
-    For problems that are no chain ``None`` proves nothing.
+    ``values`` of the objectives that were asked for; ``proofs``: two arguments of different kinds that no placement has
+    a better one, given the values before it; empty where that is not known.
     """
-    wafers: list[int] = []
-    wafer = used_bytes = used_tiles = 0
-    run: set[int] = set()
-    has_misfits = bool(problem.misfits)
-    for index, item in enumerate(problem.items):
-        if (
-            item.bytes > most_bytes
-            or item.tiles > problem.wafers[0].tiles
-            or (has_misfits and problem.holds_misfit((index,)))
-        ):
-            return None
-        run.add(index)
-        too_much = used_bytes + item.bytes > most_bytes or used_tiles + item.tiles > problem.wafers[0].tiles
-        if too_much or (has_misfits and problem.holds_misfit(run)):
-            wafer, used_bytes, used_tiles, run = wafer + 1, 0, 0, {index}
-        if wafer == len(problem.wafers):
-            return None
-        used_bytes += item.bytes
-        used_tiles += item.tiles
-        wafers.append(wafer)
-    return tuple(wafers)
+
+    assignment: Assignment
+    values: tuple[int, ...]
+    proofs: tuple[str, ...]
 
 
-def smallest_bottleneck(problem: Problem) -> tuple[int, Assignment] | None:
-    """The least bytes of the fullest wafer over all contiguous placements, and one that reaches it."""
-    total = sum(item.bytes for item in problem.items)
-    low = counting_bound(problem)
-    best = fill(problem, total)
-    if best is None:
+@dataclass(frozen=True)
+class _Found:
+    """What the search holds of the best values so far: ``thresholds``; ``paths``, all with the ``least`` ``sums``."""
+
+    chain: Chain
+    thresholds: Thresholds
+    values: tuple[int, ...] = ()
+    proofs: tuple[str, ...] = ()
+    sums: tuple[Objective, ...] = ()
+    least: tuple[int, ...] = ()
+    paths: Paths | None = None
+
+
+def best_runs(problem: Problem, objectives: Sequence[Objective]) -> Runs | None:
+    """The best contiguous runs by the first of ``objectives``, of these the best by the second, and so on.
+
+    They are the best of all placements of a chain on wafers told apart by size and speed alone. Otherwise they are a
+    placement like another, without proof. ``None``: there are no such runs, or they break a rule of the user.
+    """
+    found = _search(Chain(problem), objectives)
+    if found is None:
         return None
-    high = bottleneck(problem, best)
+    runs = _runs(found, found, objectives)
+    if runs.values != found.values and problem.is_plain:
+        # Values that skip items share links in a way that depends on several cuts, which was left out of account.
+        other = _search(Chain(problem, cautious=True), objectives)
+        runs = min(runs, *([_runs(other, found, objectives)] if other else []), key=_rank(objectives))
+    return None if faults(problem, runs.assignment) else runs
+
+
+def why_no_runs(problem: Problem) -> str:
+    """Two arguments that a chain has no placement; empty if it has one, or where that is not known."""
+    return why_nothing_fits(Chain(problem)) if problem.is_chain else ""
+
+
+def _rank(objectives: Sequence[Objective]) -> Callable[[Runs], list[int]]:
+    signs = [-1 if objective.is_maximum else 1 for objective in objectives]
+    return lambda runs: [sign * value for sign, value in zip(signs, runs.values, strict=True)]
+
+
+def _runs(found: _Found, bounds: _Found, objectives: Sequence[Objective]) -> Runs:
+    """The placement found, with the proofs of those of ``bounds`` that it meets."""
+    problem = found.chain.problem
+    assignment = _assignment(found)
+    values = tuple(score(problem, assignment, objective) for objective in objectives)
+    met = [values[: n + 1] == bounds.values[: n + 1] for n in range(len(values))]
+    return Runs(assignment, values, tuple(proof if so else "" for proof, so in zip(bounds.proofs, met, strict=True)))
+
+
+# --- the search -------------------------------------------------------------------------------------------------------
+
+
+def _search(chain: Chain, objectives: Sequence[Objective]) -> _Found | None:
+    if not chain.wafers.kinds or not chain.count:
+        return None
+    found = _Found(chain, Thresholds(max(chain.wafers.used)))
+    if not _fits(found, found.thresholds):
+        return None
+    for objective in objectives:
+        found = _with_sum(found, objective) if objective in SUMS else _with_threshold(found, objective)
+    return found
+
+
+def _with_sum(found: _Found, objective: Objective) -> _Found:
+    if not is_countable(found.chain, objective):
+        return replace(found, values=(*found.values, _UNKNOWN), proofs=(*found.proofs, ""))
+    chain = coarser(found.chain, found.thresholds, [start for start, _, _ in _way(found)])
+    sums = (*found.sums, objective)
+    table = solve(chain, sums, found.thresholds)
+    assert table is not None, "there was a placement before"
+    return replace(
+        found,
+        chain=chain,
+        values=(*found.values, table.least[-1]),
+        proofs=(*found.proofs, proof_of_sum(chain, table, sums)),
+        sums=sums,
+        least=table.least,
+        paths=best_paths(chain, table),
+    )
+
+
+def _with_threshold(found: _Found, objective: Objective) -> _Found:
+    if objective is Objective.MACHINES:
+        value = _fewest(found)
+    else:
+        key = _least(*_range(found.chain, objective), lambda key: _fits(found, _at(found.thresholds, objective, key)))
+        value = MOST_USERS - key if objective is Objective.ROOM else key
+    proof = proof_of_threshold(found.chain, objective, value, found.thresholds, found.sums, found.least)
+    thresholds = replace(found.thresholds, **{objective.value: value})
+    paths = within(found.chain, found.paths, thresholds) if found.paths else None
+    values, proofs = (*found.values, value), (*found.proofs, proof)
+    return replace(found, thresholds=thresholds, values=values, proofs=proofs, paths=paths)
+
+
+def _at(thresholds: Thresholds, objective: Objective, key: int) -> Thresholds:
+    """``thresholds`` with one more, by a number that is less the better it is."""
+    return replace(thresholds, **{objective.value: MOST_USERS - key if objective is Objective.ROOM else key})
+
+
+def _range(chain: Chain, objective: Objective) -> tuple[int, int]:
+    """Between which numbers the best threshold lies."""
+    items = chain.problem.items
+    if objective is Objective.ROOM:
+        return 0, MOST_USERS
+    if objective is Objective.BALANCE:
+        return max(item.bytes for item in items), sum(item.bytes for item in items)
+    slowest = max(kind.slowness_permille for kind in chain.wafers.kinds)
+    times = [curve.slowed(slowest).time_fs for item in items for curve in (item.latency, item.slowest)]
+    return 0, sum(times) + int(chain.held_fs.max())
+
+
+def _least(low: int, high: int, holds: Callable[[int], bool]) -> int:
+    """The least number for which ``holds``, which it does for ``high`` and for all from some number on."""
     while low < high:
         middle = (low + high) // 2
-        found = fill(problem, middle)
-        if found is None:
-            low = middle + 1
-        else:
-            best, high = found, bottleneck(problem, found)
-    return high, best
+        low, high = (low, middle) if holds(middle) else (middle + 1, high)
+    return low
 
 
-def least_traffic(problem: Problem, most_bytes: int) -> Assignment | None:
-    """Of all contiguous placements with at most ``most_bytes`` on each wafer, one that sends the fewest bytes.
+def _fits(found: _Found, thresholds: Thresholds) -> bool:
+    """Whether there is a placement within ``thresholds`` that is as good as ``found``."""
+    if found.paths:
+        return within(found.chain, found.paths, thresholds) is not None
+    chain = found.chain
+    return max(furthest(chain.wafers, chain.reach(thresholds), thresholds.machines)) == chain.count
 
-    Dynamic programming over cuts: what a run of items receives depends on where it begins and ends alone.
-    """
-    count = len(problem.items)
-    best: list[dict[int, tuple[int, int]]] = [{} for _ in range(count + 1)]  # [end][wafers] -> traffic, start
-    best[0][0] = (0, 0)
-    received = _received(problem)
-    for start in range(count):
-        for end in _ends(problem, start, most_bytes):
-            for wafers, (sent, _) in best[start].items():
-                option = (sent + received[start][end - start - 1], start)
-                if wafers < len(problem.wafers) and option < best[end].get(wafers + 1, (1 << 62, 0)):
-                    best[end][wafers + 1] = option
-    if not best[count]:
-        return None
-    wafers = min(best[count], key=lambda used: (best[count][used][0], used))
-    assignment = [0] * count
-    end = count
-    while end:
-        start = best[end][wafers][1]
-        wafers -= 1
-        assignment[start:end] = [wafers] * (end - start)
-        end = start
+
+def _fewest(found: _Found) -> int:
+    if found.paths:
+        return fewest_wafers(found.chain, found.paths)
+    wafers = found.chain.wafers
+    reached = furthest(wafers, found.chain.reach(found.thresholds), found.thresholds.machines)
+    return wafers.used[reached.index(found.chain.count)]
+
+
+# --- placements -------------------------------------------------------------------------------------------------------
+
+
+def _assignment(found: _Found) -> Assignment:
+    """One placement of those found; wafers of a kind in the order of their numbers, but where items lay before."""
+    problem, way = found.chain.problem, _way(found)
+    members = found.chain.wafers.members
+    wafers: dict[int, int] = {}
+    for _, wafer, run in sorted(_stays(problem, way), reverse=True):
+        if run not in wafers and wafer not in wafers.values() and wafer in members[way[run][2]]:
+            wafers[run] = wafer
+    unused = [iter(sorted(set(own) - set(wafers.values()))) for own in members]
+    assignment: list[int] = []
+    for run, (start, end, kind) in enumerate(way):
+        assignment += [wafers[run] if run in wafers else next(unused[kind])] * (end - start)
     return tuple(assignment)
 
 
-def _ends(problem: Problem, start: int, most_bytes: int) -> list[int]:
-    """Ends of the runs from ``start`` that one wafer can hold."""
-    ends: list[int] = []
-    used_bytes = used_tiles = 0
-    run: set[int] = set()
-    for index in range(start, len(problem.items)):
-        used_bytes += problem.items[index].bytes
-        used_tiles += problem.items[index].tiles
-        run.add(index)
-        if used_bytes > most_bytes or used_tiles > problem.wafers[0].tiles or problem.holds_misfit(run):
-            break
-        ends.append(index + 1)
-    return ends
+def _stays(problem: Problem, way: Sequence[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
+    """(bytes of weights, wafer, run) of the items of each run that lay together on a wafer before."""
+    stays: dict[tuple[int, int], int] = {}
+    for run, (start, end, _) in enumerate(way):
+        for item, was in zip(problem.items[start:end], problem.previous[start:end], strict=False):
+            if was is not None:
+                stays[was, run] = stays.get((was, run), 0) + item.weight_bytes
+    return [(size, wafer, run) for (wafer, run), size in stays.items()]
 
 
-def _received(problem: Problem) -> list[list[int]]:
-    """``[start][length - 1]``: bytes per token that the run of ``length`` items from ``start`` is sent."""
-    count = len(problem.items)
-    arrives = [[0] * (count + 1) for _ in range(count)]
-    for flow in problem.flows:
-        for start in range(flow.source + 1, count):
-            first = next((target for target in flow.targets if target >= start), None)
-            if first is None:
-                break
-            arrives[start][first] += flow.bytes_per_token
-    return [list(accumulate(arrives[start][start:count])) for start in range(count)]
+def _way(found: _Found) -> list[tuple[int, int, int]]:
+    """(start, end, kind) of each run of a placement of the fewest wafers."""
+    return one_of(found.chain, found.paths) if found.paths else _filled(found.chain, found.thresholds)
 
 
-def counting_bound(problem: Problem) -> int:
-    """Bytes that the fullest wafer holds at least, whatever the placement: the mean, or the largest item."""
-    total = sum(item.bytes for item in problem.items)
-    return max(-(-total // len(problem.wafers)), max(item.bytes for item in problem.items))
-
-
-def bottleneck(problem: Problem, assignment: Assignment) -> int:
-    """Bytes of the fullest wafer."""
-    loads = [0] * len(problem.wafers)
-    for item, wafer in zip(problem.items, assignment, strict=True):
-        loads[wafer] += item.bytes
-    return max(loads)
-
-
-def traffic(problem: Problem, assignment: Assignment) -> int:
-    """Bytes that leave wafers for each token: a value counts once for each wafer that it is sent to."""
-    return sum(
-        flow.bytes_per_token * len({assignment[target] for target in flow.targets} - {assignment[flow.source]})
-        for flow in problem.flows
-    )
+def _filled(chain: Chain, thresholds: Thresholds) -> list[tuple[int, int, int]]:
+    """Wafers filled as far as possible."""
+    reach = chain.reach(thresholds)
+    reached = furthest(chain.wafers, reach, thresholds.machines)
+    state = reached.index(chain.count)
+    way = []
+    while state:
+        steps = chain.wafers.steps[state]
+        source, kind = next(step for step in steps if reach[step[1]][reached[step[0]]] == reached[state])
+        way.append((reached[source], reached[state], kind))
+        state = source
+    return way[::-1]

@@ -1,17 +1,21 @@
-"""The placement problem as a CP-SAT model: first the smallest bottleneck, then the least traffic that keeps it."""
+"""CP-SAT on the placement problem: one objective at a time, those before it kept, and a search that can be ended."""
 
 from __future__ import annotations
 
-from collections import Counter
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
+from queue import Queue
+from threading import Thread
 from typing import TYPE_CHECKING
 
+from ir.objective import Objective
 from partitioner.solver.problem import Assignment, Problem
 
 if TYPE_CHECKING:
-    # It takes pandas with it, half a second that who only looks at a model need not wait.
     from ortools.sat.python import cp_model
+
+    from partitioner.solver.model import Formulation
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,108 +26,155 @@ class Limits:
     seed: int = 0
 
 
+DEFAULT_LIMITS = Limits()
+_MOST_LITERALS = 60_000
+"""Of a model that is worth building."""
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """``status`` is CP-SAT's: ``OPTIMAL``, ``FEASIBLE``, ``INFEASIBLE`` or ``UNKNOWN``; without an assignment the
-    value is -1.
+    value is -1. ``bound`` is what the search says that no placement does better than, ``None`` where it says nothing;
+    ``work`` is in deterministic seconds.
     """
 
     status: str
     assignment: Assignment | None
     value: int
-    bound: int
+    bound: int | None
+    work: float = 0.0
+    interrupted: bool = False
 
 
-def solve_bottleneck(problem: Problem, limits: Limits, hint: Assignment | None, *, presolve: bool = True) -> Answer:
-    """Minimise the bytes of the fullest wafer."""
-    formulation = _Formulation(problem)
-    most = formulation.model.new_int_var(0, sum(item.bytes for item in problem.items), "bottleneck")
-    for load in formulation.loads:
-        formulation.model.add(load <= most)
-    formulation.model.minimize(most)
-    return formulation.solve(limits, hint, presolve=presolve)
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What to search for: the best in ``objective`` of the placements that reach ``kept`` in others."""
+
+    problem: Problem
+    objective: Objective
+    kept: tuple[tuple[Objective, int], ...] = ()
 
 
-def solve_traffic(problem: Problem, limits: Limits, hint: Assignment, most_bytes: int) -> Answer:
-    """Minimise the bytes sent between wafers for each token, with at most ``most_bytes`` on each wafer."""
-    formulation = _Formulation(problem)
-    for load in formulation.loads:
-        formulation.model.add(load <= most_bytes)
-    formulation.model.minimize(formulation.traffic())
-    return formulation.solve(limits, hint)
+def solve(
+    task: Task,
+    limits: Limits,
+    hint: Assignment | None,
+    *,
+    presolve: bool = True,
+    found: Callable[[int, int], None] = lambda _value, _bound: None,
+) -> Answer:
+    """Search; ``found`` is called with the value and bound of each better placement.
+
+    An interrupt (SIGINT) ends the search and keeps the best placement that it found.
+    """
+    from partitioner.solver.expressions import expression
+    from partitioner.solver.model import Formulation
+
+    form = Formulation(task.problem)
+    for objective, value in task.kept:
+        reached = expression(form, objective)
+        form.model.add(reached >= value if objective.is_maximum else reached <= value)
+    goal = expression(form, task.objective)
+    if task.objective.is_maximum:
+        form.model.maximize(goal)
+    else:
+        form.model.minimize(goal)
+    if hint:
+        form.suggest(hint)
+    return _answer(form, limits, presolve, found)
 
 
-class _Formulation:
-    """Variables ``on[i][w]``: item i lies on wafer w; wafers are used in order, and values never flow backward."""
+def _answer(form: Formulation, limits: Limits, presolve: bool, found: Callable[[int, int], None]) -> Answer:
+    """Run CP-SAT so that the answer depends on the input alone."""
+    from ortools.sat.python import cp_model
 
-    def __init__(self, problem: Problem) -> None:
-        from ortools.sat.python import cp_model
+    solver = cp_model.CpSolver()
+    solver.parameters.num_workers = 8
+    solver.parameters.interleave_search = True
+    solver.parameters.random_seed = limits.seed
+    solver.parameters.max_deterministic_time = limits.deterministic_time
+    solver.parameters.cp_model_presolve = presolve
+    solver.parameters.catch_sigint_signal = False  # it would be swallowed: Python is to see it
+    code, interrupted = _run(solver, form.model, found)
+    status = solver.status_name(code)
+    work = solver.response_proto.deterministic_time
+    if status not in ("OPTIMAL", "FEASIBLE"):
+        return Answer(status, None, -1, None, work, interrupted)
+    holds = [solver.boolean_value(literal) for row in form.on for literal in row]
+    kinds = [[solver.boolean_value(literal) for literal in row] for row in form.is_kind]
+    value, bound = round(solver.objective_value), round(solver.best_objective_bound)
+    return Answer(status, form.assignment(holds, kinds), value, bound, work, interrupted)
 
-        self._problem = problem
-        self.model = cp_model.CpModel()
-        wafers = range(len(problem.wafers))
-        self._on = [[self.model.new_bool_var(f"on_{i}_{w}") for w in wafers] for i in range(len(problem.items))]
-        for row in self._on:
-            self.model.add_exactly_one(row)
-        self._order_wafers()
-        self.loads = [sum(i.bytes * row[w] for i, row in zip(problem.items, self._on, strict=True)) for w in wafers]
-        for w in wafers:
-            tiles = sum(item.tiles * row[w] for item, row in zip(problem.items, self._on, strict=True))
-            self.model.add(tiles <= problem.wafers[w].tiles)
-            for apart in problem.misfits:
-                self._keep_apart(apart, w)
 
-    def _keep_apart(self, apart: tuple[int, ...], wafer: int) -> None:
-        """Of some kind of item in the combination ``apart``, ``wafer`` holds fewer than the combination has."""
-        missing = []
-        for kind, count in sorted(Counter(apart).items()):
-            held = [row[wafer] for item, row in zip(self._problem.items, self._on, strict=True) if item.alike == kind]
-            fewer = self.model.new_bool_var(f"fewer_{wafer}_{kind}")
-            self.model.add(sum(held) < count).only_enforce_if(fewer)
-            missing.append(fewer)
-        self.model.add_bool_or(missing)
+def _run(
+    solver: cp_model.CpSolver, model: cp_model.CpModel, found: Callable[[int, int], None]
+) -> tuple[cp_model.cp_model_pb2.CpSolverStatus, bool]:
+    """Solve in a thread of its own, so that this one hears of placements, and of interrupts, while it waits."""
+    from ortools.sat.python import cp_model
 
-    def _order_wafers(self) -> None:
-        """Item after item along the flows, and no wafer left empty before one that is used."""
-        wafers = range(len(self._problem.wafers))
-        position = [sum(w * row[w] for w in wafers) for row in self._on]
-        pairs = sorted({(flow.source, target) for flow in self._problem.flows for target in flow.targets})
-        for source, target in pairs:
-            self.model.add(position[source] <= position[target])
-        used = [self.model.new_bool_var(f"used_{w}") for w in wafers]
-        for w in wafers:
-            self.model.add_max_equality(used[w], [row[w] for row in self._on])
-        for before, after in pairwise(used):
-            self.model.add_implication(after, before)
+    news: Queue[tuple[int, int] | None] = Queue()
+    codes: list[cp_model.cp_model_pb2.CpSolverStatus] = []
+    errors: list[BaseException] = []
 
-    def traffic(self) -> cp_model.LinearExpr:
-        """Bytes sent for each token; a value is sent once to each wafer that reads it and does not hold its source."""
-        from ortools.sat.python import cp_model
+    class Watch(cp_model.CpSolverSolutionCallback):  # type: ignore[misc]  # its module has no types
+        def on_solution_callback(self) -> None:
+            news.put((round(self.objective_value), round(self.best_objective_bound)))
 
-        terms = []
-        for number, flow in enumerate(self._problem.flows):
-            for w in range(len(self._problem.wafers)):
-                sent = self.model.new_bool_var(f"sent_{number}_{w}")
-                for target in flow.targets:
-                    self.model.add_bool_or(~self._on[target][w], self._on[flow.source][w], sent)
-                terms.append(flow.bytes_per_token * sent)
-        return cp_model.LinearExpr.sum(terms)
+    def work() -> None:
+        try:
+            codes.append(solver.solve(model, Watch()))
+        except BaseException as error:  # told in the thread that waits
+            errors.append(error)
+        finally:
+            news.put(None)
 
-    def solve(self, limits: Limits, hint: Assignment | None, *, presolve: bool = True) -> Answer:
-        """Run CP-SAT so that the answer depends on the input alone."""
-        from ortools.sat.python import cp_model
+    thread = Thread(target=work, daemon=True)
+    interrupted = False
+    thread.start()
+    while True:
+        try:
+            step = news.get()
+            if step is None:
+                break
+            found(*step)
+        except KeyboardInterrupt:
+            interrupted = True
+            solver.stop_search()
+    thread.join()
+    if errors:
+        raise errors[0]
+    return codes[0], interrupted
 
-        for index, wafer in enumerate(hint or ()):
-            for w, literal in enumerate(self._on[index]):
-                self.model.add_hint(literal, w == wafer)
-        solver = cp_model.CpSolver()
-        solver.parameters.num_workers = 8
-        solver.parameters.interleave_search = True
-        solver.parameters.random_seed = limits.seed
-        solver.parameters.max_deterministic_time = limits.deterministic_time
-        solver.parameters.cp_model_presolve = presolve
-        status = solver.status_name(solver.solve(self.model))
-        if status not in ("OPTIMAL", "FEASIBLE"):
-            return Answer(status, None, -1, 0)
-        assignment = tuple(next(w for w, literal in enumerate(row) if solver.value(literal)) for row in self._on)
-        return Answer(status, assignment, round(solver.objective_value), round(solver.best_objective_bound))
+
+class Clock:
+    """Work and time left of a search in several parts."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self._left = limits.deterministic_time
+        self._begin = time.perf_counter()
+
+    @property
+    def seed(self) -> int:
+        """Of all that is random."""
+        return self.limits.seed
+
+    @property
+    def elapsed_s(self) -> float:
+        """Since the search began."""
+        return time.perf_counter() - self._begin
+
+    def share(self, part: float) -> Limits:
+        """Limits that leave the rest of the work for later."""
+        return Limits(max(self._left * part, 1e-3), self.limits.seed)
+
+    def spend(self, work: float) -> None:
+        """Take off what a part of the search has used."""
+        self._left = max(0.0, self._left - work)
+
+
+def is_within_reach(problem: Problem) -> bool:
+    """Whether a model of the problem is small enough to be worth building."""
+    stages = min(len(problem.items), len(problem.wafers))
+    reads = sum(1 + len(flow.targets) for flow in problem.flows)
+    return stages * (2 * len(problem.items) + reads) <= _MOST_LITERALS

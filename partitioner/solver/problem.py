@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
+from ir.objective import Objective
 from ir.rules import RuleKind
 
 Assignment = tuple[int, ...]
@@ -48,6 +49,12 @@ class Curve:
             return self
         drops = tuple((tiles, saved * permille // 1000) for tiles, saved in self.drops)
         return Curve(-(-self.time_fs * permille // 1000), drops)
+
+    def shared(self, copies: int) -> Curve:
+        """The mean over all tokens, where each of ``copies`` serves as many of them."""
+        if copies == 1:
+            return self
+        return Curve(-(-self.time_fs // copies), tuple((tiles, saved // copies) for tiles, saved in self.drops))
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +137,7 @@ class Problem:
         link_costs: (one wafer, another, how many times an ordinary link it costs), for those that are not ordinary.
         users: for whom the items' bytes are counted.
         previous: the wafer where each item lay before, ``None`` for a new one; empty if there was no plan.
+        thresholds: values of objectives that a placement must reach: at most so much, or at least where more is better.
     """
 
     items: tuple[Item, ...]
@@ -142,6 +150,7 @@ class Problem:
     link_costs: tuple[tuple[int, int, int], ...] = ()
     users: int = 1
     previous: tuple[int | None, ...] = ()
+    thresholds: tuple[tuple[Objective, int], ...] = ()
 
     def holds_misfit(self, items: Iterable[int]) -> bool:
         """Whether ``items`` on one wafer contain a combination that is known not to fit."""
@@ -180,7 +189,7 @@ class Problem:
     @property
     def is_plain(self) -> bool:
         """Whether wafers are told apart by nothing but their size and speed, and no rule of a user binds."""
-        return not (self.restrictions or self.link_costs or self.previous)
+        return not (self.restrictions or self.link_costs or self.previous or self.thresholds)
 
 
 def equal_wafers(count: int, tiles: int, bytes_each: int = 1 << 60) -> tuple[Wafer, ...]:

@@ -32,6 +32,10 @@ def faults(problem: Problem, assignment: Assignment) -> tuple[str, ...]:
     except CycleError:
         found.append("values flow back along the pipeline")
     found += [rule.text or rule.kind.value for rule in problem.restrictions if _broken(rule, assignment)]
+    if not found:
+        found += [
+            text for objective, limit in problem.thresholds for text in _missed(problem, assignment, objective, limit)
+        ]
     return tuple(found)
 
 
@@ -78,6 +82,12 @@ def _overfull(problem: Problem, wafer: int, items: Sequence[int]) -> Iterator[st
         yield f"wafer {wafer} has too few bytes"
     if problem.holds_misfit(items):
         yield f"wafer {wafer} holds items that do not fit together"
+
+
+def _missed(problem: Problem, assignment: Assignment, objective: Objective, limit: int) -> Iterator[str]:
+    value = score(problem, assignment, objective)
+    if value < limit if objective.is_maximum else value > limit:
+        yield f"{objective} is {value}, beyond {limit}"
 
 
 def _broken(rule: Restriction, assignment: Assignment) -> bool:
@@ -163,7 +173,7 @@ def _longest_way_fs(problem: Problem, assignment: Assignment) -> int:
 
 
 def _bottleneck(problem: Problem, assignment: Assignment) -> int:
-    longest = max(_held_fs(problem, wafer, items) for wafer, items in by_wafer(assignment).items())
+    longest = max(held_fs(problem, wafer, items) for wafer, items in by_wafer(assignment).items())
     links: Counter[tuple[int, int]] = Counter()
     for flow in problem.flows:
         for wafer in receivers(flow, assignment):
@@ -172,7 +182,7 @@ def _bottleneck(problem: Problem, assignment: Assignment) -> int:
     return max([longest, *links.values()])
 
 
-def _held_fs(problem: Problem, wafer: int, items: Sequence[int]) -> int:
+def held_fs(problem: Problem, wafer: int, items: Sequence[int]) -> int:
     """How long a wafer is held for each token: by all its items in turn, or by the slowest, tiles shared out for it."""
     slowness = problem.wafers[wafer].slowness_permille
     if problem.take_turns:
@@ -209,7 +219,7 @@ def _room(problem: Problem, assignment: Assignment) -> int:
 def _moves(problem: Problem, assignment: Assignment) -> int:
     return sum(
         item.weight_bytes
-        for item, was, now in zip(problem.items, problem.previous, assignment, strict=True)
+        for item, was, now in zip(problem.items, problem.previous, assignment, strict=bool(problem.previous))
         if was is not None and was != now
     )
 

@@ -18,7 +18,7 @@ from typing import Any
 from ir.model import BlockKind
 from ir.plan import PlacedBlock, PlacedExpert, Plan, Rectangle, Transfer
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _SLOT = '<script type="application/json" id="payload">'
 _LAST_NUMBER = re.compile(r"^(?P<before>.*\.)?(?P<number>0|[1-9][0-9]*)(?P<after>\..*)?$", re.DOTALL)
 
@@ -137,12 +137,18 @@ def _solver(plan: Plan) -> dict[str, Any]:
     limit = solver.deterministic_time_limit
     return {
         "status": solver.status,
-        "objective": solver.objective,
-        "objective_value": solver.objective_value,
-        "best_bound": solver.best_bound,
-        "gap": solver.gap,
-        "proof": solver.proof,
-        "traffic_bytes_per_token": solver.traffic_bytes_per_token,
+        "scores": [
+            {
+                "objective": str(score.objective),
+                "unit": score.objective.unit,
+                "value": score.value,
+                "bound": score.bound,
+                "gap": score.gap,
+                "proof": score.proof,
+            }
+            for score in solver.scores
+        ],
+        "interrupted": solver.interrupted,
         "seed": solver.seed,
         # JSON has no infinity, which is how "no limit" may be written.
         "deterministic_time_limit": limit if math.isfinite(limit) else None,

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from ir.model import BlockKind
 from ir.profile import BlockProfile, Product
 from ir.target import LayerRegions, Wafers, WaferSpeed
 from targets.cost.collectives import all_reduce_2d_cycles
@@ -177,9 +176,9 @@ def _sized_options(
 
 def _shapes(block: BlockProfile, room: Room, tiles: int, rows: int, columns: int, experts: str) -> list[Stage]:
     shapes = []
-    if experts != "apart" or block.kind is not BlockKind.EXPERTS:
+    if experts != "apart" or not block.experts:
         shapes.append(Stage(0, 0, *square(tiles, rows, columns)))
-    if experts != "sliced" and block.kind is BlockKind.EXPERTS:
+    if experts != "sliced" and block.experts:
         each = max(room.expert_tiles, tiles // block.experts)
         own = square(each, rows, columns)
         across = max(1, min(columns // own[1], math.ceil(math.sqrt(block.experts * own[0] * own[1]) / own[1])))

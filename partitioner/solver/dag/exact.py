@@ -1,173 +1,194 @@
-"""Some machines and the units on them as a CP-SAT model: whole problems, and parts of a local search."""
+"""The exact search for a contiguous placement: where to look, how far, and by which two arguments it is proven.
+
+A limit on the largest load is raised until something is found under it: the nearer it is to the optimum, the fewer
+prefixes of the graph can be what some of the machines hold. numpy and the searches are loaded when they are needed.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import pairwise
-from typing import TYPE_CHECKING
 
-from partitioner.solver.dag.running import Effort, run
-from partitioner.solver.dag.units import Units, loads_of
+from partitioner.solver.dag.items import ItemGraph, bits, memory_is_loose, merged, weightless
+from partitioner.solver.dag.prefixes import (
+    OutOfWorkError,
+    Stage,
+    Table,
+    Work,
+    all_prefixes,
+    best_stages,
+    fractional_bound,
+    some_prefixes,
+    table,
+    worst_load,
+)
+from partitioner.solver.dag.suffixes import all_suffixes, nothing_within
 
-if TYPE_CHECKING:
-    from ortools.sat.python import cp_model
+Progress = Callable[[int, int | None], None]
+"""Told the value of the best placement so far, and a lower bound."""
+
+
+def quiet(_incumbent: int, _bound: int | None) -> None:
+    """Progress that nobody follows."""
+
+
+MOST_PREFIXES = 150_000
+"""A graph with more is not searched through."""
+FEW_PREFIXES = 3_000
+"""So few are searched through at once; among more, those of a few orders are tried first."""
+PAIRS_PER_SECOND = 20_000_000
+"""Pairs of prefixes that a second of the time limit buys: about what one core judges."""
+
+FROM_THE_FRONT = "a search over prefixes, from the first machine, finds {nothing}"
+FROM_THE_BACK = "a search over suffixes, from the last machine, finds {nothing}"
+BY_MODEL = "CP-SAT finds {nothing}"
+BY_MODEL_AS_IT_IS = "nor does it find any in the model as it is, without presolve"
+FLUID = "work that is divided like a fluid takes as long"
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """``machines`` for all units, or none; ``bound`` holds for the largest load of the machines that were free."""
+class Answer:
+    """The best placement found as ``(kind, nodes)`` of each machine in order (none: ``value`` is -1).
 
-    status: str
-    machines: tuple[int, ...]
-    bound: int
-    work_s: float
-
-
-class Part:
-    """The machines ``free`` and what they hold in ``machines``; what lies elsewhere stays there.
-
-    Loads of other machines do not depend on how the free ones share what they hold. Times are rounded down, term by
-    term, to ``resolution`` steps of the largest load or finer.
+    ``proofs`` of that none is better, or that there is none; ``bound`` is a lower bound of the value.
     """
 
-    def __init__(self, units: Units, machines: Sequence[int], free: Sequence[int], resolution: int = 1 << 20) -> None:
-        from ortools.sat.python import cp_model
+    value: int
+    stages: tuple[tuple[int, tuple[int, ...]], ...]
+    bound: int
+    proofs: tuple[str, ...] = ()
 
-        self.units, self.machines, self.free = units, tuple(machines), tuple(free)
-        self.inside = [unit for unit, machine in enumerate(machines) if machine in set(free)]
-        most = max(loads_of(units, machines)[machine] for machine in free)
-        self._grain = max(1, most // resolution)
-        self.model = cp_model.CpModel()
-        self.on = {unit: [self.model.new_bool_var(f"on_{unit}_{d}") for d in free] for unit in self.inside}
-        for row in self.on.values():
-            self.model.add_exactly_one(row)
-        self.loads = [self._load(index) for index in range(len(free))]
-        self.most = self.model.new_int_var(0, most // self._grain, "most")
-        for load in self.loads:
-            self.model.add(load <= self.most)
-        self._break_symmetry()
-
-    def _load(self, index: int) -> cp_model.LinearExpr:
-        """The load of a machine in grains, rounded down term by term."""
-        from ortools.sat.python import cp_model
-
-        machine, units, model = self.free[index], self.units, self.model
-        terms = []
-        for unit in self.inside:
-            time, here = units.times[unit][units.kind_of[machine]], self.on[unit][index]
-            if time is None:
-                model.add(here == 0)
-            else:
-                terms.append(time // self._grain * here)
-        model.add(
-            cp_model.LinearExpr.sum([units.bytes[unit] * self.on[unit][index] for unit in self.inside])
-            <= units.limits[machine]
-        )
-        if units.charged[machine]:
-            terms += self._charges(index)
-        return cp_model.LinearExpr.sum(terms)
-
-    def _charges(self, index: int) -> list[cp_model.LinearExpr]:
-        terms = []
-        for number, (pins, charge) in enumerate(self.units.nets):
-            here = [self.on[pin][index] for pin in pins if pin in self.on]
-            if not here:
-                continue
-            if len(here) < len(pins) and len(here) == 1:
-                terms.append(charge // self._grain * here[0])
-                continue
-            crossed = self.model.new_bool_var(f"crossed_{number}_{index}")
-            if len(here) < len(pins):
-                for literal in here:
-                    self.model.add_implication(literal, crossed)
-            else:
-                for some, other in pairwise([*here, here[0]]):
-                    self.model.add_bool_or(~some, other, crossed)
-            terms.append(charge // self._grain * crossed)
-        return terms
-
-    def _break_symmetry(self) -> None:
-        """Where all is free: machines of a kind in the order of the first unit that each holds."""
-        if len(self.inside) < len(self.units):
-            return
-        for kind in range(len(self.units.kinds)):
-            same = [index for index, machine in enumerate(self.free) if self.units.kind_of[machine] == kind]
-            by_time = sorted(self.inside, key=lambda unit: (-(self.units.times[unit][0] or 0), unit))
-            for rank, unit in enumerate(by_time[: len(same)]):
-                for index in same[rank + 1 :]:
-                    self.model.add(self.on[unit][index] == 0)
-
-    def solve(self, effort: Effort) -> Found:
-        """Minimise the largest load of the free machines, from what they hold now."""
-        self.model.minimize(self.most)
-        position = {machine: index for index, machine in enumerate(self.free)}
-        for unit, row in self.on.items():
-            for index, literal in enumerate(row):
-                self.model.add_hint(literal, index == position[self.machines[unit]])
-        status, solver = run(self.model, effort)
-        spent = solver.response_proto.deterministic_time
-        if status not in ("OPTIMAL", "FEASIBLE"):
-            return Found(status, (), 0, spent)
-        placed = list(self.machines)
-        for unit, row in self.on.items():
-            placed[unit] = self.free[next(index for index, literal in enumerate(row) if solver.value(literal))]
-        return Found(status, tuple(placed), round(solver.best_objective_bound) * self._grain, spent)
+    @property
+    def is_proven(self) -> bool:
+        """Whether two arguments agree."""
+        return len(self.proofs) > 1
 
 
-@dataclass(frozen=True, slots=True)
-class Packed:
-    """Some placement, whatever its loads; without one, ``status`` is ``infeasible`` or ``unknown``."""
-
-    machines: tuple[int, ...]
-    status: str
-    proof: str
+Found = tuple[int, tuple[Stage, ...]]
+"""The largest load, and the stages that have it."""
 
 
-def pack(units: Units, effort: Effort) -> Packed:
-    """A placement that keeps all rules: first fit, largest units first, or CP-SAT's."""
-    machines = _first_fit(units)
-    if machines:
-        return Packed(machines, "feasible", "")
-    solvers = [_packing(units, effort)]
-    if solvers[0][0] == "INFEASIBLE":
-        solvers.append(_packing(units, replace(effort, presolve=False)))
-    if any(found for _, found in solvers):
-        return Packed(next(found for _, found in solvers if found), "feasible", "")
-    if [status for status, _ in solvers] == ["INFEASIBLE", "INFEASIBLE"]:
-        return Packed((), "infeasible", "CP-SAT; CP-SAT without presolve")
-    return Packed((), "unknown", "")
+def allowance(time_limit_s: float) -> Work:
+    """The work that a time limit buys, whatever the clock says."""
+    return Work(int(time_limit_s * PAIRS_PER_SECOND))
 
 
-def _first_fit(units: Units) -> tuple[int, ...]:
-    free = list(units.limits)
-    placed = [-1] * len(units)
-    for unit in sorted(range(len(units)), key=lambda unit: (-units.bytes[unit], unit)):
-        for machine, kind in enumerate(units.kind_of):
-            if units.times[unit][kind] is not None and units.bytes[unit] <= free[machine]:
-                placed[unit] = machine
-                free[machine] -= units.bytes[unit]
-                break
-        else:
-            return ()
-    return tuple(placed)
+def solve(graph: ItemGraph, work: Work, progress: Progress) -> Answer:
+    """The best placement of the graph, as far as ``work`` goes."""
+    if unable := _unplaceable(graph, work):
+        return Answer(-1, (), 0, unable)
+    if memory_is_loose(graph):
+        return _search(merged(graph, with_bytes=True), work, progress)
+    graph = merged(graph, with_bytes=False)
+    if all_prefixes(graph, MOST_PREFIXES) is not None:
+        return _search(graph, work, progress)
+    return _bracket(graph, work, progress)
 
 
-def _packing(units: Units, effort: Effort) -> tuple[str, tuple[int, ...]]:
-    """CP-SAT's status for bytes and kinds alone, and a machine for each unit if it has one."""
-    from ortools.sat.python import cp_model
+def _unplaceable(graph: ItemGraph, work: Work) -> tuple[str, ...]:
+    """Two arguments for that some item finds no machine at all, if so."""
+    kinds = [index for index, kind in enumerate(graph.kinds) if kind.machines]
+    for item in graph.items:
+        limits = [graph.kinds[kind].bytes for kind in kinds if item.times[kind] is not None]
+        if all(limit is not None and item.bytes > limit for limit in limits):
+            why = f"no kind of machine can run and hold node {item.nodes[0]} and those that must be with it"
+            alone = ItemGraph((item,), (0,), (0,), (), graph.kinds)
+            if nothing_within(alone, [0, 1], worst_load(alone), work):
+                return why, "a search finds no place for them even where they are alone"
+    return ()
 
-    model = cp_model.CpModel()
-    on = [[model.new_bool_var(f"on_{unit}_{d}") for d in range(len(units.kind_of))] for unit in range(len(units))]
-    for times, row in zip(units.times, on, strict=True):
-        model.add_exactly_one(row)
-        for kind, literal in zip(units.kind_of, row, strict=True):
-            if times[kind] is None:
-                model.add(literal == 0)
-    for machine, limit in enumerate(units.limits):
-        sizes = zip(units.bytes, on, strict=True)
-        model.add(cp_model.LinearExpr.sum([size * row[machine] for size, row in sizes]) <= limit)
-    status, solver = run(model, effort)
-    if status not in ("OPTIMAL", "FEASIBLE"):
-        return status, ()
-    return status, tuple(next(d for d, literal in enumerate(row) if solver.value(literal)) for row in on)
+
+def _bracket(graph: ItemGraph, work: Work, progress: Progress) -> Answer:
+    """Where memory may bind and there are too many prefixes: items that take no time, held to a neighbour.
+
+    Without their bytes that is a relaxation, with their bytes a restriction; often the two agree. If not, what lies
+    between them is left to CP-SAT.
+    """
+    lower = _search(merged(weightless(graph), with_bytes=False), work, quiet)
+    if not lower.stages and lower.is_proven:
+        return lower
+    upper = _search(merged(graph, with_bytes=True), work, progress)
+    if lower.is_proven and lower.value == upper.value:
+        return replace(upper, bound=lower.bound, proofs=lower.proofs)
+    most = upper.value - 1 if upper.stages else worst_load(graph)
+    better = _modelled(graph, None, min(lower.bound, most), most, work)
+    if better.stages:
+        return better
+    return replace(upper, bound=upper.value if better.is_proven else lower.bound, proofs=better.proofs)
+
+
+def _search(graph: ItemGraph, work: Work, progress: Progress) -> Answer:
+    """The best of all sequences of prefixes, then the second argument for that it is."""
+    low = fractional_bound(graph)
+    best: Found | None = None
+    try:
+        prefixes = all_prefixes(graph, MOST_PREFIXES)
+        if prefixes is None or len(prefixes) > FEW_PREFIXES:
+            best, _ = _raised(table(graph, some_prefixes(graph)), low, worst_load(graph), work)
+        if best:
+            progress(best[0], low)
+        if prefixes is None:
+            return _modelled(graph, best, low, best[0] if best else worst_load(graph), work)
+        better, proven = _raised(table(graph, prefixes), low, best[0] if best else worst_load(graph), work)
+        best = better or best
+    except OutOfWorkError:
+        return _answer(graph, best, low)
+    if best:
+        progress(best[0], proven)
+    if best and best[0] == low:
+        return _answer(graph, best, low, FROM_THE_FRONT, FLUID)
+    return _confirmed(graph, best, low, work)
+
+
+def _raised(found: Table, low: int, high: int, work: Work) -> tuple[Found | None, int]:
+    """The best stages of at most ``high``, if any, and a bound, by limits further and further from ``low``."""
+    step = max(1, low // 100)
+    least, most = low, min(low + step, high)
+    while True:
+        best = best_stages(found, least, most, work)
+        if best or most == high:
+            return best, best[0] if best else high + 1
+        step *= 2
+        least, most = most + 1, min(low + step, high)
+
+
+def _confirmed(graph: ItemGraph, best: Found | None, low: int, work: Work) -> Answer:
+    """The same from the other end."""
+    suffixes = all_suffixes(graph, MOST_PREFIXES)
+    most = best[0] - 1 if best else worst_load(graph)
+    try:
+        if suffixes is not None and nothing_within(graph, suffixes, most, work):
+            return _answer(graph, best, best[0] if best else low, FROM_THE_FRONT, FROM_THE_BACK)
+    except OutOfWorkError:
+        pass
+    return _answer(graph, best, low)
+
+
+def _modelled(graph: ItemGraph, best: Found | None, low: int, most: int, work: Work) -> Answer:
+    """The best of at most ``most`` by CP-SAT. Only what a second run confirms counts as proven."""
+    from partitioner.solver.dag.nested import solve_nested
+
+    seconds = work.pairs / PAIRS_PER_SECOND / 2
+    work.pairs //= 2
+    found = solve_nested(graph, low, most, best[1] if best else (), 0.6 * seconds)
+    if found.stages and (best is None or found.value < best[0]):
+        best = found.value, found.stages
+    if found.status == "OPTIMAL" and found.value == low:
+        return _answer(graph, best, low, BY_MODEL, FLUID)
+    if found.status in ("OPTIMAL", "INFEASIBLE"):
+        under = most if best is None else best[0] - 1
+        again = solve_nested(graph, low, under, (), 0.4 * seconds, presolve=False)
+        if again.status == "INFEASIBLE":
+            return _answer(graph, best, best[0] if best else low, BY_MODEL, BY_MODEL_AS_IT_IS)
+        if again.stages and (best is None or again.value < best[0]):
+            best = again.value, again.stages
+    return _answer(graph, best, low)
+
+
+def _answer(graph: ItemGraph, best: Found | None, bound: int, *proofs: str) -> Answer:
+    proofs = tuple(proof.format(nothing="nothing better" if best else "none") for proof in proofs)
+    if best is None:
+        return Answer(-1, (), bound, proofs)
+    value, stages = best
+    held = ((s.kind, tuple(n for item in bits(s.items) for n in graph.items[item].nodes)) for s in stages)
+    return Answer(value, tuple(held), bound, proofs)

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 
 from partitioner.solver.dag.bounds import counting_bound, misfits, separation_bound
+from partitioner.solver.dag.contiguous import place_contiguous
 from partitioner.solver.dag.covers import Column, cover_bounds
-from partitioner.solver.dag.exact import Found, Part, pack
 from partitioner.solver.dag.local_search import anneal
 from partitioner.solver.dag.neighbourhoods import share_anew
 from partitioner.solver.dag.orders import cut_orders
+from partitioner.solver.dag.parts import Found, Part, pack
 from partitioner.solver.dag.problem import DagProblem, Placement
 from partitioner.solver.dag.running import Effort
 from partitioner.solver.dag.units import Units, loads_of, units_of
@@ -36,6 +37,8 @@ _EXACT_BITS = 44
 """Loads up to two to this go to CP-SAT as they are where the whole problem does."""
 _WALL = 1.2
 """Seconds on the clock, for each of the limit's, after which no further step begins: a net, where counting is off."""
+_LEAST_WALL_S = 15.0
+"""The same however short the limit is: the first solver to be loaded may take seconds."""
 
 
 def place_free(
@@ -47,7 +50,7 @@ def place_free(
     """The best placement that ``time_limit_s`` allows for, machines being free to hold any nodes.
 
     Work is counted, so that the answer depends on the arguments alone, while a machine is not much slower than the one
-    that the counts were set on: past 1.2 times the limit and two seconds on the clock, the best so far is the answer.
+    that the counts were set on: past 1.2 times the limit, and 15 s, on the clock, the best so far is the answer.
     ``starts`` are placements to begin with, a machine for each node. Ctrl-C keeps the best so far.
     """
     units = units_of(problem)
@@ -55,9 +58,9 @@ def place_free(
         return Placement((), 0, 0, "infeasible", "; ".join(reasons))
     if not len(units):
         return Placement((), 0, 0, "optimal", "nothing to place")
-    search = _Search(units, time_limit_s, progress)
+    search = _Search(problem, units, time_limit_s, progress)
     try:
-        if not search.begin(problem, starts):
+        if not search.begin(starts):
             return Placement((), 0, 0, *search.no_start)
         search.run()
     except KeyboardInterrupt:
@@ -73,6 +76,7 @@ def place_free(
 class _Search:
     """The best placement and bound so far, and the seconds of counted work that are left."""
 
+    problem: DagProblem
     units: Units
     limit_s: float
     progress: Progress
@@ -93,14 +97,14 @@ class _Search:
 
     def effort(self, seconds: float, *, presolve: bool = True, workers: int = 1) -> Effort:
         """CP-SAT's share of the counted seconds."""
-        wall_s = _WALL * self.limit_s + 2 - (time.monotonic() - self.began_s)
+        wall_s = self.began_s + max(_WALL * self.limit_s, _LEAST_WALL_S) - time.monotonic()
         rate = _WORK_PER_S if workers == 1 else _WORK_OF_EIGHT_PER_S
         return Effort(max(0.0, seconds) * rate, workers, presolve, wall_s)
 
     @property
     def is_late(self) -> bool:
         """Whether the clock, not the count, ends the search."""
-        return time.monotonic() - self.began_s > _WALL * self.limit_s + 2
+        return time.monotonic() > self.began_s + max(_WALL * self.limit_s, _LEAST_WALL_S)
 
     @property
     def left_s(self) -> float:
@@ -130,11 +134,11 @@ class _Search:
             self.bound, self.arguments = bound, (argument,)
             self.progress(self.value, self.bound)
 
-    def begin(self, problem: DagProblem, starts: Sequence[Sequence[int]]) -> bool:
+    def begin(self, starts: Sequence[Sequence[int]]) -> bool:
         """First placements; ``False`` where there is none."""
         for start in starts:
             self.offer(self.units.of_nodes(start))
-        for found in cut_orders(self.units, problem.edges):
+        for found in cut_orders(self.units, self.problem.edges):
             self.offer(found)
         if not self.best:
             packed = pack(self.units, self.effort(self.left_s / 2))
@@ -148,11 +152,22 @@ class _Search:
         """Bounds that cost little, rounds of both searches, bounds from covers, more rounds, then CP-SAT."""
         self.raise_bound(counting_bound(self.units), "work over machines")
         self.raise_bound(separation_bound(self.units), "minimum cuts around single groups")
+        if not self.is_done:
+            self._in_order()
         random = Random(0)  # noqa: S311 - a search, no secret
         for _ in self._steps(random):
             if self.is_done or self.is_late:
                 return
         self._solve()
+
+    def _in_order(self) -> None:
+        """The best placement along an order of machines, as far as a tenth of the time allows."""
+        try:
+            found = place_contiguous(replace(self.problem, contiguous=True), 0.1 * self.limit_s)
+        except ValueError:  # units that are too fine for it
+            return
+        if found.machines:
+            self.offer(self.units.of_nodes(found.machines))
 
     def _steps(self, random: Random) -> Iterator[None]:
         """All but the last, with a pause wherever something is better or time has passed."""

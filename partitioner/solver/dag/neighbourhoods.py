@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 
-from partitioner.solver.dag.exact import Part
+from partitioner.solver.dag.parts import Part
 from partitioner.solver.dag.running import Effort
 from partitioner.solver.dag.units import Units, loads_of
 

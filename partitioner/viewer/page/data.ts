@@ -24,14 +24,19 @@ export interface Machine {
   systems: number;
 }
 
-export interface Solver {
-  status: string;
+export interface Score {
   objective: string;
-  objective_value: number;
-  best_bound: number;
+  unit: string;
+  value: number;
+  bound: number;
   gap: number;
   proof: string;
-  traffic_bytes_per_token: number;
+}
+
+export interface Solver {
+  status: string;
+  scores: Score[];
+  interrupted: boolean;
   seed: number;
   deterministic_time_limit: number | null;
 }

@@ -174,13 +174,13 @@ function linkDetails(link: Link): (Node | string)[] {
 export function planDetails(scene: Scene): (Node | string)[] {
   const { solver, workload, totals, machine } = scene.payload;
   const rows: Row[] = [
-    ["Objective", solver.objective],
-    ["Value", count(solver.objective_value)],
-    ["Bound", count(solver.best_bound)],
-    ["Gap", percent(solver.gap, 2)],
-    ["Status", solver.status],
-    ["Proof", solver.proof || "none"],
-    ["Traffic", `${bytes(solver.traffic_bytes_per_token)} per token`],
+    ["Status", solver.interrupted ? `${solver.status}, interrupted` : solver.status],
+    ...solver.scores.flatMap(({ objective, unit, value, bound, gap, proof }): Row[] => [
+      ["Objective", objective],
+      ["Value", `${count(value)} ${unit}`],
+      ["Bound", `${count(bound)}, gap ${percent(gap, 2)}`],
+      ["Proof", proof || "none"],
+    ]),
     ["Seed", count(solver.seed)],
   ];
   if (solver.deterministic_time_limit !== null) rows.push(["Time limit", `${solver.deterministic_time_limit} (deterministic)`]);

@@ -18,14 +18,15 @@ export function fillFacts(scene: Scene): void {
   const status = byId("status");
   status.textContent = solver.status;
   status.dataset["status"] = solver.status;
-  const proof = solver.proof ? `proof: ${solver.proof}` : "no second proof";
   const facts = [
     fact("Weights", bytes(totals.weight_bytes), `of ${bytes(capacity)} on ${scene.wafers.length} wafers`),
     fact("KV cache", bytes(cache), "resident at once"),
     fact("Users \u00d7 context", `${count(workload.users)} \u00d7 ${tokens(workload.context)}`, "tokens"),
     fact("Reserve per tile", `${count(machine.reserve_bytes)} B`, `of ${count(machine.tile_sram_bytes)} B`),
-    fact("Objective", count(solver.objective_value), solver.objective),
-    fact("Bound", count(solver.best_bound), `gap ${percent(solver.gap, solver.gap > 0 ? 2 : 0)}, ${proof}`),
+    ...solver.scores.slice(0, 1).flatMap(({ objective, unit, value, bound, gap, proof }) => [
+      fact("Objective", count(value), `${objective}, ${unit}`),
+      fact("Bound", count(bound), `gap ${percent(gap, gap > 0 ? 2 : 0)}, ${proof ? `proof: ${proof}` : "no second proof"}`),
+    ]),
   ];
   byId("facts").replaceChildren(...facts);
 }
