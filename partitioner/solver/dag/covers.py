@@ -26,6 +26,9 @@ _CELLS = 12_000_000
 _SMOOTH = 0.9
 """Of the prices: the part kept from the best so far (Wentges, "Weighted Dantzig-Wolfe decomposition", 1997)."""
 
+_ROUNDS = 40
+"""With one target, before another is tried."""
+
 Prices = npt.NDArray[np.float64]
 Column = tuple[int, tuple[int, ...]]
 """A kind, and the units on one machine of it."""
@@ -61,7 +64,7 @@ def cover_bounds(units: Units, value: int, bound: int, starts: Sequence[Column])
     target = value - 1
     while high - low > 1:
         master = _Master(units, cover.columns(target))
-        while True:
+        for _ in range(_ROUNDS):
             part, duals = master.solve()
             if part <= 1 + 1e-7:
                 high = target
@@ -82,7 +85,8 @@ def cover_bounds(units: Units, value: int, bound: int, starts: Sequence[Column])
             master.extend(news)
             walk.is_stuck = not news
         low = max(low, best)
-        target = (low + high) // 2
+        # Prices just below the value serve best where they can be found, nearer to the bound they are found sooner.
+        target = (low + high) // 2 if target == high - 1 or high < value else high - 1
 
 
 def _coverage(units: Units, columns: Sequence[Column]) -> Prices:
