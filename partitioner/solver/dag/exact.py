@@ -1,7 +1,7 @@
 """The exact search for a contiguous placement: where to look, how far, and by which two arguments it is proven.
 
 A limit on the largest load is raised until something is found under it: the nearer it is to the optimum, the fewer
-prefixes of the graph can be what some of the machines hold. numpy and the searches are loaded when they are needed.
+prefixes of the graph can be what some of the machines hold. CP-SAT is loaded only for graphs with too many.
 """
 
 from __future__ import annotations
@@ -32,12 +32,15 @@ def quiet(_incumbent: int, _bound: int | None) -> None:
     """Progress that nobody follows."""
 
 
-MOST_PREFIXES = 150_000
+MOST_PREFIXES = 300_000
 """A graph with more is not searched through."""
 FEW_PREFIXES = 3_000
 """So few are searched through at once; among more, those of a few orders are tried first."""
 PAIRS_PER_SECOND = 20_000_000
 """Pairs of prefixes that a second of the time limit buys: about what one core judges."""
+
+MODEL_SHARE = 0.4
+"""CP-SAT's deterministic seconds in one of the time limit: about what keeps to it on one core."""
 
 FROM_THE_FRONT = "a search over prefixes, from the first machine, finds {nothing}"
 FROM_THE_BACK = "a search over suffixes, from the last machine, finds {nothing}"
@@ -168,7 +171,7 @@ def _modelled(graph: ItemGraph, best: Found | None, low: int, most: int, work: W
     """The best of at most ``most`` by CP-SAT. Only what a second run confirms counts as proven."""
     from partitioner.solver.dag.nested import solve_nested
 
-    seconds = work.pairs / PAIRS_PER_SECOND / 2
+    seconds = MODEL_SHARE * work.pairs / PAIRS_PER_SECOND / 2
     work.pairs //= 2
     found = solve_nested(graph, low, most, best[1] if best else (), 0.6 * seconds)
     if found.stages and (best is None or found.value < best[0]):
