@@ -66,7 +66,7 @@ class Former:
         value = score(problem, assignment, first)
         scores = [Score(first, value, best.bound, best.proof if value == best.value else ""), moves]
         scores += [
-            Score(other, score(problem, assignment, other), counting_bound(problem, other, {}), "") for other in others
+            Score(other, score(problem, assignment, other), counting_bound(problem, other), "") for other in others
         ]
         return Solution(assignment, pipeline(problem, assignment), tuple(scores), interrupted)
 

@@ -20,6 +20,7 @@ from ir.model import Block, BlockKind, Granularity, Model
 from ir.verify import verify
 from ir.workload import Workload
 from partitioner.api import CompiledModel, Request, compile_lowered
+from partitioner.case import Case
 from partitioner.check import check
 from partitioner.compile import build_model, compile_model
 from partitioner.floorplan.wafers import FloorPlanner
@@ -33,7 +34,6 @@ from partitioner.passes.blocks import find_blocks
 from partitioner.passes.profile import profile_of
 from partitioner.problem import Copy, measure
 from partitioner.solver.chain import least_traffic, smallest_bottleneck, traffic
-from partitioner.solver.cpsat import Limits
 from partitioner.solver.problem import Problem
 from targets.emulator import Emulator
 
@@ -179,9 +179,9 @@ def test_what_stays_together(lowered_small_kimi: Lowered) -> None:
     assert [b.parameters for b in whole[0]] == [b.parameters for b in whole[1]], "mixtures are not split"
 
 
-def test_latents_are_turned_into_keys_where_attention_is() -> None:
+def test_latents_are_turned_into_keys_where_attention_is(lowered_small_kimi: Lowered) -> None:
     """The product that recomputes keys and values from what is cached stays with attention (DeepSeek-V2, 2.1)."""
-    halves = build_model(lowered("deepseek").graph)
+    halves = build_model(lowered_small_kimi.graph)
     ops = find_blocks(halves.graph, OPS)
     caches = [[cache for block in model.blocks for cache in block.caches] for model in (halves, ops)]
     assert caches[0] == caches[1]
@@ -264,14 +264,14 @@ def largest(model: Model) -> Block:
 
 def test_auto_takes_halves_where_they_fit_and_operators_where_not() -> None:
     model = build_model(lowered("llama").graph)
-    roomy = compile_model(model, wafers(256, 8), WORKLOAD, Limits())
+    roomy = compile_model(Case(model, wafers(256, 8), WORKLOAD))
     assert roomy.model is model
-    asked = compile_model(model, wafers(256, 8), WORKLOAD, Limits(), granularity=HALVES)
+    asked = compile_model(Case(model, wafers(256, 8), WORKLOAD), HALVES)
     assert asked.plan == roomy.plan, "and the plan is what it was"
     # An MLP of 74 kB is larger than a wafer of 60 kB.
     machine = wafers(104, 12)
     assert largest(model).weight_bytes > machine.wafer_bytes
-    split = compile_model(model, machine, WORKLOAD, Limits())
+    split = compile_model(Case(model, machine, WORKLOAD))
     assert split.model.granularity is OPS
     assert check(split.plan, split.model) == ()
 
@@ -279,12 +279,12 @@ def test_auto_takes_halves_where_they_fit_and_operators_where_not() -> None:
 def test_a_finer_granularity_is_named_where_it_would_fit() -> None:
     model = build_model(lowered("llama").graph)
     with pytest.raises(InfeasibleError) as refused:
-        compile_model(model, wafers(104, 12), WORKLOAD, Limits(), granularity=HALVES)
+        compile_model(Case(model, wafers(104, 12), WORKLOAD), HALVES)
     (fault,) = refused.value.diagnostics
     assert (fault.code, fault.message) == ("W0412", "layers.0.dense_mlp does not fit on any wafer")
     assert fault.help[0] == "--granularity ops would fit"
     with pytest.raises(InfeasibleError) as refused:
-        compile_model(model, wafers(188, 10), WORKLOAD, Limits(), granularity=LAYERS)
+        compile_model(Case(model, wafers(188, 10), WORKLOAD), LAYERS)
     assert refused.value.diagnostics[0].code == "W0411"
     assert refused.value.diagnostics[0].help[0] == "--granularity halves would fit"
 
@@ -293,7 +293,7 @@ def test_an_operator_larger_than_a_wafer_is_refused_by_name() -> None:
     model = build_model(lowered("llama").graph)
     for granularity in (OPS, Granularity.AUTO):
         with pytest.raises(InfeasibleError) as refused:
-            compile_model(model, wafers(36, 40), WORKLOAD, Limits(), granularity=granularity)
+            compile_model(Case(model, wafers(36, 40), WORKLOAD), granularity)
         (fault,) = refused.value.diagnostics
         assert (fault.code, fault.message.split()[0].rpartition(".")[2]) == ("W0412", "up_proj")
         assert not any("--granularity" in text for text in fault.help)
@@ -313,7 +313,7 @@ def test_the_plan_tells_its_granularity(waferc, tmp_path: Path, quick_load: None
     assert {"W0501"} <= set(damaged.codes), "other blocks than the plan has"
 
 
-def test_the_choice_is_told(lowered_small_kimi: Lowered, tmp_path: Path) -> None:
+def test_the_choice_is_told(compiled_small_kimi: CompiledModel, tmp_path: Path) -> None:
     given = lowered("llama")
     machine = tmp_path / "tiny.toml"
     text = "[mesh]\ncolumns = 24\nrows = 24\n[tile]\nsram_bytes = 104\nreserve_bytes = 0\n[cluster]\nsystems = 12\n"
@@ -321,8 +321,8 @@ def test_the_choice_is_told(lowered_small_kimi: Lowered, tmp_path: Path) -> None
     found = compile_lowered(given, Request(target=str(machine), context=16, prefill_chunk=1))
     assert found.model.granularity is OPS
     assert any("--granularity ops" in note for note in found.lowered.notes)
-    found = compile_lowered(lowered_small_kimi, Request(target="mini", systems=4, context=256))
-    assert not any("--granularity" in note for note in found.lowered.notes)
+    assert compiled_small_kimi.model.granularity is HALVES
+    assert not any("--granularity" in note for note in compiled_small_kimi.lowered.notes)
 
 
 def test_there_is_no_other_granularity() -> None:

@@ -13,7 +13,7 @@ The search hands over numbers, and whatever they are, what passes here is a proo
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -61,13 +61,14 @@ class Claim:
         all_ = product(*(range(count + 1) for count in most))
         return frozenset(state for state in all_ if sum(state) <= self.thresholds.machines)
 
-    def steps(self) -> Iterator[tuple[State, State, int]]:
-        """Each state, one with a wafer more, and the kind of that."""
-        for state in sorted(self.states):
-            for kind in range(len(self.kinds)):
-                more = (*state[:kind], state[kind] + 1, *state[kind + 1 :])
-                if more in self.states:
-                    yield state, more, kind
+    @cached_property
+    def steps(self) -> tuple[tuple[tuple[State, State], ...], ...]:
+        """[kind]: each state, and that with one wafer more of this kind."""
+        states, found = sorted(self.states), []
+        for kind in range(len(self.kinds)):
+            pairs = ((state, (*state[:kind], state[kind] + 1, *state[kind + 1 :])) for state in states)
+            found.append(tuple(pair for pair in pairs if pair[1] in self.states))
+        return tuple(found)
 
     @cached_property
     def next_cut(self) -> list[int]:
@@ -97,7 +98,11 @@ def no_placement(claim: Claim, furthest: Mapping[State, int]) -> int:
     if furthest[(0,) * len(claim.kinds)] != 0:
         return 0
     holds = [_Holding(claim, kind) for kind in claim.kinds]
-    windows = {(furthest[state], claim.next_cut[furthest[more]], kind) for state, more, kind in claim.steps()}
+    windows = {
+        (furthest[state], claim.next_cut[furthest[more]], kind)
+        for kind, steps in enumerate(claim.steps)
+        for state, more in steps
+    }
     return 0 if any(holds[kind].all_of(start, end) for start, end, kind in sorted(windows)) else max(1, len(windows))
 
 
@@ -166,29 +171,26 @@ def _no_run_is_a_shortcut(claim: Claim, potentials: Potentials, witness: Witness
     reach = np.array(potentials.reach[kind], np.int64)
     if not _reaches_no_further(claim, kind, reach.tolist()):
         return False
-    steps = [(source, target) for source, target, number in claim.steps() if number == kind]
-    if not steps:
-        return True
-    before = np.array([potentials.at[source] for source, _ in steps])
-    after = np.array([potentials.at[target] for _, target in steps])
+    needed = _needed(claim, potentials, kind, max(1, int((reach - np.arange(len(reach))).max())))
     costs = _Costs(claim.problem, claim.kinds[kind])
     is_cut = np.zeros(len(reach), bool)
     is_cut[[0, *(cut for cut in claim.next_cut if cut < len(reach))]] = True
-    open_: list[tuple[Array, Array, Array]] = []
-    for length in range(1, int((reach - np.arange(len(reach))).max(initial=0)) + 1):
+    open_: list[tuple[Array, Array, Array, Array]] = []
+    for length in range(1, needed.shape[2] + 1):
         starts = np.flatnonzero((reach[:-length] >= np.arange(length, len(reach))) & is_cut[:-length] & is_cut[length:])
-        differences = after[:, :, starts + length] - before[:, :, starts]
-        needed = _largest(differences)
+        wanted = needed[:, starts + length, length - 1]
+        costly = wanted[0] >= 0
+        starts, wanted = starts[costly], wanted[:, costly]
         known = np.array([costs.at_least(objective, starts, length) for objective in claim.objectives])
-        short = _less(known, needed)
-        open_.append((starts[short], starts[short] + length, needed[:, short]))
-    starts, ends = (np.concatenate([np.empty(0, np.int64), *(part[n] for part in open_)]) for n in (0, 1))
-    if not len(starts):
-        return True
-    needed = np.concatenate([part[2] for part in open_], axis=1)
-    prices = witness(claim.kinds[kind], starts, ends) if Objective.LATENCY in claim.objectives else starts
-    known = np.array([costs.priced(objective, starts, ends, prices) for objective in claim.objectives])
-    return not _less(known, needed).any()
+        short = _less(known, wanted)
+        if short.any():
+            open_.append((starts[short], starts[short] + length, wanted[:, short], known[:, short]))
+    if not open_ or Objective.LATENCY not in claim.objectives:
+        return not open_
+    starts, ends, wanted, known = (np.concatenate(parts, axis=-1) for parts in zip(*open_, strict=True))
+    prices = witness(claim.kinds[kind], starts, ends)
+    known[claim.objectives.index(Objective.LATENCY)] = costs.at_own_prices(starts, ends, prices)
+    return not _less(known, wanted).any()
 
 
 def _reaches_no_further(claim: Claim, kind: int, reach: list[int]) -> bool:
@@ -202,20 +204,37 @@ def _reaches_no_further(claim: Claim, kind: int, reach: list[int]) -> bool:
     )
 
 
-def _largest(vectors: Array) -> Array:
-    """Of [step, objective, run] the lexicographically largest step of each run: [objective, run]."""
-    found = []
-    alive = np.ones((vectors.shape[0], vectors.shape[2]), bool)
-    for objective in range(vectors.shape[1]):
-        values = np.where(alive, vectors[:, objective], -4 * (OUT_OF_REACH // 2))
-        found.append(values.max(axis=0))
-        alive &= values == found[-1]
-    return np.array(found)
+def _needed(claim: Claim, potentials: Potentials, kind: int, longest: int) -> Array:
+    """[objective, end, length - 1]: what a run has to cost at least, so that it is in no state a short cut."""
+    count, number = len(claim.problem.items), {state: nth for nth, state in enumerate(claim.states)}
+    needed = np.full((len(claim.objectives), count + 1, longest), -2 * OUT_OF_REACH)
+    padded = np.full((len(number), len(claim.objectives), longest + count + 1), OUT_OF_REACH)
+    for state, nth in number.items():
+        padded[nth, :, longest:] = potentials.at[state]
+    before, at = np.lib.stride_tricks.sliding_window_view(padded, longest, axis=2)[..., ::-1], padded[:, :, longest:]
+    # A run is no short cut where it begins out of reach, or ends where no way leads on.
+    last, first = (
+        (count - np.argmax(at[:, 0, ::-1] < OUT_OF_REACH, axis=1)).tolist(),
+        np.argmax(at[:, 0] > -OUT_OF_REACH, axis=1).tolist(),
+    )
+    for source, target in claim.steps[kind]:
+        one, other = number[source], number[target]
+        rows = slice(first[other], min(last[one] + longest, count) + 1)
+        if rows.start < rows.stop:
+            _raise_to(needed[:, rows], at[other, :, rows, None] - before[one, :, rows])
+    return needed
+
+
+def _raise_to(held: Array, offered: Array) -> None:
+    """Replace the vectors of ``held`` [objective, ...] that come before those of ``offered``, in place."""
+    more = _less(held, offered)
+    for has, offers in zip(held, offered, strict=True):
+        np.copyto(has, offers, where=more)
 
 
 def _less(one: Array, other: Array) -> npt.NDArray[np.bool_]:
-    """[run]: whether the vector of ``one`` [objective, run] comes before that of ``other``."""
-    less = np.zeros(one.shape[1], bool)
+    """Whether the vectors of ``one`` [objective, ...] come before those of ``other``."""
+    less = np.zeros(one.shape[1:], bool)
     for a, b in zip(one[::-1], other[::-1], strict=True):
         less = (a < b) | ((a == b) & less)
     return less
@@ -245,16 +264,13 @@ class _Costs:
             return bound
         return np.zeros_like(starts)
 
-    def priced(self, objective: Objective, starts: Array, ends: Array, prices: Array) -> Array:
-        """A bound for each run by its own price for a tile; what it is sent is exact."""
-        if objective is Objective.TRAFFIC:
-            return np.array([self._sent(start, end) for start, end in zip(starts.tolist(), ends.tolist(), strict=True)])
+    def at_own_prices(self, starts: Array, ends: Array, prices: Array) -> Array:
+        """A bound for the latency of each run, by its own price for a tile."""
         bound = np.zeros_like(starts)
-        if objective is Objective.LATENCY:
-            order = np.argsort(prices, kind="stable")
-            distinct, first = np.unique(prices[order], return_index=True)
-            for price, runs in zip(distinct.tolist(), np.split(order, first[1:]), strict=True):
-                bound[runs] = self._at_price(price, self._sums(price), starts[runs], ends[runs])
+        order = np.argsort(prices, kind="stable")
+        distinct, first = np.unique(prices[order], return_index=True)
+        for price, runs in zip(distinct.tolist(), np.split(order, first[1:]), strict=True):
+            bound[runs] = self._at_price(price, self._sums(price), starts[runs], ends[runs])
         return bound
 
     def _grow_to(self, length: int) -> None:
@@ -275,10 +291,6 @@ class _Costs:
                     found[target - start + 1].append((start, flow.bytes_per_token))
                 earlier = target
         return dict(found)
-
-    def _sent(self, start: int, end: int) -> int:
-        flows = (flow for flow in self.problem.flows if flow.source < start)
-        return sum(flow.bytes_per_token for flow in flows if any(start <= target < end for target in flow.targets))
 
     @cached_property
     def _grid(self) -> list[tuple[int, Array]]:

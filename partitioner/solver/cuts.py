@@ -19,7 +19,10 @@ _AT_ONCE = 1 << 18
 """Runs that are looked at together: so many stay in the processor's cache."""
 
 _MOST_RUNS = 12_000_000
-_MOST_WORK = 6_000_000_000
+"""Numbers of runs, and of stops in all states, that fit in memory: some 100 MB of each."""
+
+_MOST_STEPS = 3_000_000_000
+"""Runs in all states that are looked at: some ten seconds, and as many again to verify what is found."""
 
 
 @dataclass(frozen=True)
@@ -40,15 +43,16 @@ class Bands:
 class Table:
     """The least sums, in order, with which each number of wafers of each kind reaches each stop.
 
-    ``sums`` [objective, state, stop]; ``least``: of the whole chain; ``low``, ``high`` [state]: the stops from which
-    the end can be reached, and that can be reached.
+    ``sums`` [objective, state, stop], and ``before`` [objective, state, stop, width], a view of them: those of the
+    ``width`` stops before each. ``least``: of the whole chain; ``low`` [state]: the first stop from which the end can
+    be reached.
     """
 
     thresholds: Thresholds
     bands: Bands
     low: tuple[int, ...]
-    high: tuple[int, ...]
     sums: Array
+    before: Array
     least: tuple[int, ...]
 
 
@@ -69,18 +73,17 @@ def runs_of(chain: Chain, thresholds: Thresholds) -> tuple[Array, tuple[Array, .
     return stops, tuple(np.searchsorted(stops, kind[stops]) for kind in reach)
 
 
-def work(chain: Chain, thresholds: Thresholds) -> tuple[int, int]:
-    """Runs within ``thresholds`` as a table counts them, and how many a table looks at."""
-    stops, reach = runs_of(chain, thresholds)
-    width = max(int((kind - np.arange(len(stops))).max()) for kind in reach)
-    steps = sum(len(chain.wafers.steps[state]) for state in _states(chain, thresholds))
-    return len(stops) * width * len(reach), len(stops) * width * steps
-
-
 def is_feasible_work(chain: Chain, thresholds: Thresholds) -> bool:
     """Whether a table can be made in reasonable time and memory."""
-    runs, steps = work(chain, thresholds)
-    return runs <= _MOST_RUNS and steps <= _MOST_WORK
+    stops, reach = runs_of(chain, thresholds)
+    width = max(int((kind - np.arange(len(stops))).max()) for kind in reach)
+    states = _states(chain, thresholds)
+    steps = sum(len(chain.wafers.steps[state]) for state in states)
+    return (
+        len(stops) * width * len(reach) <= _MOST_RUNS
+        and len(stops) * len(states) <= _MOST_RUNS
+        and len(stops) * width * steps <= _MOST_STEPS
+    )
 
 
 def coarser(chain: Chain, thresholds: Thresholds, cuts: Sequence[int]) -> Chain:
@@ -127,15 +130,16 @@ def solve(chain: Chain, objectives: Sequence[Objective], thresholds: Thresholds)
         return None
     low = earliest(chain.wafers, reach, len(states), last)
     made = bands(chain, objectives, thresholds)
-    sums = np.full((len(objectives), len(states), last + 1), NEVER)
+    padded = np.full((len(objectives), len(states), made.width + last + 1), NEVER)
+    before, sums = np.lib.stride_tricks.sliding_window_view(padded, made.width, axis=2), padded[:, :, made.width :]
     sums[:, 0, 0] = 0
     for target in states[1:]:
         for source, kind in chain.wafers.steps[target]:
             for rows in _rows(low[target], high[target], made.width):
-                reached = _cheapest(_ways(made, sums, source, kind, rows))
+                reached = _cheapest(_ways(made, before[:, source], kind, rows))
                 _keep_better(sums[:, target, rows], reached)
     ends = min(tuple(int(part) for part in sums[:, state, last]) for state in states)
-    return Table(thresholds, made, tuple(low), tuple(high), sums, ends)
+    return Table(thresholds, made, tuple(low), sums, before, ends)
 
 
 def _rows(low: int, high: int, width: int) -> Iterator[slice]:
@@ -144,23 +148,18 @@ def _rows(low: int, high: int, width: int) -> Iterator[slice]:
         yield slice(start, min(start + step, high + 1))
 
 
-def _ways(made: Bands, sums: Array, source: int, kind: int, rows: slice | Array) -> list[Array]:
+def _ways(made: Bands, before: Array, kind: int, rows: slice | Array) -> list[Array]:
     """[objective][row, width]: the sums with which each stop of ``rows`` is reached by each run that ends there."""
-    ways = []
-    for before, band in zip(sums[:, source], made.costs, strict=True):
-        padded = np.concatenate([np.full(made.width, NEVER), before])
-        ways.append(np.lib.stride_tricks.sliding_window_view(padded, made.width)[rows] + band[kind][rows])
-    return ways
+    return [sums[rows] + band[kind][rows] for sums, band in zip(before, made.costs, strict=True)]
 
 
 def _cheapest(ways: list[Array]) -> Array:
     """[objective, row]: the least of each row, by the first objective, then the next."""
-    least: list[Array] = []
-    tied: npt.NDArray[np.bool_] = np.ones_like(ways[0], bool)
-    for way in ways:
-        open_ = np.where(tied, way, 2 * NEVER)
+    open_ = ways[0]
+    least = [open_.min(axis=1)]
+    for way in ways[1:]:
+        open_ = np.where(open_ == least[-1][:, None], way, 2 * NEVER)
         least.append(open_.min(axis=1))
-        tied = open_ == least[-1][:, None]
     found = np.array(least)
     found[:, found[0] >= NEVER] = NEVER
     return found
@@ -185,7 +184,7 @@ def best_paths(chain: Chain, table: Table) -> Paths:
         rows = np.flatnonzero(marked[target])
         for source, kind in chain.wafers.steps[target] if len(rows) else ():
             fits = np.ones((len(rows), table.bands.width), bool)
-            for way, sums in zip(_ways(table.bands, table.sums, source, kind, rows), table.sums, strict=True):
+            for way, sums in zip(_ways(table.bands, table.before[:, source], kind, rows), table.sums, strict=True):
                 fits &= (way == sums[target, rows][:, None]) & (way < NEVER)
             row, column = np.nonzero(fits)
             if len(row):

@@ -10,7 +10,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import product
+from itertools import islice, permutations, product
+from math import prod
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,9 @@ Array = npt.NDArray[np.int64]
 
 _MOST_STATES = 20_000
 """Numbers of wafers of each kind that are told apart."""
+
+_MOST_ORDERS = 24
+"""Orders of the kinds in which they are used up, where their numbers are too many to be told apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,21 +68,32 @@ class Wafers:
         kinds = tuple(sorted({wafer for wafer in problem.wafers if wafer.tiles}, key=_rank))
         members = tuple(tuple(i for i, wafer in enumerate(problem.wafers) if wafer == kind) for kind in kinds)
         counts = [min(len(wafers), len(problem.items)) for wafers in members]
-        number = 1
-        for count in counts:
-            number *= count + 1
-        if number <= _MOST_STATES:
-            states = sorted(product(*(range(count + 1) for count in counts)), key=lambda state: (sum(state), state))
-        else:  # the best kind first
-            states = [(0,) * len(kinds)]
-            for kind, count in enumerate(counts):
-                states += [(*counts[:kind], used, *(0,) * (len(kinds) - kind - 1)) for used in range(1, count + 1)]
+        number = prod(count + 1 for count in counts)
+        all_ = product(*(range(count + 1) for count in counts)) if number <= _MOST_STATES else _some_states(counts)
+        states = sorted(all_, key=lambda state: (sum(state), state))
         index = {state: number for number, state in enumerate(states)}
         steps = [
             tuple((index[source], kind) for kind in range(len(kinds)) if (source := _fewer(state, kind)) in index)
             for state in states
         ]
         return cls(kinds, members, tuple(states), tuple(steps), number <= _MOST_STATES)
+
+
+def _some_states(counts: Sequence[int]) -> set[tuple[int, ...]]:
+    """Numbers of wafers in use where one kind after another is used up, in several orders, or all are evenly."""
+    found = set()
+    for order in islice(permutations(range(len(counts))), _MOST_ORDERS):
+        uses = [kind for kind in order for _ in range(counts[kind])]
+        evenly = [
+            kind for _, kind in sorted((nth / counts[kind], kind) for kind in order for nth in range(counts[kind]))
+        ]
+        for way in (uses, evenly):
+            state = [0] * len(counts)
+            found.add(tuple(state))
+            for kind in way:
+                state[kind] += 1
+                found.add(tuple(state))
+    return found
 
 
 def _rank(wafer: Wafer) -> tuple[int, int, int]:
