@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
@@ -44,7 +45,7 @@ def explain(case: Case, fault: Diagnostic, finer: Iterable[Model], fits: Fits, p
     case = replace(case, speed=None, limits=limits)
     progress("looking for what stands in the way")
     is_proven = fault.code == "W0401"
-    proof = tuple(str(fault.facts["proof"]).split(" and ")) if is_proven else ()
+    proof = tuple(re.split("; | and ", str(fault.facts["proof"]))) if is_proven else ()
     found = replace(figures_of(case, proof), conflict=_conflict(case) if is_proven else None)
     found = found.with_levers(tuple(levers(case, finer, found.conflict, Trial(fits, progress))))
     if is_proven:
@@ -130,7 +131,7 @@ def _told(case: Case, found: Explanation) -> Diagnostic:
     """The diagnostic that says what ``found`` has as data."""
     help_ = tuple(lever.text for lever in found.levers) or ("nothing fits of what was tried",)
     model, machine = case.model.graph.name, case.machine
-    proof: dict[str, Fact] = {"proof": " and ".join(found.proof)}
+    proof: dict[str, Fact] = {"proof": "; ".join(found.proof)}
     if found.conflict is not None:
         message = f"{_all_of(found.conflict.rules)} cannot be kept: {_reason(found.conflict)}"
         ruled = {f"rule_{number}": str(rule) for number, rule in enumerate(found.conflict.rules, 1)}
