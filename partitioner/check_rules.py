@@ -51,7 +51,8 @@ def broken_rules(plan: Plan, model: Model) -> Iterator[Diagnostic]:
 
 def free_blocks(plan: Plan, model: Model) -> frozenset[str]:
     """Names of the blocks that values may flow back to and from, as a rule says so."""
-    patterns = [pattern for rule in plan.rules if rule.kind is RuleKind.FREE for pattern in rule.blocks]
+    rules = (rule for rule in plan.rules[:_MOST_RULES] if rule.kind is RuleKind.FREE)
+    patterns = [pattern for rule in rules for pattern in rule.blocks]
     known = [block.name for block in model.blocks]
     return frozenset(_parts(patterns, known, wholes_of(model))) if patterns else frozenset()
 

@@ -223,7 +223,12 @@ def test_a_failing_compile_answers_with_data(waferc, quick_load, tmp_path):
     assert {"option", "from", "to", "step", "text", "verified", "solve_s"} == set(found["levers"][0])
     assert next((lever["option"], lever["from"], lever["to"]) for lever in found["levers"]) == ("systems", 1, 2)
     page = (tmp_path / "why.html").read_text()
-    for text in ("small-kimi does not fit", f"{found['gap']['tiles']:,}", "--systems 2 would fit", "CP-SAT"):
+    for text in (
+        "small-kimi does not fit",
+        f"{found['gap']['tiles']:,}",
+        "--systems 2 would fit",
+        "contiguous placements",
+    ):
         assert text in page
     assert sorted(path.name for path in tmp_path.iterdir()) == ["why.html"]
 

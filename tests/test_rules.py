@@ -182,8 +182,8 @@ def test_patterns_name_blocks_and_what_they_are_part_of(pattern, block, named):
 
 
 def test_a_rule_on_a_block_is_one_on_its_item(model):
-    problem = measure(model, MINI, USERS, rules=as_rules(["pin layers.1.router=2", "apart embedding,layers.2"]))
-    pin, apart = problem.restrictions
+    problem = measure(model, MINI, USERS, rules=as_rules(["pin layers.1.router=2", "together embedding,layers.2"]))
+    pin, together = problem.restrictions
     (item,) = pin.items
     assert {model.blocks[block].name for block in problem.items[item].blocks} == {
         "layers.1.router",
@@ -191,7 +191,7 @@ def test_a_rule_on_a_block_is_one_on_its_item(model):
         "layers.1.experts",
     }
     assert (pin.kind, pin.wafers, pin.text) == (RuleKind.PIN, (2,), "pin layers.1.router=2")
-    assert [len(group) for group in apart.groups] == [1, 2]
+    assert [len(group) for group in together.groups] == [1, 2]
 
 
 def test_copies_are_items_that_share_users_and_tokens(model):
