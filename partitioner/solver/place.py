@@ -70,7 +70,8 @@ def place(
     limits: Limits = DEFAULT_LIMITS,
     progress: Progress = lambda _found: None,
 ) -> Solution:
-    """The placement that is best in the first of ``objectives``, of these that which is best in the second, and so on.
+    """The placement that is best in the first of ``objectives``, of these that which is best in the second, and so on;
+    any placement where there are none.
 
     ``progress`` is called with each better placement. An interrupt (SIGINT) ends the search, and what it has found is
     returned; before it has found any, ``KeyboardInterrupt`` passes on.
@@ -124,11 +125,12 @@ class _Search:
             raise _infeasible((proof,))
         self.best = first_fit(self._problem, self._clock.seed)
         if self.best is None:
-            answer = self._solve(objectives[0], 1 / (len(objectives) + 1))
+            first = objectives[0] if objectives else None
+            answer = self._solve(first, 1 / (len(objectives) + 1))
             if answer.interrupted and not answer.assignment:
                 raise KeyboardInterrupt
             if answer.assignment is None or faults(self._problem, answer.assignment):
-                raise self._none_found(answer, objectives[0])
+                raise self._none_found(answer, first)
             self.best = answer.assignment
 
     def improve(self, objective: Objective, share: float) -> None:
@@ -183,14 +185,14 @@ class _Search:
         assert self.best is not None
         return score(self._problem, self.best, objective)
 
-    def _solve(self, objective: Objective, share: float, *, presolve: bool = True) -> Answer:
+    def _solve(self, objective: Objective | None, share: float, *, presolve: bool = True) -> Answer:
         task = Task(self._problem, objective, tuple(self._kept.items()))
         answer = solve(
             task,
             self._clock.share(share),
             self.best,
             presolve=presolve,
-            found=lambda value, bound: self._tell(objective, value, bound),
+            found=lambda value, bound: self._tell(objective, value, bound) if objective else None,
         )
         self._clock.spend(answer.work)
         return answer
@@ -218,7 +220,7 @@ class _Search:
     def _tell(self, objective: Objective, value: int, bound: int) -> None:
         self._progress(Incumbent(objective, value, bound, self._clock.elapsed_s))
 
-    def _none_found(self, answer: Answer, objective: Objective) -> InfeasibleError | TimeLimitError:
+    def _none_found(self, answer: Answer, objective: Objective | None) -> InfeasibleError | TimeLimitError:
         """Infeasible where two arguments say so, else out of time."""
         agreeing = [*counted_out(self._problem)]
         agreeing += ["CP-SAT"] if answer.status == "INFEASIBLE" else []
