@@ -19,6 +19,10 @@ from partitioner.solver.dag.problem import DagProblem, Kind, Node
 
 WORK_BITS = 40
 """All times and charges of an instance add up to fewer units than two to this: values agree to 1e-9, sums are exact."""
+MOST_BITS = 1000
+"""No unit is finer than two to minus this."""
+MOST_BYTES = 2.0**50
+"""Sums of bytes up to this are exact, whatever the units."""
 SAME_COST = 1e-6
 """Costs of edges out of one node that differ by less are the same, as for the authors' program."""
 
@@ -68,7 +72,20 @@ class Instance:
     def units(self) -> float:
         """Integer units of the problem in one unit of the file's times: a power of two."""
         total = sum(o.accelerator_time + o.cpu_time + 2 * o.cost for o in self.operators)
-        return math.ldexp(1.0, WORK_BITS - math.frexp(total)[1]) if total else 1.0
+        if not total:
+            return 1.0
+        # The solver gives each node that an accelerator cannot run a time longer than all others together.
+        unsupported = sum(not operator.supported for operator in self.operators)
+        precise = min(WORK_BITS, 50 - unsupported.bit_length())
+        return math.ldexp(1.0, min(precise - math.frexp(total)[1], MOST_BITS))
+
+    @property
+    def byte_units(self) -> int:
+        """Integer units of the problem in one byte: 1 where sizes are whole, else a power of two to make them so."""
+        total = sum(operator.size_bytes for operator in self.operators)
+        able = [bits for bits in (0, 8, 20) if total * 2**bits <= MOST_BYTES]
+        whole = (bits for bits in able if all((o.size_bytes * 2**bits).is_integer() for o in self.operators))
+        return int(2 ** next(whole, able[-1]))
 
 
 def read_instance(path: Path) -> Instance:
@@ -87,6 +104,7 @@ def read_instance(path: Path) -> Instance:
         raise InstanceError(f"id {next(i for i in ids if ids.count(i) > 1)} belongs to two nodes")
     edges, costs = _edges(data, set(ids))
     operators = {i: _operator(node, i, costs.get(i, 0.0)) for i, node in zip(ids, nodes, strict=True)}
+    _check_totals(operators.values())
     return Instance(
         tuple(operators[i] for i in _topological(ids, edges)),
         edges,
@@ -155,6 +173,15 @@ def _operator(node: Mapping[str, Any], number: int, cost: float) -> Operator:
     )
 
 
+def _check_totals(operators: Iterable[Operator]) -> None:
+    """Sums must stay numbers that floats can tell apart."""
+    listed = list(operators)
+    if not math.isfinite(sum(o.accelerator_time + o.cpu_time + 2 * o.cost for o in listed)):
+        raise InstanceError("its times and costs add up to more than a number can hold")
+    if sum(o.size_bytes for o in listed) > MOST_BYTES:
+        raise InstanceError(f"its sizes add up to more than {MOST_BYTES:.0f} bytes")
+
+
 def _edges(data: Mapping[str, Any], ids: set[int]) -> tuple[tuple[tuple[int, int], ...], dict[int, float]]:
     """Pairs of ids, each once and none to itself, and the cost of each source."""
     costs: dict[int, float] = {}
@@ -194,7 +221,7 @@ def _topological(ids: Iterable[int], edges: Iterable[tuple[int, int]]) -> list[i
 
 def to_problem(instance: Instance, *, contiguous: bool) -> DagProblem:
     """The instance in integers: times in :attr:`Instance.units`, bytes rounded up and limits down."""
-    units = instance.units
+    units, byte_units = instance.units, instance.byte_units
     number = {operator.id: index for index, operator in enumerate(instance.operators)}
     colors: dict[int | str, int] = {}
     nodes = []
@@ -206,14 +233,19 @@ def to_problem(instance: Instance, *, contiguous: bool) -> DagProblem:
                     round(operator.accelerator_time * units) if operator.supported else None,
                     round(operator.cpu_time * units),
                 ),
-                bytes=math.ceil(operator.size_bytes),
+                bytes=math.ceil(operator.size_bytes * byte_units),
                 group=group,
                 charge=round(operator.cost * units),
                 backward=operator.backward,
             )
         )
     kinds = (
-        Kind("accelerator", instance.accelerators, math.floor(instance.memory_bytes)),
+        Kind(
+            "accelerator",
+            instance.accelerators,
+            math.floor(instance.memory_bytes) * byte_units
+            + math.floor(math.fmod(instance.memory_bytes, 1.0) * byte_units),
+        ),
         Kind("cpu", instance.cpus, None, charged=False),
     )
     edges = tuple((number[source], number[target]) for source, target in instance.edges)

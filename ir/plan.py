@@ -52,8 +52,8 @@ class PlacedBlock:
 
     ``tile_bytes`` is what its fullest tile holds, the reserve for code, stack and buffers left out. Routed experts have
     regions of their own inside the block's, or all of them the block's, each on all of its tiles (``sliced``).
-    A block that has several copies is listed once for each, ``copy`` counting them from 0: weights and activations are
-    those of the whole block, and the cache is that of the users that the copy serves (:func:`serves`).
+    A block that has several copies is listed once for each, ``copy`` counting them from 0. They serve users in turn,
+    user u by copy u mod their number: each has all weights and activations, and caches for its share of the users.
     """
 
     name: str
@@ -87,14 +87,9 @@ class PlacedBlock:
         return bool(self.experts) and all(expert.region == self.region for expert in self.experts)
 
 
-def serves(copy: int, copies: int, user: int) -> bool:
-    """Whether a block's copy number ``copy`` of ``copies`` serves a user: they take turns."""
-    return user % copies == copy
-
-
 def pairs(sources: Sequence[PlacedBlock], targets: Sequence[PlacedBlock]) -> Iterator[tuple[PlacedBlock, PlacedBlock]]:
-    """The copies of one block and of another that serve a user in common (all copies of each, in order): those whose
-    numbers are equal modulo the greatest common divisor of how many there are.
+    """The copies of one block and of another (all of each, in order) that serve a user in common: those whose numbers
+    are equal modulo the greatest common divisor of how many there are, as user u is served by copy u mod that many.
     """
     common = gcd(len(sources), len(targets))
     for source in sources:
@@ -107,8 +102,7 @@ def pairs(sources: Sequence[PlacedBlock], targets: Sequence[PlacedBlock]) -> Ite
 class Transfer:
     """``value`` goes from the wafer of block ``source`` to another wafer, once, for all blocks there that read it.
 
-    Where blocks have copies, it is for the tokens of the users that the copy on ``source_wafer`` serves and some reader
-    on ``target_wafer`` too; ``bytes_per_token`` are for each of those.
+    A copy of a block sends to those copies of its readers that serve some of its users (:func:`pairs`).
     """
 
     value: str

@@ -20,5 +20,5 @@ class Workload:
     chunk: int
 
     def share(self, copy: int, copies: int) -> Workload:
-        """What copy number ``copy`` of ``copies`` serves: the users u with u mod ``copies`` = ``copy``."""
-        return self if copies == 1 else replace(self, users=max(0, -(-(self.users - copy) // copies)))
+        """What copy number ``copy`` of ``copies`` of a block serves: every user u with u mod ``copies`` = ``copy``."""
+        return replace(self, users=max(0, -(-(self.users - copy) // copies)))

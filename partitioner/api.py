@@ -75,6 +75,7 @@ class Request:
         target: a machine of the catalogue, or the path of a machine file.
         systems: number of wafers, or of nodes of devices; the machine's own if ``None``.
         reserve_bytes: bytes of each tile or device kept for code and buffers; the machine's own if ``None``.
+        without: numbers of wafers that are out of service.
         users: users whose caches are resident at the same time.
         context: tokens remembered for each; 4096, or the model's limit if that is less, if ``None``.
         prefill_chunk: tokens that a pipeline stage works on at once.
@@ -91,6 +92,7 @@ class Request:
     target: str = "cs3"
     systems: int | None = None
     reserve_bytes: int | None = None
+    without: tuple[int, ...] = ()
     users: int = 1
     context: int | None = None
     prefill_chunk: int = 64
@@ -213,7 +215,7 @@ def compile_lowered(lowered: Lowered, request: Request, progress: Progress = lam
         UsageError: W0107, the context is longer than the model's; W0110 or W0111, the machine.
         InfeasibleError, TimeLimitError, UnsupportedModelError: see :func:`partitioner.compile.compile_model`.
     """
-    wafers = load_wafers(request.target, request.systems, request.reserve_bytes)
+    wafers = load_wafers(request.target, request.systems, request.reserve_bytes, request.without)
     workload = workload_of(lowered, request)
     progress("finding blocks")
     case = Case(

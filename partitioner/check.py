@@ -6,7 +6,7 @@ It shares no code with the solver or the floor planner, and stops at nothing: al
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
 
@@ -16,12 +16,16 @@ from ir.diagnostics import Diagnostic, Fact
 from ir.graph import Parameter
 from ir.layout import fullest_tile_bytes
 from ir.machine import Machine, absurdities
-from ir.model import Block, Model
+from ir.model import Block, Edge, Model
 from ir.objective import Objective
-from ir.plan import FEASIBLE, OPTIMAL, PlacedBlock, Plan, Rectangle, Transfer
+from ir.plan import FEASIBLE, OPTIMAL, PlacedBlock, Plan, Rectangle, Transfer, pairs
+from ir.workload import Workload
 from partitioner.check_rules import broken_rules, free_blocks
 
 _MOST = 1 << 40
+_MOST_BYTES = 1 << 62
+Copies = Mapping[str, Sequence[PlacedBlock]]
+"""The copies of each placed block, by its name."""
 
 
 def check(plan: Plan, model: Model) -> tuple[Diagnostic, ...]:
@@ -31,19 +35,21 @@ def check(plan: Plan, model: Model) -> tuple[Diagnostic, ...]:
         return tuple(Diagnostic("W0514", text, plan.machine.name) for text in absurd)
     faults = list(_missing_blocks(plan, model))
     known = {block.name: block for block in model.blocks}
-    placed = {block.name: block for block in plan.blocks if block.name in known}
-    for name, block in placed.items():
-        faults += _wrong_contents(block, known[name])
-        faults += _wrong_figures(block, known[name], plan, model)
-        faults += _outside(block.name, block.wafer, block.region, plan.machine)
-        faults += _wrong_experts(block, known[name], plan.machine)
+    placed = {name: copies for name, copies in plan.copies.items() if name in known}
+    for block in (copy for copies in placed.values() for copy in copies):
+        faults += _wrong_contents(block, known[block.name])
+        faults += _wrong_figures(
+            block, known[block.name], plan.workload.share(block.copy, len(placed[block.name])), model
+        )
+        faults += _outside(block, plan.machine)
+        faults += _wrong_experts(block, known[block.name], plan.machine)
     sound_regions = not any(fault.code in ("W0503", "W0506") for fault in faults)
     faults += _overlaps(plan)
     if sound_regions:
-        faults += _overfull_tiles(placed.values(), plan, model)
+        faults += _overfull_tiles((copy for copies in placed.values() for copy in copies), plan, model)
     faults += _parted(placed, model)
     faults += _backward(placed, model, free_blocks(plan, model))
-    if len(placed) == len(known):
+    if placed.keys() == known.keys():
         faults += broken_rules(plan, model)
         faults += _wrong_transfers(plan, placed, model)
         faults += _wrong_claims(plan, model)
@@ -62,15 +68,19 @@ def _absurd_sizes(plan: Plan) -> Iterator[str]:
 
 def _missing_blocks(plan: Plan, model: Model) -> Iterator[Diagnostic]:
     wanted = [block.name for block in model.blocks]
-    count = Counter(block.name for block in plan.blocks)
+    found = plan.copies
     for name in wanted:
-        if count[name] == 0:
+        if name not in found:
             yield Diagnostic("W0501", "a block of the model is not placed", name)
-    for name, times in count.items():
+    for name, copies in found.items():
         if name not in wanted:
             yield Diagnostic("W0501", "a placed block is not in the model", name)
-        elif times > 1:
-            yield Diagnostic("W0501", "a block is placed more than once", name, {"times": times})
+        elif [block.copy for block in copies] != [*range(len(copies))]:
+            facts: dict[str, Fact] = {"times": len(copies), "copies": ", ".join(str(block.copy) for block in copies)}
+            yield Diagnostic("W0501", "a block is placed more than once, not as copies counted from 0", name, facts)
+        elif len({block.wafer for block in copies}) < len(copies):
+            wafers = {"wafers": ", ".join(str(block.wafer) for block in copies)}
+            yield Diagnostic("W0501", "two copies of a block are on one wafer", name, wafers)
 
 
 def _wrong_contents(placed: PlacedBlock, block: Block) -> Iterator[Diagnostic]:
@@ -88,21 +98,24 @@ def _wrong_contents(placed: PlacedBlock, block: Block) -> Iterator[Diagnostic]:
 # --- rectangles -----------------------------------------------------------------------------------------------------
 
 
-def _outside(name: str, wafer: int, region: Rectangle, machine: Machine) -> Iterator[Diagnostic]:
-    if not 0 <= wafer < machine.systems:
-        yield Diagnostic("W0503", f"wafer {wafer} does not exist", name, {"systems": machine.systems})
-    mesh = Rectangle(0, 0, machine.columns, machine.rows)
-    if region.columns < 1 or region.rows < 1 or not mesh.contains(region):
-        facts = {"region": _shown(region), "mesh": f"{machine.columns} x {machine.rows}"}
-        yield Diagnostic("W0503", "a region lies outside the wafer's mesh", name, facts)
+def _outside(block: PlacedBlock, machine: Machine) -> Iterator[Diagnostic]:
+    if not 0 <= block.wafer < machine.systems:
+        yield Diagnostic("W0503", f"wafer {block.wafer} does not exist", block.title, {"systems": machine.systems})
+        return
+    wafer, region = machine.wafer(block.wafer), block.region
+    if not wafer.in_service:
+        yield Diagnostic("W0503", f"wafer {block.wafer} is out of service", block.title)
+    elif region.columns < 1 or region.rows < 1 or not Rectangle(0, 0, wafer.columns, wafer.rows).contains(region):
+        facts = {"region": _shown(region), "mesh": f"{wafer.columns} x {wafer.rows}"}
+        yield Diagnostic("W0503", "a region lies outside the wafer's mesh", block.title, facts)
 
 
 def _overlaps(plan: Plan) -> Iterator[Diagnostic]:
     for wafer in plan.wafers_used:
         for a, b in combinations(plan.on_wafer(wafer), 2):
             if _overlap(a.region, b.region):
-                facts = {a.name: _shown(a.region), b.name: _shown(b.region)}
-                yield Diagnostic("W0504", f"{a.name} and {b.name} claim the same tiles", f"wafer {wafer}", facts)
+                facts = {a.title: _shown(a.region), b.title: _shown(b.region)}
+                yield Diagnostic("W0504", f"{a.title} and {b.title} claim the same tiles", f"wafer {wafer}", facts)
 
 
 def _overlap(a: Rectangle, b: Rectangle) -> bool:
@@ -135,7 +148,8 @@ def _experts_overlap(placed: PlacedBlock, machine: Machine) -> bool:
     """Whether any tile is claimed twice, by counting claims on the mesh."""
     if not placed.experts or placed.sliced:
         return False
-    claims = np.zeros((machine.rows, machine.columns), dtype=np.int32)
+    wafer = machine.wafer(placed.wafer)
+    claims = np.zeros((wafer.rows, wafer.columns), dtype=np.int32)
     for expert in placed.experts:
         region = expert.region
         if min(region.column, region.row, region.columns, region.rows) >= 0 and expert.wafer == placed.wafer:
@@ -146,8 +160,7 @@ def _experts_overlap(placed: PlacedBlock, machine: Machine) -> bool:
 # --- memory ---------------------------------------------------------------------------------------------------------
 
 
-def _wrong_figures(placed: PlacedBlock, block: Block, plan: Plan, model: Model) -> Iterator[Diagnostic]:
-    workload = plan.workload
+def _wrong_figures(placed: PlacedBlock, block: Block, workload: Workload, model: Model) -> Iterator[Diagnostic]:
     weights = sum(model.graph.parameter[name].stored_bytes for name in block.parameters)
     derived = {
         "weight_bytes": weights,
@@ -159,7 +172,7 @@ def _wrong_figures(placed: PlacedBlock, block: Block, plan: Plan, model: Model) 
     for name, value in derived.items():
         if getattr(placed, name) != value:
             facts = {"stated": getattr(placed, name), "derived": value}
-            yield Diagnostic("W0510", f"{name.replace('_', ' ')} is wrong", block.name, facts)
+            yield Diagnostic("W0510", f"{name.replace('_', ' ')} is wrong", placed.title, facts)
 
 
 def _overfull_tiles(placed: Iterable[PlacedBlock], plan: Plan, model: Model) -> Iterator[Diagnostic]:
@@ -174,10 +187,10 @@ def _overfull_tiles(placed: Iterable[PlacedBlock], plan: Plan, model: Model) -> 
                 "reserve_bytes": plan.machine.reserve_bytes,
                 "region": _shown(block.region),
             }
-            yield Diagnostic("W0505", "a tile holds more than its memory", f"{block.name}, wafer {block.wafer}", facts)
+            yield Diagnostic("W0505", "a tile holds more than its memory", f"{block.title}, wafer {block.wafer}", facts)
         if fullest != block.tile_bytes:
             both = {"stated": block.tile_bytes, "derived": fullest}
-            yield Diagnostic("W0510", "bytes of the fullest tile are wrong", block.name, both)
+            yield Diagnostic("W0510", "bytes of the fullest tile are wrong", block.title, both)
 
 
 def _fullest_tile(block: PlacedBlock, parameters: list[Parameter]) -> int:
@@ -195,35 +208,44 @@ def _fullest_tile(block: PlacedBlock, parameters: list[Parameter]) -> int:
 # --- between wafers -------------------------------------------------------------------------------------------------
 
 
-def _parted(placed: dict[str, PlacedBlock], model: Model) -> Iterator[Diagnostic]:
+def _parted(placed: Copies, model: Model) -> Iterator[Diagnostic]:
+    """Blocks of one layer's routing on several wafers; their copies go together by number."""
     for group in model.together:
         members = [placed[name] for name in (model.blocks[i].name for i in group) if name in placed]
-        if len({member.wafer for member in members}) > 1:
-            facts = {member.name: member.wafer for member in members}
-            yield Diagnostic("W0507", "blocks that exchange routed tokens are on different wafers", "", facts)
+        for number in range(max(map(len, members), default=0)):
+            together = [copies[number % len(copies)] for copies in members]
+            if len({member.wafer for member in together}) > 1:
+                facts = {member.title: member.wafer for member in together}
+                yield Diagnostic("W0507", "blocks that exchange routed tokens are on different wafers", "", facts)
 
 
-def _backward(placed: dict[str, PlacedBlock], model: Model, free: frozenset[str]) -> Iterator[Diagnostic]:
+def _crossing(
+    placed: Copies, model: Model, free: frozenset[str] = frozenset()
+) -> Iterator[tuple[Edge, PlacedBlock, PlacedBlock]]:
+    """Values that go to another wafer, from copy to copy, unless to or from a ``free`` block."""
+    for edge in model.edges:
+        source, target = model.blocks[edge.source].name, model.blocks[edge.target].name
+        if free.isdisjoint((source, target)):
+            for one, other in pairs(placed.get(source, ()), placed.get(target, ())):
+                if one.wafer != other.wafer:
+                    yield edge, one, other
+
+
+def _backward(placed: Copies, model: Model, free: frozenset[str]) -> Iterator[Diagnostic]:
     """Values that break the pipeline: wafers need not follow each other by number, but in some order values must go on.
 
     There is one exactly if, taking away wafers that receive from none that is left, all go; and none is left then.
     Of what remains, whatever goes against the order of the wafers' first blocks is told.
     """
-    crossing = [
-        (edge, source, target)
-        for edge in model.edges
-        if free.isdisjoint((model.blocks[edge.source].name, model.blocks[edge.target].name))
-        for source, target in [tuple(placed.get(model.blocks[i].name) for i in (edge.source, edge.target))]
-        if source and target and source.wafer != target.wafer and not {source.name, target.name} & free
-    ]
+    crossing = [*_crossing(placed, model, free)]
     circling = _circling({(source.wafer, target.wafer) for _, source, target in crossing})
     first: dict[int, int] = {}
     for number, block in enumerate(model.blocks):
-        if block.name in placed:
-            first.setdefault(placed[block.name].wafer, number)
+        for copy in placed.get(block.name, ()):
+            first.setdefault(copy.wafer, number)
     for edge, source, target in crossing:
         if {source.wafer, target.wafer} <= circling and first[source.wafer] > first[target.wafer]:
-            facts = {source.name: source.wafer, target.name: target.wafer}
+            facts = {source.title: source.wafer, target.title: target.wafer}
             yield Diagnostic("W0508", "a value would flow back along the pipeline", edge.value, facts)
 
 
@@ -238,14 +260,11 @@ def _circling(routes: set[tuple[int, int]]) -> set[int]:
         left = kept
 
 
-def _wrong_transfers(plan: Plan, placed: dict[str, PlacedBlock], model: Model) -> Iterator[Diagnostic]:
+def _wrong_transfers(plan: Plan, placed: Copies, model: Model) -> Iterator[Diagnostic]:
     wanted = Counter(
         {
             Transfer(edge.value, source.name, source.wafer, target.wafer, edge.bytes_per_token): 1
-            for edge in model.edges
-            for source in (placed[model.blocks[edge.source].name],)
-            for target in (placed[model.blocks[edge.target].name],)
-            if source.wafer != target.wafer
+            for edge, source, target in _crossing(placed, model)
         }
     )
     stated = Counter(plan.transfers)
@@ -289,12 +308,12 @@ def _derived(plan: Plan, model: Model) -> dict[Objective, int]:
 
 def _users_of_wafer(plan: Plan, model: Model, wafer: int) -> int:
     """Users whose caches fit on a wafer beside what else lies there."""
-    known = {block.name: block for block in model.blocks}
+    known, copies = {block.name: block for block in model.blocks}, plan.copies
     blocks = [block for block in plan.on_wafer(wafer) if block.name in known]
-    each = sum(known[block.name].cache_bytes(1, plan.workload.context) for block in blocks)
-    offered = plan.machine.wafer(wafer)
-    left = offered.columns * offered.rows * plan.machine.tile_bytes - sum(b.bytes - b.cache_bytes for b in blocks)
-    return min(_MOST, left // each) if each else _MOST
+    caches = ((known[block.name].cache_bytes(1, plan.workload.context), len(copies[block.name])) for block in blocks)
+    each = sum(-(-size // served) for size, served in caches)
+    fixed = sum(block.bytes for block in blocks) - each * plan.workload.users
+    return min(_MOST, (plan.machine.bytes_of(wafer) - fixed) // each) if each else _MOST
 
 
 def _not_optimal(plan: Plan, model: Model) -> Iterator[Diagnostic]:
@@ -304,17 +323,16 @@ def _not_optimal(plan: Plan, model: Model) -> Iterator[Diagnostic]:
     placement whenever there is one; for other models what it finds is still a placement.
     """
     best = plan.solver.scores[0] if plan.solver.scores else None
-    if best is None or not best.proof or plan.rules:
+    if best is None or not best.proof or plan.rules or any(block.copy for block in plan.blocks):
         return
-    most, users = plan.machine.systems * plan.machine.wafer_bytes, plan.workload.users
-    systems = len(plan.machine.in_service)
+    systems, users = len(plan.machine.in_service), plan.workload.users
     match best.objective:
         case Objective.BALANCE:
             reached = _fill(plan, model, best.value - 1, users)
         case Objective.MACHINES:
-            reached, systems = _fill(plan, model, most, users), best.value - 1
+            reached, systems = _fill(plan, model, _MOST_BYTES, users), best.value - 1
         case Objective.ROOM if best.value < _MOST:
-            reached = _fill(plan, model, most, best.value + 1)
+            reached = _fill(plan, model, _MOST_BYTES, best.value + 1)
         case _:
             return
     if reached is not None and reached <= systems:
@@ -326,31 +344,33 @@ def _fill(plan: Plan, model: Model, most_bytes: int, users: int) -> int | None:
     """Wafers that blocks in order take, the largest first, each filled as far as it goes; ``None`` if that is no
     placement.
 
-    Caches are counted for ``users``, tiles for the users of the plan.
+    Caches are counted for ``users``, tiles for the users of the plan. The pipeline may take wafers in any order: the
+    largest are filled first.
     """
-    offered = sorted((plan.machine.wafer(wafer).tiles for wafer in plan.machine.in_service), reverse=True)
+    machine = plan.machine
+    offered = sorted((machine.wafer(wafer).tiles for wafer in machine.in_service), reverse=True)
     wafer = used_bytes = used_tiles = 0
     reached: dict[int, int] = {}
+
+    def holds(size: int, tiles: int) -> bool:
+        return size <= min(most_bytes, offered[wafer] * machine.tile_bytes) and tiles <= offered[wafer]
+
     for own, size, tiles in _items(plan, model, users):
-        full = min(most_bytes, offered[wafer] * plan.machine.tile_bytes)
-        if used_bytes + size > full or used_tiles + tiles > offered[wafer]:
+        if not holds(used_bytes + size, used_tiles + tiles):
             wafer, used_bytes, used_tiles = wafer + 1, 0, 0
-        if wafer == len(offered) or size > min(most_bytes, offered[wafer] * plan.machine.tile_bytes):
-            return None
-        if tiles > offered[wafer]:
+        if wafer == len(offered) or not holds(used_bytes + size, used_tiles + tiles):
             return None
         used_bytes, used_tiles = used_bytes + size, used_tiles + tiles
         reached |= dict.fromkeys(own, wafer)
     # A block between two that stay together has no place of its own: such a spread is no placement.
-    backward = any(reached[edge.source] > reached[edge.target] for edge in model.edges)
-    return None if backward else wafer + 1
+    return None if any(reached[edge.source] > reached[edge.target] for edge in model.edges) else wafer + 1
 
 
 def _items(plan: Plan, model: Model, users: int) -> Iterator[tuple[tuple[int, ...], int, int]]:
     """Blocks in order, their bytes for ``users``, and tiles at least; blocks that stay together as one, where the first
     stands.
     """
-    placed = {block.name: block for block in plan.blocks}
+    placed = {name: copies[0] for name, copies in plan.copies.items()}
     members = {group[0]: group for group in model.together}
     later = {index for group in model.together for index in group[1:]}
     more = users - plan.workload.users

@@ -94,11 +94,25 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """A model on wafers, and on how many; ``max_users`` have room for their caches."""
+    """A model on wafers, and on how many; ``max_users`` have room for their caches.
+
+    Where blocks have copies, users take turns at them: ``pipeline`` is what the first meets, ``turns`` what the others.
+    """
 
     pipeline: Pipeline
     systems: int
     max_users: int
+    turns: tuple[Pipeline, ...] = ()
+
+    def slowest(self, question: Question, speed: WaferSpeed) -> Placed:
+        """As those users meet it whose steps take longest."""
+
+        def latency_s(pipeline: Pipeline) -> float:
+            return decode_step(pipeline, question.speculation, question.tokens, speed).latency_s
+
+        if not self.turns:
+            return self
+        return replace(self, pipeline=max((self.pipeline, *self.turns), key=latency_s), turns=())
 
 
 def place_sketch(profile: Profile, wafers: Wafers, question: Question) -> Placed:
@@ -117,8 +131,10 @@ def place_sketch(profile: Profile, wafers: Wafers, question: Question) -> Placed
         found.stages[:count],
         draft,
         tuple(replace(stage, block=stage.block - count) for stage in found.stages[count:]),
+        wafers.machine.odd_links,
     )
-    users = most_users(whole, wafers.machine, workload, found.systems)
+    machine = wafers.machine.resized(question.systems or wafers.machine.systems)
+    users = most_users(whole, machine, workload, found.systems)
     return Placed(pipeline, found.systems, users)
 
 
@@ -164,8 +180,8 @@ def estimate_wafers(profile: Profile, target: Target, question: Question, placed
     """
     wafers = _wafers(target)
     require_context(profile, question)
-    found = placed or place_sketch(profile, wafers, question)
     speed = speed_of(wafers, target)
+    found = (placed or place_sketch(profile, wafers, question)).slowest(question, speed)
     step = decode_step(found.pipeline, question.speculation, question.tokens - question.output_tokens // 2, speed)
     jobs = _jobs(found.pipeline, question, speed)
     chunk = _soonest(jobs, question.users)

@@ -88,5 +88,5 @@ def simulated(profile: Profile, target: Target, question: Question, placed: Plac
         raise UsageError(Diagnostic("W0708", message, "--simulate"))
     speed = speed_of(cluster, target)
     require_context(profile, question)
-    pipeline = (placed or place_sketch(profile, cluster, question)).pipeline
+    pipeline = (placed or place_sketch(profile, cluster, question)).slowest(question, speed).pipeline
     return simulate(wafer_job(pipeline, question, speed), question.users)

@@ -51,9 +51,8 @@ def place_and_lay_out(
         if not isinstance(regions, TooTight):
             return replace(solution, scores=_proven(given, solution.scores, first)), regions
         misfits = [i for i, wafer in enumerate(solution.assignment) if wafer == regions.wafer]
-        problem = _kept_apart(
-            problem, planner, _fewest_misfits(problem, planner, misfits, regions.wafer), regions.wafer
-        )
+        misfits = _fewest_misfits(problem, planner, misfits, regions.wafer)
+        problem = _kept_apart(problem, planner, misfits, regions.wafer)
     facts = {"placements_tried": _MOST_ROUNDS}
     raise TimeLimitError(Diagnostic("W0403", "no placement tried could be laid out in tiles", facts=facts))
 

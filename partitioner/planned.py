@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import lcm
 
 from ir.diagnostics import Diagnostic, UsageError
+from ir.machine import Machine
 from ir.model import Model
 from ir.plan import PlacedBlock, Plan
 from ir.profile import Profile
@@ -27,15 +29,29 @@ class Planned:
 
 def planned(plan: Plan, model: Model) -> Planned:
     """A plan that passed its check, for a forecast."""
-    profile = profile_of(model, None)
-    index = {block.name: number for number, block in enumerate(profile.blocks)}
-    stages = sorted((_stage(block, index[block.name]) for block in plan.blocks), key=lambda stage: stage.block)
-    return Planned(plan, profile, Placed(Pipeline(profile, tuple(stages)), len(plan.wafers_used), plan.workload.users))
+    profile, copies = profile_of(model, None), plan.copies
+    counts = [len(own) for own in copies.values()]
+    turns = max(*counts, min(lcm(*counts), plan.workload.users), 1)
+    pipelines = [
+        Pipeline(
+            profile,
+            tuple(
+                _stage(own[turn % len(own)], index, len(own), plan.machine)
+                for index, own in enumerate(copies[block.name] for block in profile.blocks)
+            ),
+            odd=plan.machine.odd_links,
+        )
+        for turn in range(turns)
+    ]
+    placed = Placed(pipelines[0], len(plan.wafers_used), plan.workload.users, tuple(pipelines[1:]))
+    return Planned(plan, profile, placed)
 
 
-def _stage(block: PlacedBlock, index: int) -> Stage:
+def _stage(block: PlacedBlock, index: int, copies: int, machine: Machine) -> Stage:
     """A block's own region; experts that all have the block's region are sliced over it."""
-    own = Stage(index, block.wafer, block.region.rows, block.region.columns)
+    slowness = machine.wafer(block.wafer).slowness_permille
+    region = block.region
+    own = Stage(index, block.wafer, region.rows, region.columns, slowness_permille=slowness, copies=copies)
     apart = [expert.region for expert in block.experts if expert.region != block.region]
     if not apart:
         return own
@@ -63,10 +79,11 @@ def plan_machine(plan: Plan, target: str | None) -> Target:
         message = f"{found.name} has other wafers than the plan"
         help_ = ("--target with the machine file that the plan was made for",)
         raise UsageError(Diagnostic("W0706", message, "--target", facts, help_))
+    odd = replace(wafers.machine, odd_wafers=machine.odd_wafers, odd_links=machine.odd_links)
     if wafers.speed is None:
-        return found
+        return replace(found, cluster=replace(wafers, machine=odd))
     # Whatever layers do elsewhere on this machine, those of a plan have tiles of their own.
-    return replace(found, cluster=replace(wafers, speed=replace(wafers.speed, layers=LayerRegions.OWN_TILES)))
+    return replace(found, cluster=Wafers(odd, replace(wafers.speed, layers=LayerRegions.OWN_TILES)))
 
 
 def _alike(plan: Plan, wafers: Wafers) -> bool:

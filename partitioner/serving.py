@@ -9,9 +9,10 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from ir.machine import OddLink
 from ir.profile import FlowProfile, Profile
 from ir.target import LayerRegions, WaferSpeed
-from targets.cost.pipeline import PipelineCost, pipeline_cost
+from targets.cost.pipeline import LinkCosts, PipelineCost, pipeline_cost
 from targets.cost.wafer import Stage
 from targets.queue import Job, Pass, Request
 from targets.speculation import Speculation
@@ -25,12 +26,19 @@ Times: TypeAlias = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Pipeline:
-    """A model's stages, and those of its draft if there is one."""
+    """A model's stages, and those of its draft if there is one; links that are ``odd`` cost more than others."""
 
     profile: Profile
     stages: tuple[Stage, ...]
     draft: Profile | None = None
     draft_stages: tuple[Stage, ...] = ()
+    odd: tuple[OddLink, ...] = ()
+
+    @property
+    def links(self) -> LinkCosts:
+        """What the odd links cost, in both directions."""
+        ways = (((link.one, link.other), (link.other, link.one), link.cost) for link in self.odd)
+        return {pair: cost for there, back, cost in ways for pair in (there, back)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,21 +105,22 @@ def decode_step(pipeline: Pipeline, speculation: Speculation | None, context: in
     Tokens to verify go through the stages one behind the other, as a prompt's chunks do, or all at once, whichever is
     sooner done.
     """
-    profile, stages = pipeline.profile, pipeline.stages
-    one = Step(pipeline_cost(profile, stages, 1, context, speed))
+    profile, stages, links = pipeline.profile, pipeline.stages, pipeline.links
+    one = Step(pipeline_cost(profile, stages, 1, context, speed, link_costs=links))
     if speculation is None or pipeline.draft is None:
         return one
     tokens = speculation.verified_tokens
-    draft = pipeline_cost(pipeline.draft, pipeline.draft_stages, 1, context, speed)
-    is_away = pipeline.draft_stages[0].system != stages[-1].system
+    draft = pipeline_cost(pipeline.draft, pipeline.draft_stages, 1, context, speed, link_costs=links)
+    way = (stages[-1].system, pipeline.draft_stages[0].system)
+    is_away = way[0] != way[1]
     behind = replace(
         one,
         passes=tokens,
         draft=draft,
         drafted=speculation.draft_tokens,
-        way_s=speed.system_latency_s if is_away else 0.0,
+        way_s=speed.system_latency_s * links.get(way, 1) if is_away else 0.0,
     )
-    at_once = replace(behind, model=pipeline_cost(profile, stages, tokens, context, speed), passes=1)
+    at_once = replace(behind, model=pipeline_cost(profile, stages, tokens, context, speed, link_costs=links), passes=1)
     return min(behind, at_once, key=lambda step: step.latency_s)
 
 
@@ -137,12 +146,18 @@ def _prefill(
     if speed.layers is LayerRegions.WHOLE_MESH:
         chunk = max(1, tokens)
 
+    links = pipeline.links
+
     def costed(start: int, length: int) -> Times:
         context = history + start + length
-        cost = pipeline_cost(pipeline.profile, pipeline.stages, length, context, speed, is_prompt=True)
+        cost = pipeline_cost(
+            pipeline.profile, pipeline.stages, length, context, speed, is_prompt=True, link_costs=links
+        )
         latency_s, held = cost.latency_s, dict(cost.stations)
         if pipeline.draft is not None:
-            beside = pipeline_cost(pipeline.draft, pipeline.draft_stages, length, context, speed, is_prompt=True)
+            beside = pipeline_cost(
+                pipeline.draft, pipeline.draft_stages, length, context, speed, is_prompt=True, link_costs=links
+            )
             latency_s += beside.latency_s - beside.host_s
             for name, seconds in beside.stations.items():
                 held[name] = held.get(name, 0.0) + seconds

@@ -1,7 +1,8 @@
 """Where a model's blocks would lie, without solving: the fewest wafers that hold them, and regions in proportion.
 
-The wafers are filled as a compile would fill them (the exact placement of a chain), and each wafer's tiles are shared
-out so that a token passes soonest. Rectangles are not laid out: that is the floor planner's.
+The wafers are filled as a compile would fill them (the exact placement of a chain, on wafers of their own sizes where
+the machine file tells them apart), and each wafer's tiles are shared out so that a token passes soonest.
+Rectangles are not laid out: that is the floor planner's.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ from dataclasses import dataclass, replace
 
 from ir.diagnostics import Diagnostic, InfeasibleError
 from ir.machine import Machine
+from ir.objective import Objective
 from ir.profile import Profile
 from ir.target import Wafers
 from ir.workload import Workload
-from partitioner.problem import footprint, room
-from partitioner.solver.chain import smallest_bottleneck
-from partitioner.solver.problem import Flow, Item, Problem, equal_wafers
+from partitioner.problem import footprint, room, wafers_of
+from partitioner.solver.chain import best_runs, smallest_bottleneck
+from partitioner.solver.problem import Assignment, Flow, Item, Problem, equal_wafers
 from targets.cost.wafer import Stage, allocate
 
 _MANY = 1 << 40
@@ -38,29 +40,50 @@ def sketch(
     Raises:
         InfeasibleError: W0701, no number of wafers holds it, or ``systems`` are too few.
     """
-    machine = wafers.machine
+    machine = wafers.machine if systems is None or wafers.machine.is_even else wafers.machine.resized(systems)
     problem = _problem(profile, machine, workload)
-    count = fewest_systems(problem) if systems is None else systems
-    # More wafers than items cannot help, and would only make the problem larger.
-    found = (
-        smallest_bottleneck(replace(problem, wafers=equal_wafers(min(count, len(problem.items)), machine.tiles)))
-        if count is not None
-        else None
-    )
-    if found is None or count is None:
+    found = _on_equal_wafers(problem, machine, systems) if machine.is_even else _on_odd_wafers(problem, systems)
+    if found is None:
         raise _does_not_fit(profile, problem, machine, systems)
-    bottleneck, assignment = found
+    bottleneck, assignment, count = found
     stages: list[Stage] = []
     known: dict[tuple[object, ...], tuple[Stage, ...]] = {}
     for system in sorted(set(assignment)):
+        odd = machine.wafer(system)
+        own = replace(wafers, machine=replace(machine, columns=odd.columns, rows=odd.rows))
         blocks = [b for item, s in zip(problem.items, assignment, strict=True) if s == system for b in item.blocks]
         rooms = [room(profile.blocks[b], b, workload, machine) for b in blocks]
-        alike = tuple((profile.alike[room.block], room.tiles, room.expert_tiles) for room in rooms)
+        claims = tuple((profile.alike[room.block], room.tiles, room.expert_tiles) for room in rooms)
+        alike = odd.columns, odd.rows, claims
         if alike not in known:  # wafers with the same layers are laid out alike
-            known[alike] = allocate(profile.blocks, rooms, wafers, workload.context, experts)
-            _require_room(profile, known[alike], wafers)
-        stages += [replace(stage, block=b, system=system) for stage, b in zip(known[alike], blocks, strict=True)]
+            known[alike] = allocate(profile.blocks, rooms, own, workload.context, experts)
+            _require_room(profile, known[alike], own)
+        stages += [
+            replace(stage, block=b, system=system, slowness_permille=odd.slowness_permille)
+            for stage, b in zip(known[alike], blocks, strict=True)
+        ]
     return Sketch(tuple(sorted(stages, key=lambda stage: stage.block)), count, bottleneck)
+
+
+_Found = tuple[int, Assignment, int]
+"""Bytes of the fullest wafer, the wafer of each item, and the number of systems."""
+
+
+def _on_equal_wafers(problem: Problem, machine: Machine, systems: int | None) -> _Found | None:
+    """On so many wafers, or on the fewest: there may be more than the machine file has."""
+    count = fewest_systems(problem) if systems is None else systems
+    if count is None:
+        return None
+    # More wafers than items cannot help, and would only make the problem larger.
+    found = smallest_bottleneck(replace(problem, wafers=equal_wafers(min(count, len(problem.items)), machine.tiles)))
+    return (*found, count) if found else None
+
+
+def _on_odd_wafers(problem: Problem, systems: int | None) -> _Found | None:
+    """On the wafers that there are, which are told apart, or on the fewest of them."""
+    objectives = (Objective.BALANCE,) if systems else (Objective.MACHINES, Objective.BALANCE)
+    found = best_runs(problem, objectives)
+    return (found.values[-1], found.assignment, systems or found.values[0]) if found else None
 
 
 def _require_room(profile: Profile, stages: tuple[Stage, ...], wafers: Wafers) -> None:
@@ -89,7 +112,11 @@ def most_users(profile: Profile, machine: Machine, workload: Workload, systems: 
     """Users whose caches of ``workload.context`` tokens fit on ``systems`` wafers; without caches, 2^40."""
 
     def fit(users: int) -> bool:
-        fewest = fewest_systems(_problem(profile, machine, replace(workload, users=users)))
+        needed = replace(workload, users=users)
+        if not machine.is_even:
+            found = _on_odd_wafers(_problem(profile, machine, needed), None)
+            return found is not None and found[2] <= systems
+        fewest = fewest_systems(_problem(profile, machine, needed))
         return fewest is not None and fewest <= systems
 
     most = 1
@@ -122,12 +149,17 @@ def _problem(profile: Profile, machine: Machine, workload: Workload) -> Problem:
         for flow in profile.flows
         if item_of[flow.source] != item_of[flow.target]
     )
-    return Problem(items, flows, equal_wafers(machine.systems, machine.tiles, machine.wafer_bytes))
+    costs = tuple((link.one, link.other, link.cost) for link in machine.odd_links)
+    return Problem(items, flows, wafers_of(machine, machine.systems), link_costs=costs)
 
 
 def _does_not_fit(profile: Profile, problem: Problem, machine: Machine, systems: int | None) -> InfeasibleError:
     largest = max(problem.items, key=lambda item: item.tiles)
     fewest = fewest_systems(problem)
+    if not machine.is_even:
+        offered = {"model_bytes": sum(item.bytes for item in problem.items), "bytes_of_all_wafers": machine.total_bytes}
+        message = f"the model does not fit on the {len(machine.in_service)} wafers in service"
+        return InfeasibleError(Diagnostic("W0701", message, machine.name, offered))
     facts: dict[str, int | float | str | bool] = {
         "model_bytes": sum(item.bytes for item in problem.items),
         "wafer_bytes": machine.wafer_bytes,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from importlib import resources
 from pathlib import Path
@@ -17,12 +17,16 @@ from typing import Any, TypeVar
 
 from ir.diagnostics import Diagnostic, UsageError
 from ir.machine import Machine
+from ir.machine import absurdities as machine_absurdities
 from ir.target import DeviceCluster, Figure, LayerRegions, Target, Trust, Wafers, WaferSpeed
+from targets.odd import Odd, odd_of, parse_odd
 from targets.schema import KINDS, Need, absurdities, contradictions, int_or_none
 
 _MOST_FILE_BYTES = 1 << 20
 Cluster = TypeVar("Cluster", Wafers, DeviceCluster)
 _TEXTS = ("name", "description", "kind", "extends", "layers")
+_LISTS = ("cluster.odd_wafer", "cluster.odd_link")
+_MOST_SYSTEMS = 10_000
 _FIGURE_ENTRIES = {"value", "low", "high", "trust", "source"}
 
 
@@ -78,14 +82,25 @@ def at(target: Target, values: Mapping[str, float]) -> Target:
     return _build(_header(target), figures, target.name)
 
 
-def load_wafers(target: str, systems: int | None = None, reserve_bytes: int | None = None) -> Wafers:
-    """The wafers of :func:`load_target`.
+def load_wafers(
+    target: str, systems: int | None = None, reserve_bytes: int | None = None, without: Sequence[int] = ()
+) -> Wafers:
+    """The wafers of :func:`load_target`; those that ``without`` names are out of service.
 
     Raises:
-        UsageError: as :func:`load_target`; W0113, the target is no cluster of wafers.
+        UsageError: as :func:`load_target`; W0113, the target is no cluster of wafers; W0103, it has no wafer that
+            ``without`` names, or would have none left.
     """
     changes = {"cluster.systems": systems, "tile.reserve_bytes": reserve_bytes}
-    return _of_kind(Wafers, "wafers", target, changes)
+    found = _of_kind(Wafers, "wafers", target, changes)
+    unknown = sorted({wafer for wafer in without if not 0 <= wafer < found.machine.systems})
+    if unknown:
+        message = f"there is no wafer {', '.join(map(str, unknown))}: they count from 0 to {found.machine.systems - 1}"
+        raise UsageError(Diagnostic("W0103", message, "--without"))
+    left = replace(found, machine=found.machine.without(without))
+    if not left.machine.in_service:
+        raise UsageError(Diagnostic("W0103", "no wafer is left in service", "--without"))
+    return left
 
 
 def load_devices(target: str, nodes: int | None = None, reserve_bytes: int | None = None) -> DeviceCluster:
@@ -112,7 +127,12 @@ def summary(target: Target) -> str:
     cluster = target.cluster
     if isinstance(cluster, Wafers):
         m = cluster.machine
-        return f"{target.description}: {m.columns} x {m.rows} tiles of {m.tile_sram_bytes:,} B"
+        out = m.systems - len(m.in_service)
+        unlike = (
+            f", {len(m.odd_wafers) - out} of {m.systems} wafers unlike the others" if len(m.odd_wafers) > out else ""
+        )
+        unlike += f", {out} of {m.systems} out of service" if out else ""
+        return f"{target.description}: {m.columns} x {m.rows} tiles of {m.tile_sram_bytes:,} B{unlike}"
     memory = f"{cluster.memory_bytes / 1e9:g} GB at {cluster.memory_bytes_per_s / 1e12:g} TB/s"
     return f"{target.description}: {cluster.devices} devices of {memory} a node"
 
@@ -128,6 +148,7 @@ class _Header:
     description: str
     kind: str
     layers: LayerRegions
+    odd: Odd
 
 
 def _read(target: str) -> dict[str, Any]:
@@ -181,19 +202,35 @@ def _parse(data: dict[str, Any], where: str) -> tuple[_Header, dict[str, Figure]
     texts = [data.get(key) for key in ("name", "description")]
     if not all(isinstance(text, str) and text.isprintable() and text for text in texts):
         raise _fault(["name and description must be printable text"], where)
+    odd = _odd(data, kind, where)
     entries = dict(_entries(data))
     unknown = sorted(entries.keys() - KINDS[kind].keys())
     if unknown:
         raise _fault([f"unknown entries: {', '.join(unknown)}"], where)
     figures = {name: _figure(name, value, where) for name, value in entries.items()}
-    return _Header(str(texts[0]), str(texts[1]), kind, LayerRegions(layers)), figures
+    return _Header(str(texts[0]), str(texts[1]), kind, LayerRegions(layers), odd), figures
+
+
+def _odd(data: dict[str, Any], kind: str, where: str) -> Odd:
+    """The wafers and links that the file says are unlike the others."""
+    cluster = data.get("cluster")
+    if kind != "wafers" or not isinstance(cluster, dict):
+        return Odd()
+    stated = cluster.get("systems")
+    systems: Any = stated.get("value") if isinstance(stated, dict) else stated
+    is_number = _is_number(systems) and int_or_none(systems) is not None
+    # A number of systems that is none is told where figures are.
+    odd, faults = parse_odd(cluster, int(systems) if is_number else _MOST_SYSTEMS)
+    if faults:
+        raise _fault(faults, where)
+    return odd
 
 
 def _entries(data: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """Entries of the file's tables by dotted name."""
     for key, value in data.items():
         if isinstance(value, dict):
-            yield from ((f"{key}.{name}", entry) for name, entry in value.items())
+            yield from ((f"{key}.{name}", entry) for name, entry in value.items() if f"{key}.{name}" not in _LISTS)
         elif key not in _TEXTS:
             yield key, value
 
@@ -230,6 +267,8 @@ def _build(header: _Header, figures: Mapping[str, Figure], where: str) -> Target
     if faults:
         raise _fault(faults, where)
     cluster = _wafers(header, values) if header.kind == "wafers" else _devices(header, values)
+    if isinstance(cluster, Wafers) and (absurd := machine_absurdities(cluster.machine)):
+        raise _fault([*absurd], where)
     price = values.get("cluster.usd_per_system_hour")
     return Target(header.name, header.description, cluster, dict(figures), price)
 
@@ -257,7 +296,7 @@ def _badly_ranged(header: _Header, figures: Mapping[str, Figure]) -> Iterator[st
 
 
 def _wafers(header: _Header, values: Mapping[str, float]) -> Wafers:
-    machine = Machine(
+    equal = Machine(
         name=header.name,
         description=header.description,
         columns=int(values["mesh.columns"]),
@@ -266,6 +305,7 @@ def _wafers(header: _Header, values: Mapping[str, float]) -> Wafers:
         reserve_bytes=int(values["tile.reserve_bytes"]),
         systems=int(values["cluster.systems"]),
     )
+    machine = header.odd.on(equal)
     speeds = {name: values.get(key) for name, key in _keys(header.kind, WaferSpeed).items()}
     if None in speeds.values():
         return Wafers(machine, None)
@@ -291,7 +331,8 @@ def _header(target: Target) -> _Header:
     is_wafers = isinstance(target.cluster, Wafers)
     speed = target.cluster.speed if isinstance(target.cluster, Wafers) else None
     layers = speed.layers if speed else LayerRegions.OWN_TILES
-    return _Header(target.name, target.description, "wafers" if is_wafers else "devices", layers)
+    odd = odd_of(target.cluster.machine) if isinstance(target.cluster, Wafers) else Odd()
+    return _Header(target.name, target.description, "wafers" if is_wafers else "devices", layers, odd)
 
 
 def _fault(messages: list[str], where: str) -> UsageError:

@@ -341,7 +341,7 @@ def test_decode_equals_the_whole_sequence(cut, window, sizes):
     expected = interpret(model.graph, {"input_ids": IDS, **weights})["logits"]
     steps = [emulator.step({"input_ids": ids})["logits"] for ids in IDS.split(sizes, dim=1)]
     close(torch.cat(steps, dim=1), expected)
-    remembered = emulator._histories[model.blocks[1].caches[0].node]
+    remembered = emulator._histories[0][model.blocks[1].caches[0].node]
     assert remembered.tokens == (window or 10)
 
 
@@ -357,7 +357,7 @@ def test_decode_in_chunks_equals_the_whole_sequence_and_forgets_chunks_that_are_
     expected = interpret(model.graph, {"input_ids": IDS, **weights})["logits"]
     steps = [emulator.step({"input_ids": ids})["logits"] for ids in IDS.split(sizes, dim=1)]
     close(torch.cat(steps, dim=1), expected)
-    assert emulator._histories[cache.node].tokens == 10 % 4
+    assert emulator._histories[0][cache.node].tokens == 10 % 4
 
 
 def test_the_cache_matters():
@@ -404,7 +404,7 @@ def test_a_latent_is_enough_to_remember(sizes):
     expected = interpret(model.graph, {"input_ids": IDS, **weights})["logits"]
     steps = [emulator.step({"input_ids": ids})["logits"] for ids in IDS.split(sizes, dim=1)]
     close(torch.cat(steps, dim=1), expected)
-    (parted,) = emulator._histories[13].parted.values()
+    (parted,) = emulator._histories[0][13].parted.values()
     assert parted.shape == (2, 10, 1, 7)  # users, tokens, and seven values each: nothing else is remembered
 
 

@@ -45,6 +45,7 @@ def compile_command(
     context: Count | None = None,
     prefill_chunk: Count = 64,
     reserve_bytes: Count | None = None,
+    without: str = "",
     experts: str = "auto",
     granularity: str = "auto",
     rules: RuleOptions = RuleOptions(),  # noqa: B008 - frozen, and cyclopts reads the options off it
@@ -68,6 +69,7 @@ def compile_command(
         context: tokens remembered for each user; 4096 if not given, or the model's own limit if that is less.
         prefill_chunk: tokens that a pipeline stage works on at once; sizes the activation buffers.
         reserve_bytes: bytes of each tile or device kept for code and buffers; the target's own if not given.
+        without: wafers that are out of service, by number, for example 7 or 3,7.
         experts: apart, each routed expert on tiles of its own; sliced, each on all tiles of its layer's region; or auto
             for what serves a token sooner.
         granularity: what is placed as a whole: layers, halves (attention and MLP apart), ops (each product with its
@@ -92,6 +94,7 @@ def compile_command(
         target=target,
         systems=systems,
         reserve_bytes=reserve_bytes,
+        without=parse_wafers([without], "--without"),
         users=users,
         context=context,
         prefill_chunk=prefill_chunk,

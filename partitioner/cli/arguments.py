@@ -96,9 +96,9 @@ def parse_sizes(text: str) -> dict[str, int]:
 
 
 def parse_wafers(texts: Sequence[str], option: str) -> tuple[int, ...]:
-    """``wafer:7,wafer:9``, each once."""
-    parts = [part.strip() for text in texts for part in text.split(",")]
-    found = [re.fullmatch(r"wafer:(\d{1,9})", part) for part in parts]
+    """``7,9`` or ``wafer:7,wafer:9``, each once; none for an empty text."""
+    parts = [part.strip() for text in texts if text for part in text.split(",")]
+    found = [re.fullmatch(r"(?:wafer:)?(\d{1,9})", part) for part in parts]
     faults = [
         Diagnostic("W0104", f"{part!r} names no wafer", option, help=(f"for example {option} wafer:7",))
         for part, match in zip(parts, found, strict=True)

@@ -35,7 +35,7 @@ def run_compile(
         _refuse_what_is_for_wafers(request, report)
         run_compile_devices(model, options, request, folder, out)
         return
-    load_wafers(request.target, request.systems, request.reserve_bytes)
+    load_wafers(request.target, request.systems, request.reserve_bytes, request.without)
     if folder is not None:
         refuse_foreign(folder)
     with out.progress() as progress, page_of_failure(report):
@@ -73,6 +73,8 @@ def _refuse_what_is_for_wafers(request: Request, report: Path | None) -> None:
         raise UsageError(Diagnostic("W0104", "--experts is for wafers; devices deal them by rank", "--experts"))
     if request.granularity not in (Granularity.AUTO, Granularity.HALVES):
         raise UsageError(Diagnostic("W0104", "--granularity is for wafers", "--granularity"))
+    if request.without:
+        raise UsageError(Diagnostic("W0104", "--without is for wafers", "--without"))
     if request.rules:
         raise UsageError(Diagnostic("W0104", "rules of placement are for wafers", str(request.rules[0])))
     if request.objectives != DEFAULT_OBJECTIVES:

@@ -11,7 +11,7 @@ _UNITS = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 
 
 def print_plan(plan: Plan) -> None:
-    """Print a row for each wafer in use, and the totals."""
+    """Print a row for each wafer in use, in the order of the pipeline, and the totals."""
     unit, scale = next((u for u in _UNITS if plan.largest_wafer_bytes >= u[1]), _UNITS[-1])
     table = Table(title=_title(plan), title_justify="left", caption=_caption(plan), caption_justify="left")
     table.add_column("wafer", justify="right")
@@ -30,12 +30,13 @@ def _row(plan: Plan, wafer: int, scale: float) -> list[str]:
         sum(block.weight_bytes for block in blocks),
         sum(block.cache_bytes for block in blocks),
         sum(block.activation_bytes for block in blocks),
-        plan.machine.wafer_bytes - plan.wafer_bytes(wafer),
+        plan.machine.bytes_of(wafer) - plan.wafer_bytes(wafer),
     )
     tiles = sum(block.region.tiles for block in blocks)
     sent = sum(transfer.bytes_per_token for transfer in plan.transfers if transfer.source_wafer == wafer)
     figures = [f"{size / scale:,.3f}" for size in kept]
-    return [str(wafer), _layers(plan, wafer), *figures, f"{tiles:,}", f"{tiles / plan.machine.tiles:.1%}", f"{sent:,}"]
+    used = tiles / max(1, plan.machine.wafer(wafer).tiles)
+    return [str(wafer), _layers(plan, wafer), *figures, f"{tiles:,}", f"{used:.1%}", f"{sent:,}"]
 
 
 def _layers(plan: Plan, wafer: int) -> str:
@@ -44,7 +45,7 @@ def _layers(plan: Plan, wafer: int) -> str:
     shown: list[str] = []
     for block in plan.on_wafer(wafer):
         if block.layer is None:
-            shown.append(block.name)
+            shown.append(block.title)
         elif runs and block.layer - runs[-1][-1] <= 1:
             runs[-1].append(block.layer)
         else:
@@ -64,8 +65,10 @@ def _title(plan: Plan) -> str:
 
 def _caption(plan: Plan) -> str:
     solver = plan.solver
-    spare = plan.machine.systems - len(plan.wafers_used)
-    unused = f"; {spare} of {plan.machine.systems} systems unused" if spare else ""
+    systems, in_service = plan.machine.systems, len(plan.machine.in_service)
+    spare = in_service - len(plan.wafers_used)
+    unused = f"; {spare} of {systems} systems unused" if spare else ""
+    unused += f"; {systems - in_service} of {systems} out of service" if in_service < systems else ""
     interrupted = ", the search being interrupted" if solver.interrupted else ""
     return "\n".join([f"{solver.status}{interrupted}{unused}", *map(_score, solver.scores)])
 

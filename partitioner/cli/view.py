@@ -29,7 +29,8 @@ def run_view(folder: Path, out: Output, *, open_page: bool) -> None:
     plan = stored.plan
     page = (folder / REPORT).resolve()
     if out.json:
-        out.result({"page": str(page), "wafers": [_wafer(plan, wafer) for wafer in range(plan.machine.systems)]})
+        wafers = [_wafer(plan, wafer) for wafer in range(plan.machine.systems)]
+        out.result({"page": str(page), "pipeline": plan.wafers_used, "wafers": wafers})
     else:
         from partitioner.cli.table import print_plan
 
@@ -46,11 +47,13 @@ def _wafer(plan: Plan, wafer: int) -> dict[str, Any]:
     return {
         "wafer": wafer,
         "layers": sorted({block.layer for block in blocks if block.layer is not None}),
-        "blocks": [block.name for block in blocks],
+        "blocks": [block.title for block in blocks],
         "weight_bytes": sum(block.weight_bytes for block in blocks),
         "kv_bytes": sum(block.cache_bytes for block in blocks),
         "activation_bytes": sum(block.activation_bytes for block in blocks),
-        "free_bytes": plan.machine.wafer_bytes - plan.wafer_bytes(wafer),
+        "free_bytes": plan.machine.bytes_of(wafer) - plan.wafer_bytes(wafer),
         "tiles_used": sum(block.region.tiles for block in blocks),
-        "tiles": plan.machine.tiles,
+        "tiles": plan.machine.wafer(wafer).tiles,
+        "in_service": plan.machine.wafer(wafer).in_service,
+        "slowness_permille": plan.machine.wafer(wafer).slowness_permille,
     }

@@ -113,6 +113,7 @@ def _columns(plan: Plan) -> dict[str, Any]:
         },
         "solver": _solver(plan),
         "kinds": [str(kind) for kind in kinds],
+        "pipeline": plan.wafers_used,
         "blocks": _block_columns(plan.blocks, kinds),
         "experts": _expert_columns(experts),
         "transfers": _transfer_columns(plan.transfers),
@@ -129,6 +130,11 @@ def _machine(plan: Plan) -> dict[str, Any]:
         "tile_sram_bytes": machine.tile_sram_bytes,
         "reserve_bytes": machine.reserve_bytes,
         "systems": machine.systems,
+        "odd_wafers": [
+            {"wafer": odd.wafer, "columns": odd.columns, "rows": odd.rows, "slowness_permille": odd.slowness_permille}
+            for odd in machine.odd_wafers
+        ],
+        "odd_links": [{"one": link.one, "other": link.other, "cost": link.cost} for link in machine.odd_links],
     }
 
 
@@ -157,7 +163,7 @@ def _solver(plan: Plan) -> dict[str, Any]:
 
 def _block_columns(blocks: Sequence[PlacedBlock], kinds: Sequence[BlockKind]) -> dict[str, list[Any]]:
     return {
-        "name": [block.name for block in blocks],
+        "name": [block.title for block in blocks],
         "kind": [kinds.index(block.kind) for block in blocks],
         "layer": [block.layer for block in blocks],
         "wafer": [block.wafer for block in blocks],

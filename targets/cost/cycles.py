@@ -55,6 +55,12 @@ class Cycles:
             self.launch + other.launch,
         )
 
+    def slowed(self, permille: int) -> Cycles:
+        """What they take where all takes ``permille`` thousandths of the time."""
+        if permille == 1000:
+            return self
+        return Cycles(**{cause: getattr(self, cause) * permille / 1000 for cause in CAUSES})
+
     def work(self, times: float) -> Cycles:
         """Arithmetic and memory ``times`` as often, all else once."""
         return replace(self, arithmetic=self.arithmetic * times, memory=self.memory * times)

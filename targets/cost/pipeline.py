@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import lcm
 
 from ir.model import BlockKind
 from ir.profile import Profile
@@ -43,8 +44,20 @@ class PipelineCost:
     stations: dict[str, float]
 
 
+LinkCosts = Mapping[tuple[int, int], int]
+"""What links that are not ordinary cost, relative to an ordinary one, by their wafers in both directions."""
+_ORDINARY: LinkCosts = {}
+
+
 def pipeline_cost(
-    profile: Profile, stages: Sequence[Stage], tokens: int, context: int, speed: WaferSpeed, *, is_prompt: bool = False
+    profile: Profile,
+    stages: Sequence[Stage],
+    tokens: int,
+    context: int,
+    speed: WaferSpeed,
+    *,
+    is_prompt: bool = False,
+    link_costs: LinkCosts = _ORDINARY,
 ) -> PipelineCost:
     """What a pass of ``tokens`` tokens of one user costs, the last of them with ``context`` tokens before it.
 
@@ -52,7 +65,7 @@ def pipeline_cost(
     ``stages`` has one for each of the profile's blocks, in order.
     """
     costs = _stage_costs(profile, stages, tokens, context, speed, is_prompt=is_prompt)
-    ends, came_from, handed = _longest_paths(profile, costs, tokens, speed)
+    ends, came_from, handed = _longest_paths(profile, costs, tokens, speed, link_costs)
     last = max(range(len(ends)), key=ends.__getitem__)
     path = []
     block: int | None = last
@@ -67,30 +80,31 @@ def pipeline_cost(
         host_s=host_s,
         stages=costs,
         critical=tuple(index in on_path for index in range(len(costs))),
-        stations=_stations(profile, costs, tokens, speed),
+        stations=_stations(profile, costs, tokens, speed, link_costs),
     )
 
 
 def _stage_costs(
     profile: Profile, stages: Sequence[Stage], tokens: int, context: int, speed: WaferSpeed, *, is_prompt: bool
 ) -> tuple[StageCost, ...]:
-    known: dict[tuple[int, ...], tuple[Cycles, float]] = {}
+    known: dict[tuple[int, Stage], tuple[Cycles, float]] = {}
     costs = []
     for stage in stages:
-        alike = (profile.alike[stage.block], stage.rows, stage.columns, stage.expert_rows, stage.expert_columns)
+        alike = (profile.alike[stage.block], replace(stage, block=0, system=0, copies=1))
         if alike not in known:
             block = profile.blocks[stage.block]
             taken = 1 if is_prompt and block.kind is BlockKind.HEAD else tokens
             cycles = Cycles()
             if block.takes_tokens:
                 cycles = block_cycles(block, stage, taken, context, speed, is_prompt=is_prompt)
+                cycles = cycles.slowed(stage.slowness_permille)
             known[alike] = (cycles, cycles.total / speed.clock_hz)
         costs.append(StageCost(stage, *known[alike]))
     return tuple(costs)
 
 
 def _longest_paths(
-    profile: Profile, costs: Sequence[StageCost], tokens: int, speed: WaferSpeed
+    profile: Profile, costs: Sequence[StageCost], tokens: int, speed: WaferSpeed, link_costs: LinkCosts
 ) -> tuple[list[float], list[int | None], list[float]]:
     """For each block: when it is done, the block it waited for last, and the way from there, in seconds."""
     ends: list[float] = []
@@ -99,7 +113,7 @@ def _longest_paths(
     for block, cost in enumerate(costs):
         waits: list[tuple[float, int | None, float]] = [(0.0, None, 0.0)]
         for flow in profile.incoming[block]:
-            way = _way_s(costs[flow.source].stage, cost.stage, flow.bytes_per_token * tokens, speed)
+            way = _way_s(costs[flow.source].stage, cost.stage, flow.bytes_per_token * tokens, speed, link_costs)
             waits.append((ends[flow.source] + way[0] + way[1], flow.source, way[0]))
         ready, source_block, between = max(waits, key=lambda wait: wait[0])
         ends.append(ready + cost.seconds)
@@ -108,27 +122,36 @@ def _longest_paths(
     return ends, came_from, handed
 
 
-def _way_s(source: Stage, target: Stage, size: int, speed: WaferSpeed) -> tuple[float, float]:
+def _way_s(source: Stage, target: Stage, size: int, speed: WaferSpeed, link_costs: LinkCosts) -> tuple[float, float]:
     """Seconds for ``size`` bytes from one stage to another: between wafers, and over the mesh of one."""
     if source.system != target.system:
-        return speed.system_latency_s + size / speed.system_bytes_per_s, 0.0
+        cost = link_costs.get((source.system, target.system), 1)
+        return cost * (speed.system_latency_s + size / speed.system_bytes_per_s), 0.0
     if speed.layers is LayerRegions.WHOLE_MESH:
         return 0.0, 0.0
     hops = target.rows + target.columns
-    return 0.0, hops * speed.hop_cycles / speed.clock_hz
+    return 0.0, hops * speed.hop_cycles / speed.clock_hz * target.slowness_permille / 1000
 
 
-def _stations(profile: Profile, costs: Sequence[StageCost], tokens: int, speed: WaferSpeed) -> dict[str, float]:
+def _stations(
+    profile: Profile, costs: Sequence[StageCost], tokens: int, speed: WaferSpeed, link_costs: LinkCosts
+) -> dict[str, float]:
+    """How long each is held by a pass. Of copies, and of links between them, only every so-manieth pass holds each."""
     held: defaultdict[str, float] = defaultdict(float)
     for cost in costs:
         name = profile.blocks[cost.stage.block].name
         shared = speed.layers is LayerRegions.WHOLE_MESH
-        held[f"wafer {cost.stage.system}" if shared else name] += cost.seconds
+        held[f"wafer {cost.stage.system}" if shared else name] += cost.seconds / cost.stage.copies
     sent = {
-        (flow.source, costs[flow.source].stage.system, costs[flow.target].stage.system): flow.bytes_per_token
+        (flow.source, costs[flow.source].stage.system, costs[flow.target].stage.system): (
+            flow.bytes_per_token,
+            costs[flow.target].stage.copies,
+        )
         for flow in profile.flows
         if costs[flow.source].stage.system != costs[flow.target].stage.system
     }
-    for (_, source, target), size in sent.items():
-        held[f"link {source}-{target}"] += size * tokens / speed.system_bytes_per_s
+    for (block, source, target), (size, copies) in sent.items():
+        between = lcm(costs[block].stage.copies, copies)
+        cost_of_link = link_costs.get((source, target), 1)
+        held[f"link {source}-{target}"] += cost_of_link * size * tokens / speed.system_bytes_per_s / between
     return dict(held)

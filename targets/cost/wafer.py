@@ -35,6 +35,8 @@ class Stage:
     """A block (index into the profile's) on ``rows`` x ``columns`` tiles of wafer ``system``.
 
     Routed experts lie each on ``expert_rows`` x ``expert_columns`` tiles of the region; 0 where all share it.
+    The wafer takes ``slowness_permille`` thousandths of the ordinary time. Where a block has ``copies``, this is one of
+    them, which every so-manieth user meets.
     """
 
     block: int
@@ -43,6 +45,8 @@ class Stage:
     columns: int
     expert_rows: int = 0
     expert_columns: int = 0
+    slowness_permille: int = 1000
+    copies: int = 1
 
     @property
     def tiles(self) -> int:

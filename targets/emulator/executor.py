@@ -1,7 +1,8 @@
 """The emulator: runs a partitioned model step by step, each block on the tiles that its plan names.
 
-A step visits the blocks in the model's order. Each wafer knows only the graph's inputs, what its own blocks computed,
-and what the plan's transfers brought. Weights are read from tile memories alone. Products and look-ups run on tiles
+A step visits the blocks in the model's order, once for each turn of users who meet the same copies of blocks. Each
+wafer knows only the graph's inputs, what its own blocks computed, and what the plan's transfers brought. Weights are
+read from tile memories alone. Products and look-ups run on tiles
 (:mod:`targets.emulator.kernels`); every other operator runs by its reference meaning on values of the block's region.
 """
 
@@ -26,6 +27,7 @@ from targets.emulator.memory import expert_slice, load_region
 from targets.emulator.mesh import Meter, Traffic
 from targets.emulator.program import Program, flipped_weights, write_programs
 from targets.emulator.run import BlockMemory, Scope, attend
+from targets.emulator.turns import joined, part_of, plans_of_turns
 
 Tensor = torch.Tensor
 
@@ -59,7 +61,7 @@ class Emulator:
     """A model loaded onto the emulated tiles that its plan names.
 
     Attributes:
-        memories: the tile memories of each block, by its name.
+        memories: the tile memories of each block, by its name; of further copies by ``PlacedBlock.title``.
         ledgers: what each tile of each wafer in use holds, in bytes.
         counters: what the last step took.
         tokens: tokens of each user that the caches have seen.
@@ -75,18 +77,19 @@ class Emulator:
         """
         self.model = model
         self.plan = plan
-        self._programs = write_programs(model, plan)
+        self._turns = tuple(write_programs(model, turn) for turn in plans_of_turns(model, plan))
         _require_weights(model.placed, weights)
         self.ledgers = {wafer: WaferLedger(wafer, plan.machine) for wafer in plan.wafers_used}
-        flipped = flipped_weights(self._programs)
-        self.memories = {program.block.name: self._load(program, weights, flipped) for program in self._programs}
+        programs = {program.placed.title: program for turn in self._turns for program in turn}
+        flipped = flipped_weights(tuple(programs.values()))
+        self.memories = {title: self._load(program, weights, flipped) for title, program in programs.items()}
         self.reset()
 
     def reset(self) -> None:
         """Forget all tokens."""
         self.tokens = 0
         self.counters = Counters()
-        self._histories: dict[int, History] = {}
+        self._histories: tuple[dict[int, History], ...] = tuple({} for _ in self._turns)
 
     @torch.no_grad()
     def step(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -103,19 +106,40 @@ class Emulator:
         graph = self.model.graph
         bindings = _bind(graph, inputs)
         self._require_room(bindings)
-        meter, histories = Meter(), dict(self._histories)
+        meter, histories = Meter(), tuple(dict(own) for own in self._histories)
+        users = bindings.get("users", 1)
+        parts: dict[str, list[tuple[range, Tensor]]] = {name: [] for name in graph.outputs}
+        for turn in range(min(users, len(self._turns))):
+            own = range(turn, users, len(self._turns))
+            mine = {name: part_of(value, graph.types[name], own) for name, value in inputs.items()}
+            bound = {**bindings, "users": len(own)} if "users" in bindings else bindings
+            found = self._run(self._turns[turn], mine, bound, meter, histories[turn])
+            for name, own_parts in parts.items():
+                own_parts.append((own, found[name]))
+        self._histories = histories
+        self.tokens += bindings.get("tokens", 0)
+        self.counters = Counters(meter.multiply_adds, meter.transfer_bytes, meter.moved)
+        return {name: joined(own_parts, graph.types[name]) for name, own_parts in parts.items()}
+
+    def _run(
+        self,
+        programs: Sequence[Program],
+        inputs: Mapping[str, Tensor],
+        bindings: Mapping[str, int],
+        meter: Meter,
+        histories: dict[int, History],
+    ) -> dict[str, Tensor]:
+        """The graph's outputs for the users of one turn; their ``histories`` (by attention node) are extended."""
+        graph = self.model.graph
         wafers: dict[int, dict[str, Tensor]] = {wafer: dict(inputs) for wafer in self.plan.wafers_used}
         outputs = {name: inputs[name] for name in graph.outputs if name in inputs}
-        for program in self._programs:
-            scope = Scope(program, self.memories[program.block.name], meter, bindings, wafers[program.placed.wafer])
+        for program in programs:
+            scope = Scope(program, self.memories[program.placed.title], meter, bindings, wafers[program.placed.wafer])
             self._run_block(scope, histories)
             _send(scope, wafers)
             computed = {value.name for instruction in program.instructions for value in instruction.node.results}
             outputs |= {name: scope.read(name) for name in graph.outputs if name in computed}
-        self._histories = histories
-        self.tokens += bindings.get("tokens", 0)
-        self.counters = Counters(meter.multiply_adds, meter.transfer_bytes, meter.moved)
-        return {name: outputs[name] for name in graph.outputs}
+        return outputs
 
     def _run_block(self, scope: Scope, histories: dict[int, History]) -> None:
         """Run a block's nodes on its wafer's values, and extend its ``histories`` (by attention node)."""
@@ -140,24 +164,25 @@ class Emulator:
 
         Where experts have regions of their own, caches and activations are shared out among them.
         """
-        block, placed, workload = program.block, program.placed, self.plan.workload
+        block, placed = program.block, program.placed
+        workload = self.plan.workload.share(placed.copy, len(self.plan.copies[block.name]))
         parameters = [self.model.graph.parameter[name] for name in block.parameters]
         own = [p for p in parameters if p.name not in program.stacked]
         slices = [expert_slice(p) for p in parameters if p.name in program.stacked]
         spread = (block.cache_bytes(workload.users, workload.context), placed.activation_bytes)
         shared = (0, 0) if placed.experts else spread
         ledger = self.ledgers[placed.wafer]
-        ledger.add(block.name, placed.region, claim(own, *shared, placed.region))
+        ledger.add(placed.title, placed.region, claim(own, *shared, placed.region))
         layouts: dict[int, Sequence[MatrixLayout]] = {}
         if placed.sliced:
             region, count = placed.region, len(placed.experts)
-            ledger.add(f"{block.name}, experts", region, claim(slices, *spread, region, count))
+            ledger.add(f"{placed.title}, experts", region, claim(slices, *spread, region, count))
             layouts = dict(enumerate(sliced_layouts(slices, count, region.rows, region.columns)))
         else:
             caches, activations = (-(-amount // max(1, len(placed.experts))) for amount in spread)
             for expert in placed.experts:
                 amounts = claim(slices, caches, activations, expert.region)
-                ledger.add(f"{block.name}.{expert.index}", expert.region, amounts)
+                ledger.add(f"{placed.title}.{expert.index}", expert.region, amounts)
         experts = {}
         for expert in placed.experts:
             mine = {p.name: weights[p.name][expert.index] for p in slices}
@@ -166,7 +191,7 @@ class Emulator:
 
     def _require_room(self, bindings: Mapping[str, int]) -> None:
         """Raise W0602 unless the step's users and tokens fit in the caches."""
-        cached = next((program for program in self._programs if program.block.caches), None)
+        cached = next((program for program in self._turns[0] if program.block.caches), None)
         if cached is None:
             return
         planned = self.plan.workload

@@ -58,7 +58,8 @@ class WaferLedger:
     def __init__(self, wafer: int, machine: Machine) -> None:
         self.wafer = wafer
         self.machine = machine
-        self.bytes = np.zeros((3, machine.rows, machine.columns), np.int64)
+        self.mesh = Rectangle(0, 0, machine.wafer(wafer).columns, machine.wafer(wafer).rows)
+        self.bytes = np.zeros((3, self.mesh.rows, self.mesh.columns), np.int64)
 
     def add(self, owner: str, region: Rectangle, amounts: Claim) -> None:
         """Claim memory for ``owner`` (a block, or an expert of one).
@@ -67,7 +68,7 @@ class WaferLedger:
             CheckError: W0607, the region leaves the wafer; W0601, a tile would hold more than it can.
         """
         where = f"{owner} on wafer {self.wafer}"
-        if not Rectangle(0, 0, self.machine.columns, self.machine.rows).contains(region):
+        if not self.mesh.contains(region):
             raise CheckError(Diagnostic("W0607", f"the region {region} leaves the wafer", where))
         held = self.bytes[
             :, region.row : region.row + region.rows, region.column : region.column + region.columns

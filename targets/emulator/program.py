@@ -72,7 +72,7 @@ class Program:
     @property
     def where(self) -> str:
         """The block and its wafer, for diagnostics."""
-        return f"{self.block.name} on wafer {self.placed.wafer}"
+        return f"{self.placed.title} on wafer {self.placed.wafer}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,19 +23,21 @@ def place_contiguous(problem: DagProblem, time_limit_s: float = 60.0, progress: 
     total = sum(sum(t or 0 for t in node.times) + 2 * node.charge for node in problem.nodes)
     if total * (1 + sum(None in node.times for node in problem.nodes)) >= 1 << 51:
         raise ValueError(f"times and charges add up to {total} units; choose coarser ones")
+    if sum(node.bytes for node in problem.nodes) >= 1 << 53:
+        raise ValueError("sizes add up to more bytes than sums are exact for")
     if not problem.nodes:
         return Placement((), 0, 0, "optimal", "there is nothing to place; any placement of nothing is as good")
     work = allowance(time_limit_s)
     graphs = [item_graph(problem, onward=onward) for onward in (False, True)]
     graphs = graphs[:1] if graphs[0] == graphs[1] else graphs
     answers = tuple(solve(graph, work, progress) for graph in graphs)
-    bound = min(answer.bound for answer in answers)
+    possible = [answer for answer in answers if answer.stages or not answer.is_proven]
+    if not possible:
+        return Placement((), -1, min(answer.bound for answer in answers), "infeasible", "; ".join(answers[0].proofs))
+    bound = min(answer.bound for answer in possible)
     placed = [answer for answer in answers if answer.stages]
     if not placed:
-        proven = all(answer.is_proven for answer in answers)
-        return Placement(
-            (), -1, bound, "infeasible" if proven else "unknown", "; ".join(answers[0].proofs) if proven else ""
-        )
+        return Placement((), -1, bound, "unknown", "")
     best = min(placed, key=lambda answer: answer.value)
     machines = _machines(problem, best)
     if broken_rules(problem, machines) or largest_load(problem, machines) != best.value:

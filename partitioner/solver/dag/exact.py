@@ -1,7 +1,7 @@
 """The exact search for a contiguous placement: where to look, how far, and by which two arguments it is proven.
 
 A limit on the largest load is raised until something is found under it: the nearer it is to the optimum, the fewer
-prefixes of the graph can be what some of the machines hold. numpy and the searches are loaded when they are needed.
+prefixes of the graph can be what some of the machines hold. CP-SAT is loaded only for graphs with too many.
 """
 
 from __future__ import annotations
@@ -32,15 +32,20 @@ def quiet(_incumbent: int, _bound: int | None) -> None:
     """Progress that nobody follows."""
 
 
-MOST_PREFIXES = 150_000
+MOST_PREFIXES = 300_000
 """A graph with more is not searched through."""
 FEW_PREFIXES = 3_000
 """So few are searched through at once; among more, those of a few orders are tried first."""
 PAIRS_PER_SECOND = 20_000_000
 """Pairs of prefixes that a second of the time limit buys: about what one core judges."""
 
-FROM_THE_FRONT = "a search over prefixes, from the first machine, finds nothing better"
-FROM_THE_BACK = "a search over suffixes, from the last machine, finds nothing better"
+MODEL_SHARE = 0.4
+"""CP-SAT's deterministic seconds in one of the time limit: about what keeps to it on one core."""
+
+FROM_THE_FRONT = "a search over prefixes, from the first machine, finds {nothing}"
+FROM_THE_BACK = "a search over suffixes, from the last machine, finds {nothing}"
+BY_MODEL = "CP-SAT finds {nothing}"
+BY_MODEL_AS_IT_IS = "nor does it find any in the model as it is, without presolve"
 FLUID = "work that is divided like a fluid takes as long"
 
 
@@ -62,6 +67,10 @@ class Answer:
         return len(self.proofs) > 1
 
 
+Found = tuple[int, tuple[Stage, ...]]
+"""The largest load, and the stages that have it."""
+
+
 def allowance(time_limit_s: float) -> Work:
     """The work that a time limit buys, whatever the clock says."""
     return Work(int(time_limit_s * PAIRS_PER_SECOND))
@@ -69,7 +78,7 @@ def allowance(time_limit_s: float) -> Work:
 
 def solve(graph: ItemGraph, work: Work, progress: Progress) -> Answer:
     """The best placement of the graph, as far as ``work`` goes."""
-    if unable := _unplaceable(graph):
+    if unable := _unplaceable(graph, work):
         return Answer(-1, (), 0, unable)
     if memory_is_loose(graph):
         return _search(merged(graph, with_bytes=True), work, progress)
@@ -79,36 +88,42 @@ def solve(graph: ItemGraph, work: Work, progress: Progress) -> Answer:
     return _bracket(graph, work, progress)
 
 
-def _unplaceable(graph: ItemGraph) -> tuple[str, ...]:
+def _unplaceable(graph: ItemGraph, work: Work) -> tuple[str, ...]:
     """Two arguments for that some item finds no machine at all, if so."""
     kinds = [index for index, kind in enumerate(graph.kinds) if kind.machines]
     for item in graph.items:
-        able = [k for k in kinds if item.times[k] is not None]
-        limits = [graph.kinds[k].bytes for k in able]
+        limits = [graph.kinds[kind].bytes for kind in kinds if item.times[kind] is not None]
         if all(limit is not None and item.bytes > limit for limit in limits):
             why = f"no kind of machine can run and hold node {item.nodes[0]} and those that must be with it"
-            return why, "so no sequence of machines can begin or end with what it holds"
+            alone = ItemGraph((item,), (0,), (0,), (), graph.kinds)
+            if nothing_within(alone, [0, 1], worst_load(alone), work):
+                return why, "a search finds no place for them even where they are alone"
     return ()
 
 
 def _bracket(graph: ItemGraph, work: Work, progress: Progress) -> Answer:
     """Where memory may bind and there are too many prefixes: items that take no time, held to a neighbour.
 
-    Without their bytes that is a relaxation, with their bytes a restriction; often the two agree.
+    Without their bytes that is a relaxation, with their bytes a restriction; often the two agree. If not, what lies
+    between them is left to CP-SAT.
     """
     lower = _search(merged(weightless(graph), with_bytes=False), work, quiet)
     if not lower.stages and lower.is_proven:
         return lower
     upper = _search(merged(graph, with_bytes=True), work, progress)
-    if lower.is_proven and upper.value == lower.value:
-        return Answer(upper.value, upper.stages, lower.bound, lower.proofs)
-    return replace(upper, bound=lower.bound, proofs=())
+    if lower.is_proven and lower.value == upper.value:
+        return replace(upper, bound=lower.bound, proofs=lower.proofs)
+    most = upper.value - 1 if upper.stages else worst_load(graph)
+    better = _modelled(graph, None, min(lower.bound, most), most, work)
+    if better.stages:
+        return better
+    return replace(upper, bound=upper.value if better.is_proven else lower.bound, proofs=better.proofs)
 
 
 def _search(graph: ItemGraph, work: Work, progress: Progress) -> Answer:
     """The best of all sequences of prefixes, then the second argument for that it is."""
     low = fractional_bound(graph)
-    best: tuple[int, tuple[Stage, ...]] | None = None
+    best: Found | None = None
     try:
         prefixes = all_prefixes(graph, MOST_PREFIXES)
         if prefixes is None or len(prefixes) > FEW_PREFIXES:
@@ -116,7 +131,7 @@ def _search(graph: ItemGraph, work: Work, progress: Progress) -> Answer:
         if best:
             progress(best[0], low)
         if prefixes is None:
-            return _answer(graph, best, low)
+            return _modelled(graph, best, low, best[0] if best else worst_load(graph), work)
         better, proven = _raised(table(graph, prefixes), low, best[0] if best else worst_load(graph), work)
         best = better or best
     except OutOfWorkError:
@@ -128,7 +143,7 @@ def _search(graph: ItemGraph, work: Work, progress: Progress) -> Answer:
     return _confirmed(graph, best, low, work)
 
 
-def _raised(found: Table, low: int, high: int, work: Work) -> tuple[tuple[int, tuple[Stage, ...]] | None, int]:
+def _raised(found: Table, low: int, high: int, work: Work) -> tuple[Found | None, int]:
     """The best stages of at most ``high``, if any, and a bound, by limits further and further from ``low``."""
     step = max(1, low // 100)
     least, most = low, min(low + step, high)
@@ -140,7 +155,7 @@ def _raised(found: Table, low: int, high: int, work: Work) -> tuple[tuple[int, t
         least, most = most + 1, min(low + step, high)
 
 
-def _confirmed(graph: ItemGraph, best: tuple[int, tuple[Stage, ...]] | None, low: int, work: Work) -> Answer:
+def _confirmed(graph: ItemGraph, best: Found | None, low: int, work: Work) -> Answer:
     """The same from the other end."""
     suffixes = all_suffixes(graph, MOST_PREFIXES)
     most = best[0] - 1 if best else worst_load(graph)
@@ -152,7 +167,29 @@ def _confirmed(graph: ItemGraph, best: tuple[int, tuple[Stage, ...]] | None, low
     return _answer(graph, best, low)
 
 
-def _answer(graph: ItemGraph, best: tuple[int, tuple[Stage, ...]] | None, bound: int, *proofs: str) -> Answer:
+def _modelled(graph: ItemGraph, best: Found | None, low: int, most: int, work: Work) -> Answer:
+    """The best of at most ``most`` by CP-SAT. Only what a second run confirms counts as proven."""
+    from partitioner.solver.dag.nested import solve_nested
+
+    seconds = MODEL_SHARE * work.pairs / PAIRS_PER_SECOND / 2
+    work.pairs //= 2
+    found = solve_nested(graph, low, most, best[1] if best else (), 0.6 * seconds)
+    if found.stages and (best is None or found.value < best[0]):
+        best = found.value, found.stages
+    if found.status == "OPTIMAL" and found.value == low:
+        return _answer(graph, best, low, BY_MODEL, FLUID)
+    if found.status in ("OPTIMAL", "INFEASIBLE"):
+        under = most if best is None else best[0] - 1
+        again = solve_nested(graph, low, under, (), 0.4 * seconds, presolve=False)
+        if again.status == "INFEASIBLE":
+            return _answer(graph, best, best[0] if best else low, BY_MODEL, BY_MODEL_AS_IT_IS)
+        if again.stages and (best is None or again.value < best[0]):
+            best = again.value, again.stages
+    return _answer(graph, best, low)
+
+
+def _answer(graph: ItemGraph, best: Found | None, bound: int, *proofs: str) -> Answer:
+    proofs = tuple(proof.format(nothing="nothing better" if best else "none") for proof in proofs)
     if best is None:
         return Answer(-1, (), bound, proofs)
     value, stages = best

@@ -105,7 +105,7 @@ def absorbed(graph: ItemGraph, kind: int, measure: int, most: int) -> int:
 def fractional_bound(graph: ItemGraph) -> int:
     """No placement is better: work divided over all machines as if it were fluid, and each item on its fastest kind."""
     kinds = [index for index, kind in enumerate(graph.kinds) if kind.machines]
-    fastest = (min(t for kind in kinds if (t := item.times[kind]) is not None) for item in graph.items)
+    fastest = (min((t for kind in kinds if (t := item.times[kind]) is not None), default=0) for item in graph.items)
     low = max(fastest, default=0)
     high = low + sum(max(t or 0 for t in item.times) for item in graph.items)
     while low < high:

@@ -1,6 +1,6 @@
 // Where the wafers lie on the sheet, and which part of the sheet the canvas shows. Sheet units are tiles.
 
-import type { Machine, Rect, Scene, Wafer } from "./data";
+import type { Rect, Scene, Wafer } from "./data";
 
 /** Wafers in a snake: rows of `across`, every second row from right to left, so that neighbours stay neighbours. */
 export interface Sheet {
@@ -17,7 +17,7 @@ export interface Sheet {
 const GAP = 0.18;
 const BAND = 0.18;
 
-function sheetOf(machine: Machine, wafers: number, across: number): Sheet {
+function sheetOf(machine: Scene["mesh"], wafers: number, across: number): Sheet {
   const down = Math.max(1, Math.ceil(wafers / across));
   const gap = GAP * machine.columns;
   const band = Math.max(BAND * machine.columns, 0.11 * machine.rows);
@@ -28,10 +28,10 @@ function sheetOf(machine: Machine, wafers: number, across: number): Sheet {
 
 /** The number of wafers to a row that shows them largest on a canvas of this size. */
 export function arrange(scene: Scene, width: number, height: number): Sheet {
-  let best = sheetOf(scene.machine, scene.wafers.length, 1);
+  let best = sheetOf(scene.mesh, scene.wafers.length, 1);
   let bestScale = 0;
   for (let across = 1; across <= Math.max(1, scene.wafers.length); across++) {
-    const sheet = sheetOf(scene.machine, scene.wafers.length, across);
+    const sheet = sheetOf(scene.mesh, scene.wafers.length, across);
     const scale = Math.min(width / sheet.width, height / sheet.height);
     if (scale > bestScale * 1.0001) [best, bestScale] = [sheet, scale];
   }
@@ -115,7 +115,7 @@ export type Level = "overview" | "blocks" | "experts";
 /** What is worth drawing at this scale: wafers, blocks with their names, or single experts with their numbers. */
 export function levelOf(scene: Scene, scale: number): Level {
   if (scale * expertSide(scene) >= 18) return "experts";
-  return scale * Math.min(scene.machine.columns, scene.machine.rows) >= 300 ? "blocks" : "overview";
+  return scale * Math.min(scene.mesh.columns, scene.mesh.rows) >= 300 ? "blocks" : "overview";
 }
 
 const sides = new WeakMap<Scene, number>();
@@ -127,7 +127,7 @@ function expertSide(scene: Scene): number {
     const { count, columns, rows, block } = scene.experts;
     const apart = Array.from({ length: count }, (_, id) => id).filter((id) => !scene.blocks[block[id]!]!.sliced);
     const all = apart.map((id) => Math.min(columns[id]!, rows[id]!)).sort((a, b) => a - b);
-    side = all[all.length >> 1] ?? scene.machine.columns / 10;
+    side = all[all.length >> 1] ?? scene.mesh.columns / 10;
     sides.set(scene, side);
   }
   return side;
@@ -156,7 +156,7 @@ export function pick(scene: Scene, sheet: Sheet, at: Point): Hit {
   const corner = origin(sheet, wafer.order);
   const column = Math.floor(at.x - corner.x);
   const row = Math.floor(at.y - corner.y);
-  if (column < 0 || row < 0 || column >= scene.machine.columns || row >= scene.machine.rows) return none;
+  if (column < 0 || row < 0 || column >= wafer.columns || row >= wafer.rows) return none;
   const hit: Hit = { ...none, wafer, column, row };
   const holds = (id: number): boolean => {
     const e = scene.experts;

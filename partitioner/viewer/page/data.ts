@@ -22,6 +22,8 @@ export interface Machine {
   tile_sram_bytes: number;
   reserve_bytes: number;
   systems: number;
+  odd_wafers: { wafer: number; columns: number; rows: number; slowness_permille: number }[];
+  odd_links: { one: number; other: number; cost: number }[];
 }
 
 export interface Score {
@@ -49,6 +51,8 @@ export interface Payload {
   workload: { users: number; context: number; chunk: number };
   solver: Solver;
   kinds: string[];
+  /** Wafers in use, in the order in which values flow. */
+  pipeline: number[];
   blocks: RectColumns & {
     name: string[];
     kind: number[];
@@ -121,6 +125,10 @@ export interface Wafer {
   /** Place in `Scene.wafers`. */
   order: number;
   number: number;
+  columns: number;
+  rows: number;
+  /** Thousandths of the time that an ordinary wafer takes. */
+  slowness: number;
   blocks: Block[];
   /** Experts that lie here although their block lies on another wafer. */
   guests: number[];
@@ -148,7 +156,21 @@ export interface Scene {
   waferByNumber: Map<number, Wafer>;
   blockByName: Map<string, Block>;
   tileCapacity: number;
-  waferTiles: number;
+  /** The largest mesh of all wafers in use. */
+  mesh: { columns: number; rows: number };
+}
+
+/** The mesh of a wafer, and how slow it is. */
+export function meshOf(machine: Machine, wafer: number): { columns: number; rows: number; slowness: number } {
+  const odd = machine.odd_wafers.find((one) => one.wafer === wafer);
+  return odd
+    ? { columns: odd.columns, rows: odd.rows, slowness: odd.slowness_permille }
+    : { columns: machine.columns, rows: machine.rows, slowness: 1000 };
+}
+
+/** What a link costs, relative to an ordinary one. */
+export function linkCost(machine: Machine, a: number, b: number): number {
+  return machine.odd_links.find(({ one, other }) => (one === a && other === b) || (one === b && other === a))?.cost ?? 1;
 }
 
 /** Undoes `packed` of report.py: runs of equal steps. */
@@ -239,7 +261,7 @@ function decodeLinks(payload: Payload): Link[] {
 
 const sum = <T>(items: T[], of: (item: T) => number): number => items.reduce((total, item) => total + of(item), 0);
 
-function decodeWafers(scene: Omit<Scene, "wafers" | "waferByNumber" | "blockByName">): Wafer[] {
+function decodeWafers(scene: Omit<Scene, "wafers" | "waferByNumber" | "blockByName" | "mesh">): Wafer[] {
   const { blocks, experts, links } = scene;
   const guests = new Map<number, number[]>();
   for (let id = 0; id < experts.count; id++) {
@@ -247,7 +269,8 @@ function decodeWafers(scene: Omit<Scene, "wafers" | "waferByNumber" | "blockByNa
     if (at === blocks[experts.block[id]!]!.wafer) continue;
     guests.set(at, [...(guests.get(at) ?? []), id]);
   }
-  const numbers = [...new Set([...blocks.map((block) => block.wafer), ...guests.keys()])].sort((a, b) => a - b);
+  const others = [...new Set([...blocks.map((block) => block.wafer), ...guests.keys()])].sort((a, b) => a - b);
+  const numbers = [...new Set([...scene.payload.pipeline, ...others])];
   return numbers.map((number, order) => {
     const own = blocks.filter((block) => block.wafer === number);
     const visitors = guests.get(number) ?? [];
@@ -255,11 +278,13 @@ function decodeWafers(scene: Omit<Scene, "wafers" | "waferByNumber" | "blockByNa
     const weightBytes = sum(own, (block) => block.weightBytes);
     const cacheBytes = sum(own, (block) => block.cacheBytes);
     const activationBytes = sum(own, (block) => block.activationBytes);
-    const capacityBytes = scene.waferTiles * scene.tileCapacity;
+    const mesh = meshOf(scene.machine, number);
+    const capacityBytes = mesh.columns * mesh.rows * scene.tileCapacity;
     const taken = weightBytes + cacheBytes + activationBytes;
     return {
       order,
       number,
+      ...mesh,
       blocks: own,
       guests: visitors,
       layers,
@@ -289,12 +314,13 @@ export function decode(payload: Payload): Scene {
     experts: decodeExperts(payload, blocks),
     links: decodeLinks(payload),
     tileCapacity: machine.tile_sram_bytes - machine.reserve_bytes,
-    waferTiles: machine.columns * machine.rows,
   };
   const wafers = decodeWafers(base);
+  const most = (side: (wafer: Wafer) => number): number => Math.max(1, ...wafers.map(side));
   return {
     ...base,
     wafers,
+    mesh: { columns: most((wafer) => wafer.columns), rows: most((wafer) => wafer.rows) },
     waferByNumber: new Map(wafers.map((wafer) => [wafer.number, wafer])),
     blockByName: new Map(blocks.map((block) => [block.name, block])),
   };

@@ -1,7 +1,7 @@
 // The panel that says what a rectangle is.
 
 import type { Block, Link, Scene, Wafer } from "./data";
-import { expertRect } from "./data";
+import { expertRect, linkCost, meshOf } from "./data";
 import { button, element } from "./dom";
 import { bytes, count, kindLabel, macs, parameters, percent, ranges, tokens } from "./format";
 import type { Selection } from "./state";
@@ -56,6 +56,11 @@ function actions(scene: Scene, selection: Selection, wafer: Wafer | undefined, a
 const place = (rect: { column: number; row: number; columns: number; rows: number }): string =>
   `${rect.columns} \u00d7 ${rect.rows} at ${rect.column}, ${rect.row}`;
 
+function tilesOf(scene: Scene, wafer: number): number {
+  const { columns, rows } = meshOf(scene.machine, wafer);
+  return Math.max(1, columns * rows);
+}
+
 const area = (rect: { columns: number; rows: number }): number => rect.columns * rect.rows;
 
 function memory(weights: number, cache: number, activations: number): HTMLElement[] {
@@ -97,7 +102,7 @@ function blockDetails(scene: Scene, block: Block): (Node | string)[] {
     ["Wafer", `${block.wafer}`],
     ["Layer", block.layer === null ? "none" : `${block.layer}`],
     ["Region", place(block.rect)],
-    ["Tiles", `${count(tiles)} (${percent(tiles / scene.waferTiles)} of the wafer)`],
+    ["Tiles", `${count(tiles)} (${percent(tiles / tilesOf(scene, block.wafer))} of the wafer)`],
     ["Work per token", macs(block.macsPerToken)],
   ];
   if (block.experts) {
@@ -150,7 +155,9 @@ function waferDetails(scene: Scene, wafer: Wafer, act: Actions): (Node | string)
     list([
       ["Memory used", `${percent(wafer.fill)} of ${bytes(wafer.capacityBytes)}`],
       ["Free", bytes(wafer.freeBytes)],
-      ["Tiles used", `${count(wafer.tilesUsed)} of ${count(scene.waferTiles)} (${percent(wafer.tilesUsed / scene.waferTiles)})`],
+      ["Tiles used", `${count(wafer.tilesUsed)} of ${count(wafer.columns * wafer.rows)} (${percent(wafer.tilesUsed / Math.max(1, wafer.columns * wafer.rows))})`],
+      ["Mesh", `${wafer.columns} \u00d7 ${wafer.rows} tiles`],
+      ...(wafer.slowness === 1000 ? [] : [["Takes", `${wafer.slowness / 1000} times the ordinary time`] as Row]),
       ["Traffic in", `${bytes(wafer.trafficIn)} per token`],
       ["Traffic out", `${bytes(wafer.trafficOut)} per token`],
     ]),
@@ -160,12 +167,13 @@ function waferDetails(scene: Scene, wafer: Wafer, act: Actions): (Node | string)
   ];
 }
 
-function linkDetails(link: Link): (Node | string)[] {
+function linkDetails(scene: Scene, link: Link): (Node | string)[] {
+  const cost = linkCost(scene.machine, link.source, link.target);
   const items = link.values.map(({ value, source, bytes: size }) =>
     element("li", {}, element("b", {}, value), ` from ${source}, ${bytes(size)} per token`),
   );
   return [
-    title(`Wafer ${link.source} \u2192 wafer ${link.target}`, null, `${bytes(link.bytesPerToken)} per token`),
+    title(`Wafer ${link.source} \u2192 wafer ${link.target}`, null, `${bytes(link.bytesPerToken)} per token${cost === 1 ? "" : `, at ${cost} times the cost of other links`}`),
     element("h4", {}, `Values \u00b7 ${link.values.length}`),
     element("ul", { class: "names" }, ...items),
   ];
@@ -196,7 +204,14 @@ export function planDetails(scene: Scene): (Node | string)[] {
       ["Mesh", `${machine.columns} \u00d7 ${machine.rows} tiles`],
       ["Tile memory", `${count(tile)} B`],
       ["Reserve per tile", `${count(machine.reserve_bytes)} B`],
-      ["A wafer holds", bytes(scene.tileCapacity * scene.waferTiles)],
+      ["A wafer holds", bytes(scene.tileCapacity * machine.columns * machine.rows)],
+      ...machine.odd_wafers.map(({ wafer, columns, rows, slowness_permille: slowness }): Row => [
+        `Wafer ${wafer}`,
+        columns * rows === 0
+          ? "out of service"
+          : `${columns} \u00d7 ${rows} tiles${slowness === 1000 ? "" : `, ${slowness / 1000} times the time`}`,
+      ]),
+      ...machine.odd_links.map(({ one, other, cost }): Row => [`Link ${one}\u2013${other}`, `costs ${cost} times the others`]),
     ]),
     ...(machine.description ? [element("p", { class: "small" }, machine.description)] : []),
     element("h4", {}, "Workload"),
@@ -228,7 +243,7 @@ export function details(scene: Scene, selection: Selection | null, act: Actions,
     const wafer = scene.wafers[selection.id]!;
     return [...withActions(waferDetails(scene, wafer, act), actions(scene, selection, wafer, act, pinned))];
   }
-  if (selection.type === "link") return withActions(linkDetails(scene.links[selection.id]!), actions(scene, selection, undefined, act, pinned));
+  if (selection.type === "link") return withActions(linkDetails(scene, scene.links[selection.id]!), actions(scene, selection, undefined, act, pinned));
   const expert = selection.type === "expert";
   const number = expert ? scene.experts.wafer[selection.id]! : scene.blocks[selection.id]!.wafer;
   const made = expert ? expertDetails(scene, selection.id) : blockDetails(scene, scene.blocks[selection.id]!);

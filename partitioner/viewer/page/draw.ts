@@ -96,7 +96,7 @@ export class Painter {
   private wafer(wafer: Wafer): void {
     const { scene, sheet, palette } = this.frame;
     const corner = origin(sheet, wafer.order);
-    const box = this.box(corner.x, corner.y, scene.machine.columns, scene.machine.rows);
+    const box = this.box(corner.x, corner.y, wafer.columns, wafer.rows);
     const band = sheet.band * this.frame.camera.scale * this.frame.dpr;
     if (!this.visible({ ...box, y: box.y - band, h: box.h + band }, 8)) return;
     const c = this.context;
@@ -106,7 +106,7 @@ export class Painter {
     c.fillRect(box.x, box.y, box.w, box.h);
     for (const block of wafer.blocks) this.block(wafer, block);
     for (const id of wafer.guests) this.expert(wafer, id, this.colour(scene.blocks[scene.experts.block[id]!]!));
-    this.tileGrid(box);
+    this.tileGrid(wafer, box);
     c.globalAlpha = 1;
     const edge = Math.max(1, Math.round(this.frame.dpr));
     c.strokeStyle = palette.waferEdge;
@@ -139,8 +139,8 @@ export class Painter {
   }
 
   /** Lines between tiles, once a tile is large enough to see. */
-  private tileGrid(box: Box): void {
-    const { camera, dpr, palette, scene } = this.frame;
+  private tileGrid(wafer: Wafer, box: Box): void {
+    const { camera, dpr, palette } = this.frame;
     if (camera.scale < 6) return;
     const c = this.context;
     const k = camera.scale * dpr;
@@ -150,11 +150,11 @@ export class Painter {
     const [left, right] = [Math.max(0, box.x), Math.min(this.canvas.width, box.x + box.w)];
     const [top, bottom] = [Math.max(0, box.y), Math.min(this.canvas.height, box.y + box.h)];
     const firstColumn = Math.max(0, Math.floor((left - box.x) / k));
-    for (let at = firstColumn; at <= scene.machine.columns && line(box.x, at) <= right; at++) {
+    for (let at = firstColumn; at <= wafer.columns && line(box.x, at) <= right; at++) {
       c.fillRect(line(box.x, at), top, 1, bottom - top);
     }
     const firstRow = Math.max(0, Math.floor((top - box.y) / k));
-    for (let at = firstRow; at <= scene.machine.rows && line(box.y, at) <= bottom; at++) {
+    for (let at = firstRow; at <= wafer.rows && line(box.y, at) <= bottom; at++) {
       c.fillRect(left, line(box.y, at), right - left, 1);
     }
     c.globalAlpha = 1;
@@ -395,10 +395,9 @@ export class Painter {
     const source = scene.waferByNumber.get(link.source);
     const target = scene.waferByNumber.get(link.target);
     if (!source || !target) return null;
-    const { columns, rows } = scene.machine;
     const a = origin(sheet, source.order);
     const b = origin(sheet, target.order);
-    const [p, q] = [this.box(a.x, a.y, columns, rows), this.box(b.x, b.y, columns, rows)];
+    const [p, q] = [this.box(a.x, a.y, source.columns, source.rows), this.box(b.x, b.y, target.columns, target.rows)];
     const middle = (box: Box) => ({ x: box.x + box.w / 2, y: box.y + box.h / 2 });
     const [m, n] = [middle(p), middle(q)];
     const pad = 3 * dpr;
@@ -456,8 +455,9 @@ export class Painter {
     const { scene, sheet, palette, dpr } = this.frame;
     let box: Box | null = null;
     if (mark.type === "wafer") {
-      const corner = origin(sheet, scene.wafers[mark.id]!.order);
-      box = this.box(corner.x, corner.y, scene.machine.columns, scene.machine.rows);
+      const wafer = scene.wafers[mark.id]!;
+      const corner = origin(sheet, wafer.order);
+      box = this.box(corner.x, corner.y, wafer.columns, wafer.rows);
     } else if (mark.type !== "link") {
       const expert = mark.type === "expert";
       const block = scene.blocks[expert ? scene.experts.block[mark.id]! : mark.id]!;
@@ -519,7 +519,7 @@ export function paintMinimap(canvas: HTMLCanvasElement, frame: Frame, width: num
   for (const wafer of scene.wafers) {
     const corner = origin(sheet, wafer.order);
     c.fillStyle = palette.waferEdge;
-    c.fillRect(corner.x * k, corner.y * k, scene.machine.columns * k, scene.machine.rows * k);
+    c.fillRect(corner.x * k, corner.y * k, wafer.columns * k, wafer.rows * k);
     for (const block of wafer.blocks) {
       c.fillStyle = palette.kinds[block.kind]!;
       const area = onSheet(sheet, wafer, block.rect);

@@ -129,12 +129,12 @@ class Page {
       const ends = [source, target].map((number) => origin(sheet, scene.waferByNumber.get(number)?.order ?? 0));
       const [xs, ys] = [ends.map((end) => end.x), ends.map((end) => end.y)];
       const [x, y] = [Math.min(...xs), Math.min(...ys) - sheet.band];
-      const width = Math.max(...xs) - x + scene.machine.columns;
-      return fitted({ x, y, width, height: Math.max(...ys) - y + scene.machine.rows }, size, MARGIN);
+      const width = Math.max(...xs) - x + scene.mesh.columns;
+      return fitted({ x, y, width, height: Math.max(...ys) - y + scene.mesh.rows }, size, MARGIN);
     }
     if (selected.type === "wafer") {
       const { x, y } = origin(sheet, selected.id);
-      const { columns, rows } = scene.machine;
+      const { columns, rows } = scene.wafers[selected.id]!;
       return fitted({ x, y: y - sheet.band * 0.4, width: columns, height: rows + sheet.band * 0.4 }, size, MARGIN);
     }
     const wafer = scene.waferByNumber.get(this.waferOf(selected)!)!;

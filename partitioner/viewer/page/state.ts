@@ -43,7 +43,7 @@ export function saveView(scene: Scene, sheet: Sheet, camera: Camera): SavedView 
     const corner = origin(sheet, wafer.order);
     const column = camera.x - corner.x;
     const row = camera.y - corner.y;
-    const distance = Math.hypot(column - scene.machine.columns / 2, row - scene.machine.rows / 2);
+    const distance = Math.hypot(column - wafer.columns / 2, row - wafer.rows / 2);
     if (distance < nearest) {
       nearest = distance;
       best = { wafer: wafer.number, column, row, scale: camera.scale };

@@ -17,7 +17,7 @@ const heads = (unit: string): string[] => [
   "Traffic out / token",
 ];
 
-const unitOf = (scene: Scene) => unitFor(scene.tileCapacity * scene.waferTiles);
+const unitOf = (scene: Scene) => unitFor(Math.max(...scene.wafers.map((wafer) => wafer.capacityBytes)));
 
 export function fillTable(scene: Scene, onWafer: (wafer: Wafer) => void): void {
   const table = byId<HTMLTableElement>("table");
@@ -46,7 +46,7 @@ function row(scene: Scene, wafer: Wafer, onWafer: (wafer: Wafer) => void): HTMLT
     element("td", {}, unit.show(wafer.activationBytes)),
     element("td", {}, unit.show(wafer.freeBytes)),
     meter(wafer.fill),
-    meter(wafer.tilesUsed / scene.waferTiles),
+    meter(wafer.tilesUsed / Math.max(1, wafer.columns * wafer.rows)),
     element("td", {}, wafer.trafficOut ? bytes(wafer.trafficOut) : "\u2013"),
   );
   made.addEventListener("click", () => onWafer(wafer));
@@ -70,7 +70,7 @@ function totals(scene: Scene): HTMLTableRowElement {
     element("td", {}, unit.show(total((wafer) => wafer.activationBytes))),
     element("td", {}, unit.show(total((wafer) => wafer.freeBytes))),
     meter(1 - total((wafer) => wafer.freeBytes) / capacity),
-    meter(total((wafer) => wafer.tilesUsed) / Math.max(1, scene.waferTiles * scene.wafers.length)),
+    meter(total((wafer) => wafer.tilesUsed) / Math.max(1, total((wafer) => wafer.columns * wafer.rows))),
     element("td", {}, traffic ? bytes(traffic) : "\u2013"),
   );
 }
