@@ -14,7 +14,7 @@ from ir.profile import Profile
 from ir.target import Wafers
 from ir.workload import Workload
 from partitioner.problem import footprint, room
-from partitioner.solver.chain import smallest_bottleneck
+from partitioner.solver.filling import smallest_bottleneck
 from partitioner.solver.problem import Flow, Item, Problem, equal_wafers
 from targets.cost.wafer import Stage, allocate
 
