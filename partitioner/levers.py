@@ -17,7 +17,7 @@ from ir.rules import Rule
 from ir.types import DType
 from partitioner.case import Case
 from partitioner.problem import ExpertLayout
-from partitioner.solver.chain import fill
+from partitioner.solver.filling import fill
 
 Fits = Callable[[Case], bool]
 """Whether a placement is found and laid out."""

@@ -17,10 +17,10 @@ import pytest
 from ir.objective import Objective
 from ir.rules import RuleKind
 from partitioner.solver import runs as runs_module
-from partitioner.solver.bounds import counted
 from partitioner.solver.certificates import Claim, Potentials, no_placement, no_shortcut
 from partitioner.solver.chain import best_runs, why_no_runs
 from partitioner.solver.costs import costs, shared_out
+from partitioner.solver.counting import counting_bound
 from partitioner.solver.cuts import solve
 from partitioner.solver.problem import Assignment, Curve, Flow, Item, Problem, Restriction, Wafer, equal_wafers
 from partitioner.solver.runs import Chain, Thresholds, furthest
@@ -145,7 +145,7 @@ def test_counting_bounds_hold_for_all_placements():
         problem, _ = random_chain(seed, skips=True)
         for placed in placements(problem):
             for objective in OBJECTIVES:
-                value, bound = score(problem, placed, objective), counted(problem, objective)
+                value, bound = score(problem, placed, objective), counting_bound(problem, objective)
                 assert value <= bound if objective.is_maximum else value >= bound, (seed, objective)
                 met += value == bound
     assert met > 500

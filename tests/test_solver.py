@@ -18,10 +18,11 @@ from ir.diagnostics import InfeasibleError, TimeLimitError
 from ir.objective import Objective
 from ir.rules import RuleKind
 from partitioner.solver import place as placing
-from partitioner.solver.chain import bottleneck, fill, least_traffic, smallest_bottleneck, traffic
+from partitioner.solver.chain import best_runs
 from partitioner.solver.counting import counting_bound
 from partitioner.solver.cpsat import Answer, Limits, solve
 from partitioner.solver.expressions import expression
+from partitioner.solver.filling import fill, smallest_bottleneck
 from partitioner.solver.model import Formulation
 from partitioner.solver.place import place
 from partitioner.solver.problem import Curve, Flow, Item, Problem, Restriction, Wafer, equal_wafers
@@ -129,17 +130,20 @@ def test_graphs_are_placed_as_well_as_can_be(problem):
 def test_exact_search_over_chains_is_exact(problem, most):
     every = [w for w in product(range(len(problem.wafers)), repeat=len(problem.items)) if allowed(problem, w)]
     within = [w for w in every if fullest(problem, w) <= most]
-    filled, least = fill(problem, most), least_traffic(problem, most)
-    assert (filled is None) == (least is None) == (not within)
-    if filled and least:
-        assert filled in within
-        assert least in within
-        assert sent(problem, least) == min(sent(problem, w) for w in within)
+    filled = fill(problem, most)
+    assert (filled is None) == (not within)
+    assert not filled or filled in within
     found = smallest_bottleneck(problem)
     assert (found is None) == (not every)
     if found:
         assert found[1] in every
         assert found[0] == fullest(problem, found[1]) == min(fullest(problem, w) for w in every)
+
+
+def least_traffic(problem: Problem, most_bytes: int) -> tuple[int, ...] | None:
+    wafers = tuple(replace(wafer, bytes=most_bytes) for wafer in problem.wafers)
+    runs = best_runs(replace(problem, wafers=wafers), [Objective.TRAFFIC])
+    return runs and runs.assignment
 
 
 def test_two_cheap_cuts_are_better_than_one_dear_cut():
@@ -159,8 +163,6 @@ def test_a_value_read_on_three_wafers_is_sent_twice():
 @given(problems(chain=False), st.randoms(use_true_random=False))
 def test_figures_of_a_placement_are_those_of_the_enumeration(problem, random):
     wafers = tuple(random.randrange(len(problem.wafers)) for _ in problem.items)
-    assert bottleneck(problem, wafers) == fullest(problem, wafers)
-    assert traffic(problem, wafers) == sent(problem, wafers)
     assert score(problem, wafers, Objective.BALANCE) == fullest(problem, wafers)
     assert score(problem, wafers, Objective.TRAFFIC) == sent(problem, wafers)
 

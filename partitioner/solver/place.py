@@ -16,6 +16,7 @@ from partitioner.solver.chain import Runs, best_runs, why_no_runs
 from partitioner.solver.counting import counted_out, counting_bound
 from partitioner.solver.cpsat import DEFAULT_LIMITS, Answer, Clock, Limits, Task, is_within_reach, solve
 from partitioner.solver.fitting import first_fit
+from partitioner.solver.loads import best_order, least_load
 from partitioner.solver.problem import Assignment, Problem
 from partitioner.solver.score import MOST_USERS, faults, pipeline, score
 
@@ -107,6 +108,7 @@ class _Search:
         self._progress = progress
         self._within_reach = is_within_reach(problem)
         self._runs: Runs | None = None
+        self._objectives: tuple[Objective, ...] = ()
         self.best: Assignment | None = None
         self.scores: list[Score] = []
         self.interrupted = False
@@ -118,6 +120,7 @@ class _Search:
             InfeasibleError: W0401, no placement exists, by two arguments.
             TimeLimitError: W0402, none was found within the limit.
         """
+        self._objectives = tuple(objectives)
         self._runs = best_runs(self._problem, objectives)
         if self._runs:
             self.best = self._runs.assignment
@@ -140,7 +143,7 @@ class _Search:
         Raises:
             KeyboardInterrupt: the user has enough; ``best`` is what was found.
         """
-        if self._follow_runs(objective):
+        if self._follow_runs(objective) or self._follow_loads(objective, share):
             return
         counted = counting_bound(self._problem, objective, self._kept)
         self._tell(objective, self._value(objective), counted)
@@ -176,6 +179,23 @@ class _Search:
         self.best = runs.assignment
         self.scores.append(Score(objective, runs.values[number], runs.values[number], runs.proofs[number]))
         self._tell(objective, runs.values[number], runs.values[number])
+        return True
+
+    def _follow_loads(self, objective: Objective, share: float) -> bool:
+        """Take the least load of a graph with branches, if it is proven and no link is slower."""
+        if self.scores:
+            return False
+        limit_s = self._clock.share(share).deterministic_time
+        found = least_load(self._problem, objective, limit_s, lambda value, bound: self._tell(objective, value, bound))
+        if found is None or not found.machines or faults(self._problem, found.machines):
+            return False
+        for better in (found.machines, best_order(self._problem, found.machines, self._objectives)):
+            if _is_as_good(objective, self._score(better, objective), self._value(objective)):
+                self.best = better
+        if not found.proof or self._value(objective) != found.bound:
+            return False
+        self.scores.append(Score(objective, found.bound, found.bound, found.proof))
+        self._tell(objective, found.bound, found.bound)
         return True
 
     @property
