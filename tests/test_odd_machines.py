@@ -396,7 +396,7 @@ def test_wrong_machine_files_are_refused(tmp_path, text, message):
 
 
 @pytest.mark.parametrize(
-    ("without", "message"), [("9", "no wafer 9"), ("0,1,2,3", "no wafer is left"), ("x", "numbers")]
+    ("without", "message"), [("9", "no wafer 9"), ("0,1,2,3", "no wafer is left"), ("x", "names no wafer")]
 )
 def test_wafers_that_are_not_there_cannot_be_left_out(waferc, without, message):
     done = waferc("compile", "small-kimi", "--target", "mini", f"--without={without}", "--json")
