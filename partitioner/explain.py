@@ -135,7 +135,8 @@ def _told(case: Case, found: Explanation) -> Diagnostic:
     if found.conflict is not None:
         message = f"{_all_of(found.conflict.rules)} cannot be kept: {_reason(found.conflict)}"
         ruled = {f"rule_{number}": str(rule) for number, rule in enumerate(found.conflict.rules, 1)}
-        return Diagnostic("W0413", message, model, ruled | _figures(case, found) | proof, help_, found)
+        figures = {} if found.conflict.whatever_size else _figures(case, found)
+        return Diagnostic("W0413", message, model, ruled | figures | proof, help_, found)
     largest = max(case.model.blocks, key=lambda block: least_tiles(block, case.workload, machine, case.experts))
     if is_too_large(largest, machine, case.workload, case.experts):
         message = f"{largest.name} does not fit on any wafer"

@@ -103,7 +103,7 @@ def test_conflicts_of_tiny_problems_are_those_of_brute_force():
             return None
         return True
 
-    while met < 12:
+    while met < 8:
         problem, rules = tiny(chance)
         subsets = [s for size in range(len(rules) + 1) for s in itertools.combinations(range(len(rules)), size)]
 
