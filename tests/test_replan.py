@@ -4,7 +4,7 @@ import json
 import random
 from dataclasses import replace
 from fractions import Fraction
-from itertools import pairwise, product
+from itertools import pairwise, permutations, product
 
 import numpy as np
 import pytest
@@ -17,6 +17,7 @@ from partitioner.replan import Change, replan
 from partitioner.solver import moves
 from partitioner.solver.cpsat import Limits
 from partitioner.solver.moves import applies, fewest_moves
+from partitioner.solver.naming import renamed
 from partitioner.solver.problem import Curve, Flow, Item, Problem, Wafer, equal_wafers
 from partitioner.solver.score import faults, score
 
@@ -163,6 +164,42 @@ def test_the_gap_decides_what_may_stay():
         assert moves_score.bound == moves_score.value
         moved.append(moves_score.value)
     assert moved == [50, 25, 0]
+
+
+def test_groups_get_the_names_of_which_they_keep_most():
+    for seed in range(60):
+        rng = random.Random(seed)
+        count, wafers = 5, 4
+        weights = [rng.randint(1, 9) for _ in range(count)]
+        previous = tuple(rng.choice([None, *range(wafers)]) for _ in range(count))
+        problem = replace(chain(weights, wafers, previous), wafers=(Wafer(50),) * 3 + (Wafer(40),))
+        given = tuple(rng.randrange(wafers) for _ in range(count))
+        best = min(
+            score(problem, tuple(names[wafer] for wafer in given), Objective.MOVES)
+            for names in ((*three, 3) for three in permutations(range(3)))
+        )
+        named = renamed(problem, given)
+        assert score(problem, named, Objective.MOVES) == best
+        assert all(
+            (a == b) == (x == y) for a, x in zip(given, named, strict=True) for b, y in zip(given, named, strict=True)
+        )
+        assert all((a == 3) == (x == 3) for a, x in zip(given, named, strict=True))
+
+
+def test_what_is_no_chain_stays_as_far_as_it_can():
+    """A fork: two items that read a third. Nothing has to move while the old wafers do; then what lay on a lost one."""
+    items = tuple(Item((i,), 10, 10, weight_bytes=10) for i in range(3))
+    problem = Problem(items, (Flow(0, (1, 2), 1),), equal_wafers(4, 100, 100), previous=(1, 0, 2))
+    former = Former.__new__(Former)
+    object.__setattr__(former, "within", Fraction(0))
+    ask = (Objective.BALANCE, Objective.TRAFFIC), Limits(), lambda _found: None
+    found = Former.place(former, problem, *ask)
+    assert found.assignment == (1, 0, 2)
+    assert found.scores[1].proof
+    found = Former.place(former, lost(problem, 0), *ask)
+    assert found.assignment == (1, 3, 2)
+    assert (found.scores[1].value, found.scores[1].bound) == (10, 10)
+    assert found.scores[1].proof
 
 
 @pytest.mark.parametrize(("objective", "value", "limit"), [(Objective.BALANCE, 200, 210), (Objective.ROOM, 200, 190)])
