@@ -142,6 +142,9 @@ def _told(case: Case, found: Explanation) -> Diagnostic:
         message = f"{largest.name} does not fit on any wafer"
         facts = _block_facts(largest, case) | proof
         return Diagnostic("W0412", message, f"{largest.name} ({_described(largest)})", facts, help_, found)
+    if found.largest.gap.tiles:
+        message = f"{', '.join(found.largest.blocks)} share a wafer, and do not fit on any"
+        return Diagnostic("W0412", message, model, _figures(case, found) | proof, help_, found)
     message = f"{model} does not fit on {len(machine.in_service)} {machine.name} systems"
     if not found.gap.tiles:
         message += ": its layers are too large to fill them evenly"

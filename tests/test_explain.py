@@ -227,7 +227,7 @@ def test_a_failing_compile_answers_with_data(waferc, quick_load, tmp_path):
         "small-kimi does not fit",
         f"{found['gap']['tiles']:,}",
         "--systems 2 would fit",
-        "contiguous placements",
+        *found["proof"],
     ):
         assert text in page
     assert sorted(path.name for path in tmp_path.iterdir()) == ["why.html"]
