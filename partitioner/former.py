@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
 
-from ir.diagnostics import InfeasibleError, TimeLimitError
 from ir.machine import Machine
 from ir.model import Model
 from ir.objective import Objective
@@ -63,11 +62,14 @@ class Former:
         assignment = nearest.assignment
         value = score(problem, assignment, first)
         scores = [Score(first, value, best.bound, best.proof if value == best.value else ""), *nearest.scores]
-        scores += [
-            Score(other, score(problem, assignment, other), counting_bound(problem, other), "") for other in others
-        ]
+        scores += [_counted(problem, assignment, other) for other in others]
         interrupted = found.interrupted or nearest.interrupted
         return Solution(assignment, pipeline(problem, assignment), tuple(scores), interrupted)
+
+
+def _counted(problem: Problem, assignment: Assignment, objective: Objective) -> Score:
+    value, bound = score(problem, assignment, objective), counting_bound(problem, objective)
+    return Score(objective, value, bound, "counting bound" if value == bound else "")
 
 
 def _nearest(
@@ -93,10 +95,7 @@ def _nearest(
     near = _moving(problem, min(_allowed(problem, known, renamed(problem, known)), key=partial(_moved, problem)))
     if near.scores[0].proof:
         return near
-    try:
-        solved = place(problem, (Objective.MOVES, *objectives), limits, progress)
-    except (InfeasibleError, TimeLimitError):
-        return near  # which shows that there is a placement
+    solved = place(problem, (Objective.MOVES, *objectives), limits, progress, near.assignment)
     told = solved.scores[0]
     if not faults(problem, solved.assignment) and told.value <= near.scores[0].value:
         near = _moving(problem, solved.assignment, told.bound, told.proof)

@@ -130,7 +130,7 @@ def test_a_wafer_split_between_two_keeps_one_side_only():
 def test_potentials_that_promise_too_little_are_no_proof():
     problem = lost(chain([30, 30] * 3, 3, (0, 0, 1, 1, 2, 2)), 1)
     graph = moves.Chain(problem)
-    found = moves._Search(graph).best()
+    found = moves._Search(graph, moves._received(problem)).best()
     assert found is not None
     _, kept, potentials = found
     assert moves._is_dual(graph, potentials, kept)

@@ -69,12 +69,13 @@ def place(
     objectives: Sequence[Objective] = DEFAULT_OBJECTIVES,
     limits: Limits = DEFAULT_LIMITS,
     progress: Progress = lambda _found: None,
+    known: Assignment | None = None,
 ) -> Solution:
     """The placement that is best in the first of ``objectives``, of these that which is best in the second, and so on;
     any placement where there are none.
 
-    ``progress`` is called with each better placement. An interrupt (SIGINT) ends the search, and what it has found is
-    returned; before it has found any, ``KeyboardInterrupt`` passes on.
+    ``progress`` is called with each better placement; ``known`` is one to begin with. An interrupt (SIGINT) ends the
+    search, and what it has found is returned; before it has found any, ``KeyboardInterrupt`` passes on.
 
     Raises:
         InfeasibleError: W0401, no placement exists, by two arguments.
@@ -85,7 +86,7 @@ def place(
         raise _infeasible(counts)
     search = _Search(problem, Clock(limits), progress)
     try:
-        search.start(objectives)
+        search.start(objectives, known)
         for number, objective in enumerate(objectives):
             search.improve(objective, 1 / (len(objectives) - number))
     except KeyboardInterrupt:
@@ -110,8 +111,8 @@ class _Search:
         self.scores: list[Score] = []
         self.interrupted = False
 
-    def start(self, objectives: Sequence[Objective]) -> None:
-        """Find a placement: runs of items in their order, the first fit, or whatever CP-SAT finds.
+    def start(self, objectives: Sequence[Objective], known: Assignment | None = None) -> None:
+        """Find a placement: runs of items in their order, the ``known`` one, the first fit, or whatever CP-SAT finds.
 
         Raises:
             InfeasibleError: W0401, no placement exists, by two arguments.
@@ -123,8 +124,8 @@ class _Search:
             return
         if self._problem.is_plain and (proof := why_no_runs(self._problem)):
             raise _infeasible((proof,))
-        self.best = first_fit(self._problem, self._clock.seed)
-        if self.best is None:
+        self.best = known or first_fit(self._problem, self._clock.seed)
+        if self.best is None or faults(self._problem, self.best):
             first = objectives[0] if objectives else None
             answer = self._solve(first, 1 / (len(objectives) + 1))
             if answer.interrupted and not answer.assignment:
@@ -186,7 +187,7 @@ class _Search:
         return score(self._problem, self.best, objective)
 
     def _solve(self, objective: Objective | None, share: float, *, presolve: bool = True) -> Answer:
-        task = Task(self._problem, objective, tuple(self._kept.items()))
+        task = Task(self._problem, objective, (*self._problem.thresholds, *self._kept.items()))
         answer = solve(
             task,
             self._clock.share(share),

@@ -149,7 +149,7 @@ class _Search:
         return True
 
     def run(self) -> None:
-        """Bounds that cost little, rounds of both searches, bounds from covers, more rounds, then CP-SAT."""
+        """Bounds that cost little, a first search, bounds from covers, more searches, then CP-SAT."""
         self.raise_bound(counting_bound(self.units), "work over machines")
         self.raise_bound(separation_bound(self.units), "minimum cuts around single groups")
         if not self.is_done:
@@ -172,10 +172,9 @@ class _Search:
     def _steps(self, random: Random) -> Iterator[None]:
         """All but the last, with a pause wherever something is better or time has passed."""
         limit_s = self.limit_s
-        for _ in range(2):
-            yield from self._anneal(self.best, 0.04 * limit_s, random)
-            yield from self._share_anew(0.06 * limit_s)
+        yield from self._anneal(self.best, 0.06 * limit_s, random)
         yield from self._cover(0.3 * limit_s)
+        yield from self._share_anew(0.12 * limit_s)
         for dive in self.dives[-3:]:
             yield from self._anneal(dive, 0.03 * limit_s, random)
         yield from self._share_anew(0.1 * limit_s)
