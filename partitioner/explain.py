@@ -135,12 +135,16 @@ def _told(case: Case, found: Explanation) -> Diagnostic:
     if found.conflict is not None:
         message = f"{_all_of(found.conflict.rules)} cannot be kept: {_reason(found.conflict)}"
         ruled = {f"rule_{number}": str(rule) for number, rule in enumerate(found.conflict.rules, 1)}
-        return Diagnostic("W0413", message, model, ruled | _figures(case, found) | proof, help_, found)
+        figures = {} if found.conflict.whatever_size else _figures(case, found)
+        return Diagnostic("W0413", message, model, ruled | figures | proof, help_, found)
     largest = max(case.model.blocks, key=lambda block: least_tiles(block, case.workload, machine, case.experts))
     if is_too_large(largest, machine, case.workload, case.experts):
         message = f"{largest.name} does not fit on any wafer"
         facts = _block_facts(largest, case) | proof
         return Diagnostic("W0412", message, f"{largest.name} ({_described(largest)})", facts, help_, found)
+    if found.largest.gap.tiles:
+        message = f"{', '.join(found.largest.blocks)} share a wafer, and do not fit on any"
+        return Diagnostic("W0412", message, model, _figures(case, found) | proof, help_, found)
     message = f"{model} does not fit on {len(machine.in_service)} {machine.name} systems"
     if not found.gap.tiles:
         message += ": its layers are too large to fill them evenly"
