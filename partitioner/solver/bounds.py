@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import accumulate
 
 from ir.objective import Objective
-from partitioner.solver.problem import Problem, Wafer
+from partitioner.solver.problem import Curve, Problem, Wafer
 from partitioner.solver.score import MOST_USERS, least_slowest, least_time
 
 
@@ -25,10 +25,7 @@ def counted(problem: Problem, objective: Objective) -> int:
         case Objective.BOTTLENECK:
             return _least_bottleneck(problem, wafers)
         case Objective.LATENCY:
-            fastest = min(wafer.slowness_permille for wafer in wafers)
-            curves = [item.latency.slowed(fastest) for item in problem.items]
-            spare = sum(wafer.tiles for wafer in wafers) - sum(item.tiles for item in problem.items)
-            return least_time(curves, max(0, spare))
+            return _least_latency(problem, wafers)
         case _:
             return 0
 
@@ -46,12 +43,36 @@ def _most_users(problem: Problem, wafers: list[Wafer]) -> int:
     return min(MOST_USERS, (sum(wafer.bytes for wafer in wafers) - fixed) // each) if each else MOST_USERS
 
 
+def _least_latency(problem: Problem, wafers: list[Wafer]) -> int:
+    """What all items take alone, each on the best of wafers, and on the tiles of all wafers in one."""
+    curves = [item.latency for item in problem.items]
+    speed, spare = _pool(problem, wafers)
+    pooled = least_time([curve.slowed(speed) for curve in curves], spare) if speed else 0
+    return max(sum(_alone(problem, wafers, curves)), pooled)
+
+
 def _least_bottleneck(problem: Problem, wafers: list[Wafer]) -> int:
-    """What the slowest item takes alone on the best of wafers, and what all take that share the tiles of all wafers."""
-    fastest, tiles = min(wafer.slowness_permille for wafer in wafers), max(wafer.tiles for wafer in wafers)
-    curves = [(item.latency if problem.take_turns else item.slowest).slowed(fastest).time for item in problem.items]
-    alone = [time(max(0, tiles - item.tiles)) for time, item in zip(curves, problem.items, strict=True)]
+    """What the slowest item takes alone, and all items on the tiles, or in the time, of all wafers together."""
     if problem.take_turns:
-        return max(0, *alone, -(-sum(alone) // len(wafers)))
+        times = _alone(problem, wafers, [item.latency for item in problem.items])
+        return max(0, *times, -(-sum(times) // len(wafers)))
+    curves = [item.slowest for item in problem.items]
+    speed, spare = _pool(problem, wafers)
+    pooled = least_slowest([curve.slowed(speed) for curve in curves], spare) if speed else 0
+    return max(pooled, *_alone(problem, wafers, curves))
+
+
+def _alone(problem: Problem, wafers: list[Wafer], curves: list[Curve]) -> list[int]:
+    """What each item takes with all tiles of the wafer that is best for it."""
+    kinds = sorted({(wafer.tiles, wafer.slowness_permille) for wafer in wafers})
+    return [
+        min(curve.slowed(speed).time(max(0, tiles - item.tiles)) for tiles, speed in kinds)
+        for item, curve in zip(problem.items, curves, strict=True)
+    ]
+
+
+def _pool(problem: Problem, wafers: list[Wafer]) -> tuple[int, int]:
+    """The speed of all wafers, 0 if they differ (rounded curves may cross), and their tiles beyond the fewest."""
+    speeds = {wafer.slowness_permille for wafer in wafers}
     spare = sum(wafer.tiles for wafer in wafers) - sum(item.tiles for item in problem.items)
-    return max(0, *alone, least_slowest([item.slowest.slowed(fastest) for item in problem.items], max(0, spare)))
+    return (speeds.pop() if len(speeds) == 1 else 0), max(0, spare)

@@ -48,10 +48,12 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What to search for: the best in ``objective`` of the placements that reach ``kept`` in others."""
+    """What to search for: the best in ``objective`` of the placements that reach ``kept`` in others; any of them if it
+    is ``None``.
+    """
 
     problem: Problem
-    objective: Objective
+    objective: Objective | None
     kept: tuple[tuple[Objective, int], ...] = ()
 
 
@@ -74,11 +76,12 @@ def solve(
     for objective, value in task.kept:
         reached = expression(form, objective)
         form.model.add(reached >= value if objective.is_maximum else reached <= value)
-    goal = expression(form, task.objective)
-    if task.objective.is_maximum:
-        form.model.maximize(goal)
-    else:
-        form.model.minimize(goal)
+    if task.objective is not None:
+        goal = expression(form, task.objective)
+        if task.objective.is_maximum:
+            form.model.maximize(goal)
+        else:
+            form.model.minimize(goal)
     if hint:
         form.suggest(hint)
     return _answer(form, limits, presolve, found)

@@ -71,7 +71,8 @@ def place(
     progress: Progress = lambda _found: None,
     known: Assignment | None = None,
 ) -> Solution:
-    """The placement that is best in the first of ``objectives``, of these that which is best in the second, and so on.
+    """The placement that is best in the first of ``objectives``, of these that which is best in the second, and so on;
+    any placement where there are none.
 
     ``progress`` is called with each better placement; ``known`` is one to begin with. An interrupt (SIGINT) ends the
     search, and what it has found is returned; before it has found any, ``KeyboardInterrupt`` passes on.
@@ -125,11 +126,12 @@ class _Search:
             raise _infeasible((proof,))
         self.best = known or first_fit(self._problem, self._clock.seed)
         if self.best is None or faults(self._problem, self.best):
-            answer = self._solve(objectives[0], 1 / (len(objectives) + 1))
+            first = objectives[0] if objectives else None
+            answer = self._solve(first, 1 / (len(objectives) + 1))
             if answer.interrupted and not answer.assignment:
                 raise KeyboardInterrupt
             if answer.assignment is None or faults(self._problem, answer.assignment):
-                raise self._none_found(answer, objectives[0])
+                raise self._none_found(answer, first)
             self.best = answer.assignment
 
     def improve(self, objective: Objective, share: float) -> None:
@@ -184,14 +186,14 @@ class _Search:
         assert self.best is not None
         return score(self._problem, self.best, objective)
 
-    def _solve(self, objective: Objective, share: float, *, presolve: bool = True) -> Answer:
+    def _solve(self, objective: Objective | None, share: float, *, presolve: bool = True) -> Answer:
         task = Task(self._problem, objective, (*self._problem.thresholds, *self._kept.items()))
         answer = solve(
             task,
             self._clock.share(share),
             self.best,
             presolve=presolve,
-            found=lambda value, bound: self._tell(objective, value, bound),
+            found=lambda value, bound: self._tell(objective, value, bound) if objective else None,
         )
         self._clock.spend(answer.work)
         return answer
@@ -219,7 +221,7 @@ class _Search:
     def _tell(self, objective: Objective, value: int, bound: int) -> None:
         self._progress(Incumbent(objective, value, bound, self._clock.elapsed_s))
 
-    def _none_found(self, answer: Answer, objective: Objective) -> InfeasibleError | TimeLimitError:
+    def _none_found(self, answer: Answer, objective: Objective | None) -> InfeasibleError | TimeLimitError:
         """Infeasible where two arguments say so, else out of time."""
         agreeing = [*counted_out(self._problem)]
         agreeing += ["CP-SAT"] if answer.status == "INFEASIBLE" else []
