@@ -20,7 +20,7 @@ from partitioner.solver.place import Incumbent, Solution, place
 from partitioner.solver.problem import Assignment, Problem
 from partitioner.solver.score import faults, pipeline, score
 
-_COUNTED = "counting what lay on wafers that are out of service"
+_COUNTED = "counting bound"
 
 Placer = Callable[[Problem, Sequence[Objective], Limits, Callable[[Incumbent], None]], Solution]
 """What :func:`partitioner.solver.place.place` is."""

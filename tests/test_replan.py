@@ -4,22 +4,26 @@ import json
 import random
 from dataclasses import replace
 from fractions import Fraction
-from itertools import pairwise, permutations, product
+from itertools import combinations, pairwise, permutations, product
 
 import numpy as np
 import pytest
 
 from ir.diagnostics import InfeasibleError, UsageError
 from ir.objective import Objective
+from partitioner.case import Case
+from partitioner.compile import compile_model
 from partitioner.former import Former, furthest
 from partitioner.problem import ExpertLayout, measure
 from partitioner.replan import Change, replan
+from partitioner.rules import as_rules
 from partitioner.solver import moves
 from partitioner.solver.cpsat import Limits
 from partitioner.solver.moves import applies, fewest_moves
 from partitioner.solver.naming import renamed
 from partitioner.solver.problem import Curve, Flow, Item, Problem, Wafer, equal_wafers
 from partitioner.solver.score import faults, score
+from targets.machines import load_wafers
 
 ORDER = (Objective.MOVES, Objective.BALANCE, Objective.TRAFFIC)
 
@@ -267,6 +271,55 @@ def fewest_by_enumeration(problem: Problem, limit) -> tuple[int, int]:
                 reached |= {(before + moved, max(fullest, size)) for before, fullest in values}
     ends = [value for (place, _), values in best.items() if place == total for value in values]
     return min(moved for moved, fullest in ends if fullest <= limit), min(fullest for _, fullest in ends)
+
+
+ASKED = {
+    "latency": {"objectives": (Objective.LATENCY, Objective.BALANCE)},
+    "traffic": {"objectives": (Objective.TRAFFIC,)},
+    "bottleneck": {"objectives": (Objective.BOTTLENECK, Objective.TRAFFIC)},
+    "machines": {"objectives": (Objective.MACHINES, Objective.BALANCE)},
+    "room": {"objectives": (Objective.ROOM,)},
+    "pins": {"rules": as_rules(["pin embedding=2", "pin head=0"])},
+    "apart": {"rules": as_rules(["apart layers.1.experts,layers.2.experts"])},
+}
+
+
+@pytest.mark.parametrize("asked", ASKED.values(), ids=ASKED)
+@pytest.mark.parametrize("change", [{"lost": (1,)}, {"lost": (1,), "added": 1}], ids=["lost", "replaced"])
+def test_every_objective_and_rule_is_kept_to(compiled_small_kimi, asked, change):
+    """Against every way to deal runs of the chain to wafers."""
+    model, speed = compiled_small_kimi.model, load_wafers("mini", None, None).speed
+    first = compile_model(
+        Case(model, compiled_small_kimi.plan.machine, compiled_small_kimi.plan.workload, speed=speed, **asked)
+    ).plan
+    found = replan(first, model, Change(**change), speed, ExpertLayout.AUTO)
+    plan = found.after
+    assert plan.rules == first.rules
+    problem = Case(model, plan.machine, plan.workload, rules=plan.rules, speed=speed).problem
+    problem = Former(first, Fraction(0)).recalled(problem, model, plan.machine)
+    objective = first.solver.scores[0].objective
+    every = [
+        (score(problem, each, objective), score(problem, each, Objective.MOVES))
+        for each in deals(len(problem.items), plan.machine.in_service)
+        if not faults(problem, each)
+    ]
+    sign = -1 if objective.is_maximum else 1
+    optimum = min(sign * value for value, _ in every) * sign
+    limit = optimum * (1 + sign * Fraction(1, 20))
+    assert plan.solver.scores[0].bound == optimum or not plan.solver.scores[0].proof
+    near = [moved for value, moved in every if sign * value <= sign * limit]
+    assert found.difference.moved_bytes == min(near)
+    told = next(each for each in plan.solver.scores if each.objective is Objective.MOVES)
+    assert (told.value, bool(told.proof)) == (min(near), True)
+
+
+def deals(items: int, wafers):
+    """Every assignment in which each wafer in use has one run of items."""
+    for runs in range(1, min(items, len(wafers)) + 1):
+        for cuts in combinations(range(1, items), runs - 1):
+            lengths = [end - start for start, end in pairwise([0, *cuts, items])]
+            for chosen in permutations(wafers, runs):
+                yield tuple(w for w, length in zip(chosen, lengths, strict=True) for _ in range(length))
 
 
 def test_a_lost_wafer_holds_nothing_and_keeps_its_number(replanned):
