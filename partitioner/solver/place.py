@@ -177,14 +177,14 @@ class _Search:
 
     @property
     def _kept(self) -> dict[Objective, int]:
-        return {score.objective: score.value for score in self.scores}
+        return dict(self._problem.thresholds) | {found.objective: found.value for found in self.scores}
 
     def _value(self, objective: Objective) -> int:
         assert self.best is not None
         return score(self._problem, self.best, objective)
 
     def _solve(self, objective: Objective, share: float, *, presolve: bool = True) -> Answer:
-        task = Task(self._problem, objective, tuple(self._kept.items()))
+        task = Task(self._problem, objective, tuple((found.objective, found.value) for found in self.scores))
         answer = solve(
             task,
             self._clock.share(share),
