@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from queue import Queue
 from threading import Thread
 from typing import TYPE_CHECKING
 
 from ir.objective import Objective
+from partitioner.solver.counting import counting_bound
 from partitioner.solver.problem import Assignment, Problem
+from partitioner.solver.score import score
 
 if TYPE_CHECKING:
     from ortools.sat.python import cp_model
@@ -69,22 +71,55 @@ def solve(
 
     An interrupt (SIGINT) ends the search and keeps the best placement that it found.
     """
+    if task.objective is Objective.ROOM:
+        return _most_room(task, limits, hint, presolve, found)
     from partitioner.solver.expressions import expression
+
+    form = _formulation(task, hint)
+    if task.objective is not None:
+        form.model.minimize(expression(form, task.objective))
+    return _answer(form, limits, presolve, found)
+
+
+def _formulation(task: Task, hint: Assignment | None) -> Formulation:
+    """The model of ``task``. The hint must be one of its placements: ortools 9.15 aborts the process on some models
+    that have none and a hint ("heuristics.fixed_search != nullptr", or-tools issue 5025).
+    """
+    from partitioner.solver.expressions import require
     from partitioner.solver.model import Formulation
 
     form = Formulation(task.problem)
-    for objective, value in task.kept:
-        reached = expression(form, objective)
-        form.model.add(reached >= value if objective.is_maximum else reached <= value)
-    if task.objective is not None:
-        goal = expression(form, task.objective)
-        if task.objective.is_maximum:
-            form.model.maximize(goal)
-        else:
-            form.model.minimize(goal)
+    for objective, value in (*task.problem.thresholds, *task.kept):
+        require(form, objective, value)
     if hint:
         form.suggest(hint)
-    return _answer(form, limits, presolve, found)
+    return form
+
+
+def _most_room(
+    task: Task, limits: Limits, hint: Assignment | None, presolve: bool, found: Callable[[int, int], None]
+) -> Answer:
+    """The largest number of users for which there is a placement, by one question after the other: room is a quotient,
+    which a linear model can only be asked to reach. Steps grow until one is too large, and are halved from then on.
+    """
+    best, work, step = hint, 0.0, 1
+    low = score(task.problem, hint, Objective.ROOM) if hint else -1
+    high = most = counting_bound(task.problem, Objective.ROOM, dict(task.kept))
+    while low < high:
+        users = min(high, low + step) if high == most else (low + high + 1) // 2
+        asked = replace(task, kept=(*task.kept, (Objective.ROOM, users)))
+        left = Limits(max(1e-3, limits.deterministic_time - work), limits.seed)
+        answer = _answer(_formulation(asked, None), left, presolve, lambda _value, _bound: None)
+        work += answer.work
+        if answer.assignment:
+            best, step = answer.assignment, 2 * step
+            low = max(users, score(task.problem, best, Objective.ROOM))
+            found(low, high)
+        elif answer.status == "INFEASIBLE":
+            high = users - 1
+        if answer.status not in ("OPTIMAL", "FEASIBLE", "INFEASIBLE") or answer.interrupted:
+            return Answer("FEASIBLE" if best else answer.status, best, low, high, work, answer.interrupted)
+    return Answer("OPTIMAL" if best else "INFEASIBLE", best, low, high, work)
 
 
 def _answer(form: Formulation, limits: Limits, presolve: bool, found: Callable[[int, int], None]) -> Answer:

@@ -1,7 +1,7 @@
 """Each objective as an expression over a :class:`~partitioner.solver.model.Formulation`: the first half of each pair.
 
-Minimised (``room``: maximised) with the placement held fixed, an expression takes the value that
-``partitioner.solver.score`` computes in plain arithmetic; a test holds them together.
+Minimised with the placement held fixed, an expression takes the value that ``partitioner.solver.score`` computes in
+plain arithmetic, and ``require`` allows it; a test holds them together.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, TypeAlias
 from ir.objective import Objective
 from partitioner.solver.model import Formulation
 from partitioner.solver.problem import Curve
-from partitioner.solver.score import MOST_USERS
 
 if TYPE_CHECKING:
     from ortools.sat.python import cp_model
@@ -21,13 +20,18 @@ if TYPE_CHECKING:
     Expression: TypeAlias = cp_model.LinearExpr | int
     Literal: TypeAlias = cp_model.IntVar
 
-_MOST = 1 << 62
-"""Of a product, in the solver's integers."""
-
 
 def expression(form: Formulation, objective: Objective) -> Expression:
-    """What ``objective`` is of a placement."""
+    """What ``objective`` is of a placement; room, a quotient, is only ever required: see :func:`require`."""
     return _EXPRESSIONS[objective](form)
+
+
+def require(form: Formulation, objective: Objective, value: int) -> None:
+    """Allow only placements that are as good as ``value``."""
+    if objective is Objective.ROOM:
+        _require_room(form, value)
+    else:
+        form.model.add(expression(form, objective) <= value)
 
 
 def _machines(form: Formulation) -> Expression:
@@ -247,21 +251,16 @@ def _hold_link(form: Formulation, one: int, other: int, held: Expression, longes
 # --- room -------------------------------------------------------------------------------------------------------------
 
 
-def _room(form: Formulation) -> Expression:
-    """Users whose caches fit beside the rest on every wafer: the number of users times what each adds is a product."""
-    problem = form.problem
-    each = [item.state_bytes for item in problem.items]
-    fixed = [item.bytes - item.state_bytes * problem.users for item in problem.items]
-    total = sum(each)
-    offers = [form.wafer(kind).bytes for kind in range(len(form.kinds))]
-    users = form.model.new_int_var(0, min(MOST_USERS, _MOST // max(1, total)), "room")
-    for stage in form.stages if total else ():
-        state = form.model.new_int_var(0, total, f"state_{stage}")
-        form.model.add(state == form.load(stage, each))
-        all_states = form.model.new_int_var(0, max(offers), f"states_{stage}")
-        form.model.add_multiplication_equality(all_states, [users, state])
-        form.model.add(all_states + form.load(stage, fixed) <= form.of_stage(stage, offers))
-    return users
+def _require_room(form: Formulation, users: int) -> None:
+    """The caches of so many users fit beside the rest on every wafer that holds caches."""
+    more = users - form.problem.users
+    needs = [item.bytes + more * item.state_bytes for item in form.problem.items]
+    each = [item.state_bytes for item in form.problem.items]
+    # A wafer that anything fits on would only make the numbers large.
+    most = sum(max(0, need) for need in needs)
+    offers = [min(form.wafer(kind).bytes, most) for kind in range(len(form.kinds))]
+    for stage in form.stages if any(each) else ():
+        form.model.add(form.load(stage, needs) <= form.of_stage(stage, offers))
 
 
 _EXPRESSIONS: dict[Objective, Callable[[Formulation], Expression]] = {
@@ -270,6 +269,5 @@ _EXPRESSIONS: dict[Objective, Callable[[Formulation], Expression]] = {
     Objective.TRAFFIC: _traffic,
     Objective.LATENCY: _latency,
     Objective.BOTTLENECK: _bottleneck,
-    Objective.ROOM: _room,
     Objective.MOVES: _moves,
 }

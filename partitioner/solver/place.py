@@ -186,7 +186,9 @@ class _Search:
         if self.scores:
             return False
         limit_s = self._clock.share(share).deterministic_time
-        found = least_load(self._problem, objective, limit_s, lambda value, bound: self._tell(objective, value, bound))
+        found = least_load(
+            self._problem, objective, limit_s, lambda value, bound: self._tell(objective, value, bound or 0)
+        )
         if found is None or not found.machines or faults(self._problem, found.machines):
             return False
         for better in (found.machines, best_order(self._problem, found.machines, self._objectives)):
@@ -200,14 +202,14 @@ class _Search:
 
     @property
     def _kept(self) -> dict[Objective, int]:
-        return {score.objective: score.value for score in self.scores}
+        return dict(self._problem.thresholds) | {found.objective: found.value for found in self.scores}
 
     def _value(self, objective: Objective) -> int:
         assert self.best is not None
         return score(self._problem, self.best, objective)
 
     def _solve(self, objective: Objective | None, share: float, *, presolve: bool = True) -> Answer:
-        task = Task(self._problem, objective, (*self._problem.thresholds, *self._kept.items()))
+        task = Task(self._problem, objective, tuple((found.objective, found.value) for found in self.scores))
         answer = solve(
             task,
             self._clock.share(share),
