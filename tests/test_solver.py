@@ -307,9 +307,12 @@ def test_bounds_by_counting_are_bounds():
 
 
 def split_problem() -> Problem:
-    """Two strands that join: no chain, best at 7 bytes, above the counting bound of 6."""
+    """Two strands that join: no chain, best at 7 bytes, above the counting bound of 6; a rule, which nothing can break,
+    leaves it to CP-SAT.
+    """
     items = tuple(Item((n,), size, 1) for n, size in enumerate((4, 3, 4, 1)))
-    return Problem(items, (Flow(0, (3,), 5), Flow(1, (3,), 2), Flow(2, (3,), 1)), equal_wafers(2, 10))
+    flows = (Flow(0, (3,), 5), Flow(1, (3,), 2), Flow(2, (3,), 1))
+    return Problem(items, flows, equal_wafers(2, 10), restrictions=(Restriction(RuleKind.AT_MOST, ((0,),), count=1),))
 
 
 BALANCE = (Objective.BALANCE,)
@@ -381,6 +384,25 @@ def test_what_a_search_finds_is_checked(monkeypatch):
     problem = split_problem()
     (found,) = place(problem, BALANCE).scores
     assert (found.value, found.proof) == (7, "")
+
+
+def test_branches_are_balanced_by_a_search_over_prefixes(monkeypatch):
+    """The largest sum of bytes, and of times where blocks take turns, needs no CP-SAT; slow links may leave it open."""
+    problem = replace(split_problem(), restrictions=())
+    monkeypatch.setattr(placing, "solve", lying(Answer("UNKNOWN", None, -1, None)))
+    (found,) = place(problem, BALANCE).scores
+    assert (found.value, found.bound) == (7, 7)
+    assert "prefixes" in found.proof
+    assert "suffixes" in found.proof
+    items = tuple(replace(item, latency=Curve(item.bytes)) for item in problem.items)
+    turns = replace(problem, items=items, take_turns=True)
+    (fast,) = place(turns, (Objective.BOTTLENECK,)).scores
+    assert (fast.value, fast.bound) == (7, 7)
+    slow = replace(turns, flows=tuple(replace(flow, link_fs=100) for flow in turns.flows))
+    (alone,) = place(slow, (Objective.BOTTLENECK,)).scores
+    assert alone.value == 12  # all on one wafer
+    assert not alone.proof
+    assert alone.bound <= 7
 
 
 def test_bounds_stay_below_values_when_time_runs_out():
