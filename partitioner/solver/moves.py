@@ -55,8 +55,8 @@ def applies(problem: Problem) -> bool:
 
 def fewest_moves(problem: Problem) -> Moved | None:
     """Of the placements that reach the problem's thresholds, one that moves the fewest bytes of weights; of these one
-    with the least on the fullest wafer, and of these one with the least traffic over equal links. ``None`` if no
-    placement reaches the thresholds.
+    with the least on the fullest wafer, and of these one with the least traffic over equal links. ``None`` if none
+    is found that reaches the thresholds; where values skip items and links are slow, there may be one all the same.
 
     The problem is one that :func:`applies` allows.
     """

@@ -127,8 +127,9 @@ class _Search:
             return
         if self._problem.is_plain and (proof := why_no_runs(self._problem)):
             raise _infeasible((proof,))
-        self.best = known or first_fit(self._problem, self._clock.seed)
-        if self.best is None or faults(self._problem, self.best):
+        is_known = known is not None and not faults(self._problem, known)
+        self.best = known if is_known else first_fit(self._problem, self._clock.seed)
+        if self.best is None:
             first = objectives[0] if objectives else None
             answer = self._solve(first, 1 / (len(objectives) + 1))
             if answer.interrupted and not answer.assignment:
@@ -186,9 +187,7 @@ class _Search:
         if self.scores:
             return False
         limit_s = self._clock.share(share).deterministic_time
-        found = least_load(
-            self._problem, objective, limit_s, lambda value, bound: self._tell(objective, value, bound or 0)
-        )
+        found = least_load(self._problem, objective, limit_s, lambda value, bound: self._tell(objective, value, bound))
         if found is None or not found.machines or faults(self._problem, found.machines):
             return False
         for better in (found.machines, best_order(self._problem, found.machines, self._objectives)):
