@@ -3,8 +3,8 @@
     python -m benchmarks.solver_scale [--sizes 1000x50,10000x200] [--graph chain|branches] [--objective balance,traffic]
 
 Blocks have sizes drawn from a fixed seed, between a tenth of the mean and five times it, so that no two runs are alike;
-``branches`` adds a second strand of blocks beside every eighth, and skips over it. Wafers have half as much room
-again as the blocks need. Each size runs in a process of its own: seconds of placing alone, and the most memory held.
+``branches`` lets two of every eight blocks work side by side. Wafers have half as much room again as the blocks
+need. Each size runs in a process of its own: seconds of placing alone, and the most memory held.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ def problem(items: int, wafers: int, graph: str, seed: int = 0) -> Problem:
         for n, (size, need) in enumerate(zip(sizes, tiles, strict=True))
     )
     flows = [Flow(n, (n + 1,), draw.choice((4096, 8192, 14336)), 1000) for n in range(items - 1)]
-    if graph == "branches":
-        flows = [flow for flow in flows if flow.source % 8]  # every eighth block is read by the next but one
-        flows += [Flow(n, (n + 2,), 4096, 1000) for n in range(0, items - 2, 8)]
+    if graph == "branches":  # of every eight blocks the second and third work side by side, between first and fourth
+        flows = [flow for flow in flows if flow.source % 8 != 1]
+        flows += [Flow(n, (n + 2,), 4096, 1000) for n in range(items - 2) if n % 8 in (0, 1)]
     room = max(sum(tiles) * 150 // 100 // wafers, max(tiles))
     return Problem(blocks, tuple(flows), equal_wafers(wafers, room), hand_over_fs=10**9)
 

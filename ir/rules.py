@@ -10,10 +10,11 @@ from fnmatch import fnmatchcase
 class RuleKind(StrEnum):
     """What a rule says of the blocks that it names.
 
-    ``pin``: they lie on one of ``wafers``. ``forbid``: on none of them. ``apart``: no two share a wafer. ``together``:
-    all share one. ``order``: those of each pattern lie on wafers before, or the same as, those of the next pattern.
-    ``at_most``: no wafer holds more than ``count`` of them. ``replicate``: each has ``count`` copies, on as many
-    wafers, which serve users in turn. ``free``: they need not follow the pipeline, so values may come back to them.
+    ``pin``: they lie on one of ``wafers``. ``forbid``: on none of them. ``apart``: none shares a wafer with one of
+    another pattern; of a single pattern, no two share one. ``together``: all share one. ``order``: those of each
+    pattern lie on wafers before, or the same as, those of the next pattern. ``at_most``: no wafer holds more than
+    ``count`` of them. ``replicate``: each has ``count`` copies, on as many wafers, which serve users in turn. ``free``:
+    they need not follow the pipeline, so values may come back to them.
     """
 
     PIN = "pin"

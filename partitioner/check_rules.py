@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 from ir.diagnostics import Diagnostic, Fact
 from ir.model import Model
@@ -51,7 +51,8 @@ def broken_rules(plan: Plan, model: Model) -> Iterator[Diagnostic]:
 
 def free_blocks(plan: Plan, model: Model) -> frozenset[str]:
     """Names of the blocks that values may flow back to and from, as a rule says so."""
-    patterns = [pattern for rule in plan.rules if rule.kind is RuleKind.FREE for pattern in rule.blocks]
+    rules = (rule for rule in plan.rules[:_MOST_RULES] if rule.kind is RuleKind.FREE)
+    patterns = [pattern for rule in rules for pattern in rule.blocks]
     known = [block.name for block in model.blocks]
     return frozenset(_parts(patterns, known, wholes_of(model))) if patterns else frozenset()
 
@@ -103,6 +104,14 @@ def _wafers(rule: Rule, plan: Plan, wholes: Wholes) -> list[int]:
     return list(found.values())
 
 
+def _shared(rule: Rule, plan: Plan, wholes: Wholes) -> bool:
+    """Whether parts of two patterns share a wafer, or two of the only one."""
+    if len(rule.blocks) == 1:
+        return max(Counter(_wafers(rule, plan, wholes)).values()) > 1
+    groups = [_of(plan.blocks, set(_parts([pattern], plan.copies, wholes))) for pattern in rule.blocks]
+    return any(one & other for one, other in combinations(groups, 2))
+
+
 def _replicated(rule: Rule, plan: Plan, wholes: Wholes) -> bool:
     parts = set(_parts(rule.blocks, plan.copies, wholes))
     copies = (own for name, own in plan.copies.items() if name in parts)
@@ -112,7 +121,7 @@ def _replicated(rule: Rule, plan: Plan, wholes: Wholes) -> bool:
 _BROKEN: Mapping[RuleKind, Callable[[Rule, Plan, Wholes], bool]] = {
     RuleKind.PIN: lambda rule, plan, wholes: not set(_wafers(rule, plan, wholes)) <= set(rule.wafers),
     RuleKind.FORBID: lambda rule, plan, wholes: bool(set(_wafers(rule, plan, wholes)) & set(rule.wafers)),
-    RuleKind.APART: lambda rule, plan, wholes: max(Counter(_wafers(rule, plan, wholes)).values()) > 1,
+    RuleKind.APART: _shared,
     RuleKind.TOGETHER: lambda rule, plan, wholes: len(set(_wafers(rule, plan, wholes))) > 1,
     RuleKind.AT_MOST: lambda rule, plan, wholes: max(Counter(_wafers(rule, plan, wholes)).values()) > rule.count,
     RuleKind.REPLICATE: _replicated,

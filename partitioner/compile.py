@@ -77,14 +77,11 @@ def compile_model(
         )
     except (InfeasibleError, TimeLimitError) as error:
         ops = replace(case, model=_cut_as(case.model, Granularity.OPS))
-        if granularity is Granularity.AUTO and (_needs_ops(case) or may_fit(replace(ops, speed=None))):
+        if granularity is Granularity.AUTO and _ops_may_fit(case, ops):
             found = compile_model(ops, Granularity.OPS, progress)
             return replace(found, solve_s=time.perf_counter() - begin)
-        if isinstance(error, TimeLimitError):
-            raise
-        proof = str(error.diagnostics[0].facts["proof"])
         alone = replace(case, former=None)
-        raise InfeasibleError(explain(alone, proof, _finer(case.model), fits, progress)) from None
+        raise type(error)(explain(alone, error.diagnostics[0], _finer(case.model), fits, progress)) from None
     solve_s = time.perf_counter() - begin
     plan = plan_of(case, solution, regions)
     progress("checking the plan")
@@ -122,9 +119,15 @@ def plan_of(case: Case, solution: Solution, regions: Sequence[PlacedBlock]) -> P
     )
 
 
-def _needs_ops(case: Case) -> bool:
-    """Whether some block is larger than a wafer."""
-    return any(is_too_large(block, case.machine, case.workload, case.experts) for block in case.model.blocks)
+def _ops_may_fit(case: Case, ops: Case) -> bool:
+    """Whether single operators promise more than the blocks of ``case``, of which some may be larger than a wafer.
+
+    Where rules stand in the way, smaller blocks, of which they may mean something else, are not for us to choose.
+    """
+    if case.rules:
+        return False
+    too_large = any(is_too_large(block, case.machine, case.workload, case.experts) for block in case.model.blocks)
+    return too_large or may_fit(replace(ops, speed=None))
 
 
 def _cut_as(model: Model, granularity: Granularity) -> Model:

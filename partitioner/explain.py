@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
@@ -10,7 +11,6 @@ from ir.diagnostics import Diagnostic, Fact, InfeasibleError, TimeLimitError
 from ir.explanation import Amount, Conflict, Explanation, Terms, Whole
 from ir.machine import Machine
 from ir.model import Block, Model
-from ir.objective import DEFAULT_OBJECTIVES
 from ir.rules import Rule
 from ir.workload import Workload
 from partitioner.case import Case
@@ -26,24 +26,31 @@ _MOST_DETERMINISTIC_S = 10.0
 """Of each placement that is tried for an explanation."""
 
 
-def explain(case: Case, proof: str, finer: Iterable[Model], fits: Fits, progress: Progress) -> Diagnostic:
+def explain(case: Case, fault: Diagnostic, finer: Iterable[Model], fits: Fits, progress: Progress) -> Diagnostic:
     """The diagnostic of a placement that cannot be: demand, capacity, gap, rules in conflict, and verified levers.
+
+    A placement that only cannot be laid out (W0403) is told as that, with the same figures and levers; one that was
+    not found in time is told as it is.
 
     Args:
         case: what does not fit.
-        proof: the arguments that it does not, separated by semicolons.
+        fault: what the search for a placement says, with its proof.
         finer: the model in smaller blocks, the largest first.
         fits: whether a placement of another case is found and laid out.
         progress: told what is tried.
     """
+    if fault.code not in ("W0401", "W0403"):
+        return fault
     limits = replace(case.limits, deterministic_time=min(case.limits.deterministic_time, _MOST_DETERMINISTIC_S))
     case = replace(case, speed=None, limits=limits)
     progress("looking for what stands in the way")
-    conflict = _conflict(case)
-    found = replace(figures_of(case, tuple(proof.split("; "))), conflict=conflict)
-    rules = () if conflict is None else conflict.rules
-    found = found.with_levers(tuple(levers(case, finer, rules, Trial(fits, progress))))
-    return _told(case, found)
+    is_proven = fault.code == "W0401"
+    proof = tuple(re.split("; | and ", str(fault.facts["proof"]))) if is_proven else ()
+    found = replace(figures_of(case, proof), conflict=_conflict(case) if is_proven else None)
+    found = found.with_levers(tuple(levers(case, finer, found.conflict, Trial(fits, progress))))
+    if is_proven:
+        return _told(case, found)
+    return replace(fault, help=tuple(lever.text for lever in found.levers) or fault.help, explanation=found)
 
 
 def figures_of(case: Case, proof: tuple[str, ...]) -> Explanation:
@@ -109,7 +116,7 @@ def _conflict(case: Case) -> Conflict | None:
 
 def _verdict(problem: Problem, limits: Limits) -> Verdict:
     try:
-        place(problem, DEFAULT_OBJECTIVES[:1], limits)
+        place(problem, (), limits)
     except InfeasibleError:
         return False
     except TimeLimitError:
@@ -128,12 +135,16 @@ def _told(case: Case, found: Explanation) -> Diagnostic:
     if found.conflict is not None:
         message = f"{_all_of(found.conflict.rules)} cannot be kept: {_reason(found.conflict)}"
         ruled = {f"rule_{number}": str(rule) for number, rule in enumerate(found.conflict.rules, 1)}
-        return Diagnostic("W0413", message, model, ruled | _figures(case, found) | proof, help_, found)
+        figures = {} if found.conflict.whatever_size else _figures(case, found)
+        return Diagnostic("W0413", message, model, ruled | figures | proof, help_, found)
     largest = max(case.model.blocks, key=lambda block: least_tiles(block, case.workload, machine, case.experts))
     if is_too_large(largest, machine, case.workload, case.experts):
         message = f"{largest.name} does not fit on any wafer"
         facts = _block_facts(largest, case) | proof
         return Diagnostic("W0412", message, f"{largest.name} ({_described(largest)})", facts, help_, found)
+    if found.largest.gap.tiles:
+        message = f"{', '.join(found.largest.blocks)} share a wafer, and do not fit on any"
+        return Diagnostic("W0412", message, model, _figures(case, found) | proof, help_, found)
     message = f"{model} does not fit on {len(machine.in_service)} {machine.name} systems"
     if not found.gap.tiles:
         message += ": its layers are too large to fill them evenly"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import partial
 
 from ir.machine import Machine
 from ir.model import Model
@@ -14,9 +15,12 @@ from partitioner.problem import wafers_of
 from partitioner.solver.counting import counting_bound
 from partitioner.solver.cpsat import Limits
 from partitioner.solver.moves import applies, fewest_moves
+from partitioner.solver.naming import renamed
 from partitioner.solver.place import Incumbent, Solution, place
-from partitioner.solver.problem import Problem
-from partitioner.solver.score import pipeline, score
+from partitioner.solver.problem import Assignment, Problem
+from partitioner.solver.score import faults, pipeline, score
+
+_COUNTED = "counting bound"
 
 Placer = Callable[[Problem, Sequence[Objective], Limits, Callable[[Incumbent], None]], Solution]
 """What :func:`partitioner.solver.place.place` is."""
@@ -54,21 +58,70 @@ class Former:
         found = place(_nameless(problem), objectives[:1], limits, progress)
         best = found.scores[0]
         near = replace(problem, thresholds=((first, furthest(best, self.within)),))
-        if applies(near):
-            moved = fewest_moves(near)
-            assert moved is not None, "the optimum is within every gap"
-            assignment, interrupted = moved.assignment, found.interrupted
-            moves = Score(Objective.MOVES, moved.moved_bytes, moved.moved_bytes if moved.proof else 0, moved.proof)
-        else:
-            nearest = place(near, (Objective.MOVES, *objectives), limits, progress)
-            assignment, interrupted = nearest.assignment, nearest.interrupted or found.interrupted
-            moves = nearest.scores[0]
+        nearest = _nearest(near, found, objectives, limits, progress)
+        assignment = nearest.assignment
         value = score(problem, assignment, first)
-        scores = [Score(first, value, best.bound, best.proof if value == best.value else ""), moves]
-        scores += [
-            Score(other, score(problem, assignment, other), counting_bound(problem, other), "") for other in others
-        ]
+        scores = [Score(first, value, best.bound, best.proof if value == best.value else ""), *nearest.scores]
+        scores += [_counted(problem, assignment, other) for other in others]
+        interrupted = found.interrupted or nearest.interrupted
         return Solution(assignment, pipeline(problem, assignment), tuple(scores), interrupted)
+
+
+def _counted(problem: Problem, assignment: Assignment, objective: Objective) -> Score:
+    value, bound = score(problem, assignment, objective), counting_bound(problem, objective)
+    return Score(objective, value, bound, "counting bound" if value == bound else "")
+
+
+def _nearest(
+    problem: Problem,
+    best: Solution,
+    objectives: Sequence[Objective],
+    limits: Limits,
+    progress: Callable[[Incumbent], None],
+) -> Solution:
+    """The placement within the problem's thresholds that moves the fewest bytes, with its score of moves alone.
+
+    ``best`` is a placement on :func:`_nameless` wafers that reaches them.
+    """
+    if applies(problem):
+        moved = fewest_moves(problem)
+        assert moved is not None, "the optimum is within every gap"
+        return _moving(problem, moved.assignment, moved.moved_bytes if moved.proof else 0, moved.proof)
+    stay = tuple(wafer for wafer in problem.previous if wafer is not None)
+    if len(stay) == len(problem.items) and not faults(problem, stay):
+        return _moving(problem, stay)
+    numbers = _service(problem)
+    known = tuple(numbers[wafer] for wafer in best.assignment)
+    near = _moving(problem, min(_allowed(problem, known, renamed(problem, known)), key=partial(_moved, problem)))
+    if near.scores[0].proof:
+        return near
+    solved = place(problem, (Objective.MOVES, *objectives), limits, progress, near.assignment)
+    told = solved.scores[0]
+    if not faults(problem, solved.assignment) and told.value <= near.scores[0].value:
+        near = _moving(problem, solved.assignment, told.bound, told.proof)
+    return replace(near, interrupted=solved.interrupted)
+
+
+def _allowed(problem: Problem, *options: Assignment) -> list[Assignment]:
+    """Those of ``options`` that keep the rules and reach the thresholds, of which the first is known to."""
+    return [options[0], *(option for option in options[1:] if not faults(problem, option))]
+
+
+def _moved(problem: Problem, assignment: Assignment) -> int:
+    return score(problem, assignment, Objective.MOVES)
+
+
+def _moving(problem: Problem, assignment: Assignment, bound: int = 0, proof: str = "") -> Solution:
+    """A placement with its score of moves: what lay on wafers that are no longer in service has to move."""
+    homeless = sum(
+        item.weight_bytes
+        for item, was in zip(problem.items, problem.previous, strict=True)
+        if was is not None and not problem.wafers[was].tiles
+    )
+    value = _moved(problem, assignment)
+    proof = proof or (_COUNTED if value == homeless else "")
+    moves = Score(Objective.MOVES, value, value if proof else max(bound, homeless), proof)
+    return Solution(assignment, pipeline(problem, assignment), (moves,))
 
 
 def furthest(best: Score, within: Fraction) -> int:
@@ -80,12 +133,15 @@ def furthest(best: Score, within: Fraction) -> int:
     return max(best.value, int(best.bound * (1 + within)))
 
 
+def _service(problem: Problem) -> list[int]:
+    """The wafers of :func:`_nameless` by number."""
+    if not replace(problem, previous=(), thresholds=()).is_plain:
+        return [*range(len(problem.wafers))]
+    usable = [number for number, wafer in enumerate(problem.wafers) if wafer.tiles]
+    return sorted(usable, key=lambda number: -problem.wafers[number].tiles) or [0]
+
+
 def _nameless(problem: Problem) -> Problem:
-    """``problem`` with what decides which values can be reached: where nothing but size and speed tells wafers apart,
-    those in service alone, and no more of them than items.
-    """
-    forgotten = replace(problem, previous=())
-    if not forgotten.is_plain:
-        return forgotten
-    usable = sorted((wafer for wafer in problem.wafers if wafer.tiles), key=lambda wafer: -wafer.tiles)
-    return replace(forgotten, wafers=tuple(usable) or problem.wafers[:1])
+    """``problem`` without a former plan; where nothing but size and speed tells wafers apart, on those in service."""
+    wafers = tuple(problem.wafers[number] for number in _service(problem))
+    return replace(problem, wafers=wafers, previous=(), thresholds=())

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 
 from ir.encoding import ENCODINGS, Encoding
-from ir.explanation import Lever
+from ir.explanation import Conflict, Lever
 from ir.graph import Graph, Parameter
 from ir.model import Model
 from ir.ops import OPS
@@ -17,7 +17,7 @@ from ir.rules import Rule
 from ir.types import DType
 from partitioner.case import Case
 from partitioner.problem import ExpertLayout
-from partitioner.solver.chain import fill
+from partitioner.solver.filling import fill
 
 Fits = Callable[[Case], bool]
 """Whether a placement is found and laid out."""
@@ -43,19 +43,21 @@ class Trial:
         return replace(lever, solve_s=time.perf_counter() - begin) if self.fits(case) else None
 
 
-def levers(case: Case, finer: Iterable[Model], in_conflict: tuple[Rule, ...], trial: Trial) -> Iterator[Lever]:
+def levers(case: Case, finer: Iterable[Model], conflict: Conflict | None, trial: Trial) -> Iterator[Lever]:
     """What would make ``case`` fit, each changing one thing.
 
     Args:
         case: what does not fit.
         finer: its model in smaller blocks, the largest first.
-        in_conflict: rules of which one may be one too many.
+        conflict: the rules that stand in the way, if they do.
         trial: decides.
     """
-    yield from _without_rules(case, in_conflict, trial)
+    yield from _without_rules(case, conflict.rules if conflict else (), trial)
     yield from _first(_cut_finer(case, finer), trial)
     yield from _first(_sliced(case), trial)
     yield from _more_systems(case, trial)
+    if conflict is not None and conflict.whatever_size:
+        return  # and so whatever the sizes of what is placed
     for option, field, step in _NUMBERS:
         yield from _smaller(case, option, field, step, trial)
     yield from _first(_narrower(case), trial)
@@ -157,6 +159,7 @@ def _nearest(most: int, changed: Callable[[int], Case], named: Callable[[int], L
     start = _least(1, most, lambda steps: may_fit(changed(steps)))
     if start is None:
         return
+    counts_decide = changed(start).problem.is_plain
     found: dict[int, Lever | None] = {}
 
     def tried(steps: int) -> bool:
@@ -164,6 +167,8 @@ def _nearest(most: int, changed: Callable[[int], Case], named: Callable[[int], L
             found[steps] = trial.lever(named(steps), changed(steps))
         return found[steps] is not None
 
+    if not counts_decide and not tried(most):
+        return
     low, high, stride = start, start, 1
     while not tried(high):
         if high == most:

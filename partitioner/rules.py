@@ -11,7 +11,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
+from itertools import accumulate, combinations
 from pathlib import Path
 from typing import Any
 
@@ -213,17 +213,23 @@ class Resolved:
         return tuple(tuple(range(end - own, end)) for end, own in zip(ends, self.copies, strict=True))
 
     def on_items(self) -> tuple[Restriction, ...]:
-        """The restrictions, on items: each on all copies; copies themselves as a group for each that is copied."""
+        """The restrictions, on items: each on all copies; copies themselves as a group for each that is copied.
+
+        What is kept apart by patterns is kept apart two by two.
+        """
+        return tuple(replace(rule, groups=groups) for rule in self.restrictions for groups in self._groups(rule))
+
+    def _groups(self, rule: Restriction) -> Iterator[tuple[tuple[int, ...], ...]]:
         places = self.places
-        return tuple(
-            replace(
-                rule,
-                groups=tuple(places[group] for group in rule.items)
-                if rule.kind is RuleKind.REPLICATE
-                else tuple(tuple(item for group in own for item in places[group]) for own in rule.groups),
-            )
-            for rule in self.restrictions
-        )
+        if rule.kind is RuleKind.REPLICATE:
+            yield tuple(places[group] for group in rule.items)
+            return
+        groups = tuple(tuple(item for group in own for item in places[group]) for own in rule.groups)
+        if rule.kind is RuleKind.APART and len(groups) > 1 and any(len(own) > 1 for own in groups):
+            for one, other in combinations(groups, 2):
+                yield from (((item,), (another,)) for item in one for another in other)
+            return
+        yield groups
 
 
 def resolve(rules: Sequence[Rule], model: Model, groups: Groups, machine: Machine) -> Resolved:
@@ -279,7 +285,8 @@ def _idle(rule: Rule, found: Restriction) -> Iterator[Diagnostic]:
     """Rules on blocks that always share a wafer, such as the router and the experts of a layer."""
     if rule.kind in (RuleKind.APART, RuleKind.TOGETHER) and len(found.items) < 2:
         yield Diagnostic("W0118", "the blocks of a rule always share a wafer, or are one", str(rule))
-    if rule.kind is RuleKind.ORDER and any(
-        set(one) & set(other) for number, one in enumerate(found.groups) for other in found.groups[number + 1 :]
+    elif rule.kind in (RuleKind.APART, RuleKind.ORDER) and any(
+        set(one) & set(other) for one, other in combinations(found.groups, 2)
     ):
-        yield Diagnostic("W0118", "a block, or one that shares its wafer, stands twice in a rule of order", str(rule))
+        message = f"a block, or one that always shares its wafer, stands twice in a rule of {_spoken(rule.kind)}"
+        yield Diagnostic("W0118", message, str(rule))

@@ -16,7 +16,8 @@ from ir.profile import Profile
 from ir.target import Wafers
 from ir.workload import Workload
 from partitioner.problem import footprint, room, wafers_of
-from partitioner.solver.chain import best_runs, smallest_bottleneck
+from partitioner.solver.chain import best_runs
+from partitioner.solver.filling import smallest_bottleneck
 from partitioner.solver.problem import Assignment, Flow, Item, Problem, equal_wafers
 from targets.cost.wafer import Stage, allocate
 

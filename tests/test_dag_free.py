@@ -9,8 +9,11 @@ from random import Random
 
 import pytest
 
-from partitioner.solver.dag.bounds import counting_bound, held_together, misfits, separation_bound
+from partitioner.solver.dag.bounds import counting_bound, misfits, separation_bound
+from partitioner.solver.dag.contiguous import place_contiguous
+from partitioner.solver.dag.covers import _Cover, cover_bounds
 from partitioner.solver.dag.free import place_free
+from partitioner.solver.dag.frontier import pricing
 from partitioner.solver.dag.orders import cut, exchanges
 from partitioner.solver.dag.problem import DagProblem, Kind, Node
 from partitioner.solver.dag.score import broken_rules, largest_load
@@ -71,23 +74,6 @@ def test_bounds_hold() -> None:
         assert separation_bound(units) <= least, seed
 
 
-def test_what_is_held_together_costs_nothing() -> None:
-    merged = 0
-    for seed in range(2000, 2200):
-        problem = a_problem(seed)
-        values = all_values(problem)
-        if not values:
-            continue
-        units = units_of(problem)
-        held = held_together(units, min(values))
-        assert held is not None, seed
-        merged += len(held) < len(units)
-        label = {node: label for label, nodes in enumerate(held.members) for node in nodes}
-        together = replace(problem, nodes=tuple(replace(n, group=label[i]) for i, n in enumerate(problem.nodes)))
-        assert min(all_values(together), default=-1) == min(values), seed
-    assert merged > 20
-
-
 def test_loads_of_units_are_loads_of_nodes() -> None:
     for seed in range(3000, 3200):
         problem = a_problem(seed)
@@ -127,7 +113,7 @@ def test_the_same_under_every_hash_seed() -> None:
     script = (
         "from tests.test_dag_free import a_problem, larger\n"
         "from partitioner.solver.dag.free import place_free\n"
-        "print(place_free(larger(5), 1.0))"
+        "print(place_free(larger(5), 0.3))"
     )
     outputs = {
         subprocess.run(
@@ -175,3 +161,52 @@ def test_an_empty_graph_and_no_machine() -> None:
     alone = DagProblem((Node((1,), 11, 0, 0),), (), kinds, contiguous=False)
     assert place_free(alone).status == "infeasible"
     assert place_free(replace(alone, kinds=(Kind("acc", 0, None),))).status == "infeasible"
+
+
+def test_a_sweep_finds_the_least_load_of_each_profit() -> None:
+    for seed in range(4000, 4200):
+        problem = a_problem(seed)
+        units = units_of(problem)
+        random = Random(seed)
+        profits = [random.randint(0, 5) for _ in range(len(units))]
+        found = pricing(units, 0, 100)
+        assert found is not None
+        cap = random.randint(0, sum(profits) + 2)
+        cover = _Cover(units, {0: found})
+        least = [1 << 60] * (cap + 1)
+        for chosen in product((0, 1), repeat=len(units)):
+            held = tuple(unit for unit, is_in in enumerate(chosen) if is_in)
+            if all(units.times[unit][0] is not None for unit in held):
+                profit = min(cap, sum(profits[unit] for unit in held))
+                least[profit] = min(least[profit], cover.load((0, held)))
+        for weigh in (found, found.exactly()):
+            table = weigh.least_loads(profits, cap)
+            assert [int(load) if load < weigh.never else 1 << 60 for load in table] == least, seed
+            for profit, load in enumerate(least):
+                if load < 1 << 60:
+                    content = weigh.content(profit)
+                    assert min(cap, sum(profits[unit] for unit in content)) == profit, seed
+                    assert cover.load((0, content)) == load, seed
+
+
+def test_covers_bound_all_placements() -> None:
+    better = 0
+    for seed in range(5000, 5200):
+        problem = a_problem(seed)
+        units, values = units_of(problem), all_values(problem)
+        if not values:
+            continue
+        before = counting_bound(units)
+        for step, _ in zip(cover_bounds(units, min(values), before, []), range(20), strict=False):
+            assert step.bound <= min(values), seed
+            better += step.bound > before
+    assert better > 100
+
+
+def test_is_never_worse_than_contiguous() -> None:
+    for seed in range(6):
+        problem = larger(seed)
+        contiguous = place_contiguous(replace(problem, contiguous=True), 5.0)
+        found = place_free(problem, 0.2)
+        assert contiguous.status == "optimal"
+        assert found.bound <= found.value <= contiguous.value

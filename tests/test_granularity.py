@@ -17,6 +17,7 @@ from ir.diagnostics import InfeasibleError, UsageError
 from ir.graph import Graph
 from ir.machine import Machine
 from ir.model import Block, BlockKind, Granularity, Model
+from ir.objective import DEFAULT_OBJECTIVES, Objective
 from ir.verify import verify
 from ir.workload import Workload
 from partitioner.api import CompiledModel, Request, compile_lowered
@@ -33,8 +34,10 @@ from partitioner.frontends.original import open_original
 from partitioner.passes.blocks import find_blocks
 from partitioner.passes.profile import profile_of
 from partitioner.problem import Copy, measure
-from partitioner.solver.chain import least_traffic, smallest_bottleneck, traffic
+from partitioner.solver.chain import best_runs
+from partitioner.solver.filling import smallest_bottleneck
 from partitioner.solver.problem import Problem
+from partitioner.solver.score import score
 from targets.emulator import Emulator
 
 LAYERS, HALVES, OPS = Granularity.LAYERS, Granularity.HALVES, Granularity.OPS
@@ -339,6 +342,6 @@ def test_operators_in_order_cost_no_traffic_beyond_their_values() -> None:
     assert not free.is_chain, "keys and values stand side by side"
     found = smallest_bottleneck(problem)
     assert found is not None
-    least = least_traffic(problem, found[0])
+    least = best_runs(problem, DEFAULT_OBJECTIVES)
     assert least is not None
-    assert traffic(problem, least) == traffic(free, least)
+    assert least.values == (found[0], score(free, least.assignment, Objective.TRAFFIC))

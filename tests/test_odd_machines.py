@@ -12,8 +12,9 @@ from ir.objective import Objective
 from ir.plan import FEASIBLE, Plan, Rectangle, Score, SolverRecord
 from ir.rules import Rule, RuleKind
 from ir.workload import Workload
+from partitioner.case import Case
 from partitioner.check import check
-from partitioner.compile import transfers
+from partitioner.compile import compile_model, transfers
 from partitioner.floorplan.wafers import FloorPlanner
 from partitioner.folder import read_plan, write_plan
 from partitioner.frontends.original import open_original
@@ -303,6 +304,31 @@ def test_copies_share_the_time_of_their_station(model):
     assert len(planned(plan, model).placed.turns) == 2, "three users, no two of whom meet the same copies"
 
 
+# --- placed by the solver ---------------------------------------------------------------------------------------------
+
+
+def test_the_solver_places_on_unequal_wafers(model, runs_like_the_original):
+    plan = compile_model(Case(model, ODD, WORKLOAD, speed=MINI.speed)).plan
+    assert 1 not in plan.wafers_used
+    assert check(plan, model) == ()
+    runs_like_the_original(plan)
+
+
+def test_what_fits_the_largest_wafer_alone_is_placed_there(model):
+    """Each item is too large for the small wafers, so that all lie on the only other one."""
+    small = [OddWafer(wafer, 4, 4) for wafer in range(3)]
+    plan = compile_model(Case(model, machine_of(4, [*small, OddWafer(3, 90, 60)]), WORKLOAD)).plan
+    assert plan.wafers_used == (3,)
+
+
+def test_rules_of_copies_are_placed_checked_and_run(model, runs_like_the_original):
+    rules = (Rule(RuleKind.REPLICATE, ("embedding",), count=2), Rule(RuleKind.PIN, ("head",), wafers=(0,)))
+    plan = compile_model(Case(model, machine_of(4), WORKLOAD, rules=rules)).plan
+    assert [len(own) for name, own in plan.copies.items() if name == "embedding"] == [2]
+    assert plan.wafers_used[-1] == 0
+    runs_like_the_original(plan)
+
+
 # --- machine files ----------------------------------------------------------------------------------------------------
 
 
@@ -370,7 +396,7 @@ def test_wrong_machine_files_are_refused(tmp_path, text, message):
 
 
 @pytest.mark.parametrize(
-    ("without", "message"), [("9", "no wafer 9"), ("0,1,2,3", "no wafer is left"), ("x", "numbers")]
+    ("without", "message"), [("9", "no wafer 9"), ("0,1,2,3", "no wafer is left"), ("x", "names no wafer")]
 )
 def test_wafers_that_are_not_there_cannot_be_left_out(waferc, without, message):
     done = waferc("compile", "small-kimi", "--target", "mini", f"--without={without}", "--json")

@@ -4,21 +4,26 @@ import json
 import random
 from dataclasses import replace
 from fractions import Fraction
-from itertools import pairwise, product
+from itertools import combinations, pairwise, permutations, product
 
 import numpy as np
 import pytest
 
 from ir.diagnostics import InfeasibleError, UsageError
 from ir.objective import Objective
+from partitioner.case import Case
+from partitioner.compile import compile_model
 from partitioner.former import Former, furthest
 from partitioner.problem import ExpertLayout, measure
 from partitioner.replan import Change, replan
+from partitioner.rules import as_rules
 from partitioner.solver import moves
 from partitioner.solver.cpsat import Limits
 from partitioner.solver.moves import applies, fewest_moves
+from partitioner.solver.naming import renamed
 from partitioner.solver.problem import Curve, Flow, Item, Problem, Wafer, equal_wafers
 from partitioner.solver.score import faults, score
+from targets.machines import load_wafers
 
 ORDER = (Objective.MOVES, Objective.BALANCE, Objective.TRAFFIC)
 
@@ -129,7 +134,7 @@ def test_a_wafer_split_between_two_keeps_one_side_only():
 def test_potentials_that_promise_too_little_are_no_proof():
     problem = lost(chain([30, 30] * 3, 3, (0, 0, 1, 1, 2, 2)), 1)
     graph = moves.Chain(problem)
-    found = moves._Search(graph).best()
+    found = moves._Search(graph, moves._received(problem)).best()
     assert found is not None
     _, kept, potentials = found
     assert moves._is_dual(graph, potentials, kept)
@@ -163,6 +168,42 @@ def test_the_gap_decides_what_may_stay():
         assert moves_score.bound == moves_score.value
         moved.append(moves_score.value)
     assert moved == [50, 25, 0]
+
+
+def test_groups_get_the_names_of_which_they_keep_most():
+    for seed in range(60):
+        rng = random.Random(seed)
+        count, wafers = 5, 4
+        weights = [rng.randint(1, 9) for _ in range(count)]
+        previous = tuple(rng.choice([None, *range(wafers)]) for _ in range(count))
+        problem = replace(chain(weights, wafers, previous), wafers=(Wafer(50),) * 3 + (Wafer(40),))
+        given = tuple(rng.randrange(wafers) for _ in range(count))
+        best = min(
+            score(problem, tuple(names[wafer] for wafer in given), Objective.MOVES)
+            for names in ((*three, 3) for three in permutations(range(3)))
+        )
+        named = renamed(problem, given)
+        assert score(problem, named, Objective.MOVES) == best
+        assert all(
+            (a == b) == (x == y) for a, x in zip(given, named, strict=True) for b, y in zip(given, named, strict=True)
+        )
+        assert all((a == 3) == (x == 3) for a, x in zip(given, named, strict=True))
+
+
+def test_what_is_no_chain_stays_as_far_as_it_can():
+    """A fork: two items that read a third. Nothing has to move while the old wafers do; then what lay on a lost one."""
+    items = tuple(Item((i,), 10, 10, weight_bytes=10) for i in range(3))
+    problem = Problem(items, (Flow(0, (1, 2), 1),), equal_wafers(4, 100, 100), previous=(1, 0, 2))
+    former = Former.__new__(Former)
+    object.__setattr__(former, "within", Fraction(0))
+    ask = (Objective.BALANCE, Objective.TRAFFIC), Limits(), lambda _found: None
+    found = Former.place(former, problem, *ask)
+    assert found.assignment == (1, 0, 2)
+    assert found.scores[1].proof
+    found = Former.place(former, lost(problem, 0), *ask)
+    assert found.assignment == (1, 3, 2)
+    assert (found.scores[1].value, found.scores[1].bound) == (10, 10)
+    assert found.scores[1].proof
 
 
 @pytest.mark.parametrize(("objective", "value", "limit"), [(Objective.BALANCE, 200, 210), (Objective.ROOM, 200, 190)])
@@ -230,6 +271,55 @@ def fewest_by_enumeration(problem: Problem, limit) -> tuple[int, int]:
                 reached |= {(before + moved, max(fullest, size)) for before, fullest in values}
     ends = [value for (place, _), values in best.items() if place == total for value in values]
     return min(moved for moved, fullest in ends if fullest <= limit), min(fullest for _, fullest in ends)
+
+
+ASKED = {
+    "latency": {"objectives": (Objective.LATENCY, Objective.BALANCE)},
+    "traffic": {"objectives": (Objective.TRAFFIC,)},
+    "bottleneck": {"objectives": (Objective.BOTTLENECK, Objective.TRAFFIC)},
+    "machines": {"objectives": (Objective.MACHINES, Objective.BALANCE)},
+    "room": {"objectives": (Objective.ROOM,)},
+    "pins": {"rules": as_rules(["pin embedding=2", "pin head=0"])},
+    "apart": {"rules": as_rules(["apart layers.1.experts,layers.2.experts"])},
+}
+
+
+@pytest.mark.parametrize("asked", ASKED.values(), ids=ASKED)
+@pytest.mark.parametrize("change", [{"lost": (1,)}, {"lost": (1,), "added": 1}], ids=["lost", "replaced"])
+def test_every_objective_and_rule_is_kept_to(compiled_small_kimi, asked, change):
+    """Against every way to deal runs of the chain to wafers."""
+    model, speed = compiled_small_kimi.model, load_wafers("mini", None, None).speed
+    first = compile_model(
+        Case(model, compiled_small_kimi.plan.machine, compiled_small_kimi.plan.workload, speed=speed, **asked)
+    ).plan
+    found = replan(first, model, Change(**change), speed, ExpertLayout.AUTO)
+    plan = found.after
+    assert plan.rules == first.rules
+    problem = Case(model, plan.machine, plan.workload, rules=plan.rules, speed=speed).problem
+    problem = Former(first, Fraction(0)).recalled(problem, model, plan.machine)
+    objective = first.solver.scores[0].objective
+    every = [
+        (score(problem, each, objective), score(problem, each, Objective.MOVES))
+        for each in deals(len(problem.items), plan.machine.in_service)
+        if not faults(problem, each)
+    ]
+    sign = -1 if objective.is_maximum else 1
+    optimum = min(sign * value for value, _ in every) * sign
+    limit = optimum * (1 + sign * Fraction(1, 20))
+    assert plan.solver.scores[0].bound == optimum or not plan.solver.scores[0].proof
+    near = [moved for value, moved in every if sign * value <= sign * limit]
+    assert found.difference.moved_bytes == min(near)
+    told = next(each for each in plan.solver.scores if each.objective is Objective.MOVES)
+    assert (told.value, bool(told.proof)) == (min(near), True)
+
+
+def deals(items: int, wafers):
+    """Every assignment in which each wafer in use has one run of items."""
+    for runs in range(1, min(items, len(wafers)) + 1):
+        for cuts in combinations(range(1, items), runs - 1):
+            lengths = [end - start for start, end in pairwise([0, *cuts, items])]
+            for chosen in permutations(wafers, runs):
+                yield tuple(w for w, length in zip(chosen, lengths, strict=True) for _ in range(length))
 
 
 def test_a_lost_wafer_holds_nothing_and_keeps_its_number(replanned):

@@ -182,8 +182,8 @@ def test_patterns_name_blocks_and_what_they_are_part_of(pattern, block, named):
 
 
 def test_a_rule_on_a_block_is_one_on_its_item(model):
-    problem = measure(model, MINI, USERS, rules=as_rules(["pin layers.1.router=2", "apart embedding,layers.2"]))
-    pin, apart = problem.restrictions
+    problem = measure(model, MINI, USERS, rules=as_rules(["pin layers.1.router=2", "together embedding,layers.2"]))
+    pin, together = problem.restrictions
     (item,) = pin.items
     assert {model.blocks[block].name for block in problem.items[item].blocks} == {
         "layers.1.router",
@@ -191,7 +191,7 @@ def test_a_rule_on_a_block_is_one_on_its_item(model):
         "layers.1.experts",
     }
     assert (pin.kind, pin.wafers, pin.text) == (RuleKind.PIN, (2,), "pin layers.1.router=2")
-    assert [len(group) for group in apart.groups] == [1, 2]
+    assert [len(group) for group in together.groups] == [1, 2]
 
 
 def test_copies_are_items_that_share_users_and_tokens(model):
@@ -238,6 +238,7 @@ def test_shared_curves_add_up_to_the_mean(model):
         (["pin embedding=4"], "W0117", "wafers are 0 to 3"),
         (["replicate embedding=5"], "W0117", "fewer wafers than copies"),
         (["apart layers.1.router,layers.1.experts"], "W0118", "always share a wafer"),
+        (["apart layers.*,layers.1.attention"], "W0118", "stands twice in a rule of apart"),
         (["together head"], "W0118", "always share a wafer, or are one"),
         (["order layers.1.router,layers.1.experts"], "W0118", "stands twice"),
         (["replicate layers.*=2", "replicate layers.1.router=3"], "W0118", "replicate the same block"),
@@ -247,6 +248,18 @@ def test_rules_that_cannot_be_meant_are_refused(model, rules, code, reason):
     told = refused(code, measure, model, MINI, USERS, rules=as_rules(rules))
     assert reason in told
     assert rules[-1] in told or "layers.1.router" in told
+
+
+def test_patterns_are_kept_apart_from_each_other_and_not_in_themselves(model):
+    problem = measure(model, MINI, USERS, rules=as_rules(["apart layers.1,head"]))
+    groups = {
+        name: next(n for n, item in enumerate(problem.items) if model.blocks[item.blocks[0]].name == name)
+        for name in ("layers.1.attention", "layers.1.router", "head")
+    }
+    attention, mlp, head = groups.values()
+    assert [rule.items for rule in problem.restrictions] == [(attention, head), (mlp, head)]
+    (alone,) = measure(model, MINI, USERS, rules=as_rules(["apart layers.*.attention"])).restrictions
+    assert len(alone.items) == 4
 
 
 def test_the_checker_knows_what_shares_a_wafer_by_itself(model):

@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from partitioner.cli.forecast_report import plural, report_console, table
-from partitioner.difference import Change, Difference, Move
+from partitioner.difference import Change, Difference, Move, WaferChange
 
 _UNITS = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 _MOST_ROWS = 40
@@ -129,15 +129,22 @@ def _wafers(found: Difference) -> Iterator[Table]:
     sizes = [size for change in found.wafers for size in (change.bytes_before, change.bytes_after) if size]
     shown, scale = unit(max(sizes))
     made = table("wafer", f"before {shown}", f"after {shown}", "", left=(0, 3))
-    for change in found.wafers[:_MOST_ROWS]:
+    rows = [[*own] for _, own in groupby(enumerate(found.wafers), key=lambda pair: _alike(*pair))]
+    for row in rows[:_MOST_ROWS]:
+        change, last = row[0][1], row[-1][1]
         figures = (
             "-" if size is None else f"{size / scale:,.3f}" for size in (change.bytes_before, change.bytes_after)
         )
         word = "new" if change.bytes_before is None else "dropped" if change.bytes_after is None else ""
-        made.add_row(str(change.wafer), *figures, word)
-    if len(found.wafers) > _MOST_ROWS:
-        made.add_row(f"{len(found.wafers) - _MOST_ROWS} more", "", "", "")
+        made.add_row(f"{change.wafer}-{last.wafer}" if len(row) > 1 else str(change.wafer), *figures, word)
+    if len(rows) > _MOST_ROWS:
+        made.add_row(f"{len(rows) - _MOST_ROWS} rows more", "", "", "")
     yield made
+
+
+def _alike(index: int, change: WaferChange) -> object:
+    """The same for wafers that follow each other and hold as much as each other, before and after."""
+    return change.wafer - index, change.bytes_before, change.bytes_after
 
 
 def difference_record(found: Difference) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ir.diagnostics import Diagnostic, InfeasibleError, UsageError
+from ir.diagnostics import Diagnostic, InfeasibleError, TimeLimitError, UsageError
 from partitioner.viewer.failure import render_failure
 
 _START = b"<!doctype html>"
@@ -15,7 +15,7 @@ _START = b"<!doctype html>"
 
 @contextmanager
 def page_of_failure(path: Path | None) -> Iterator[None]:
-    """Write the page of a placement that turns out not to exist to ``path``, if there is one.
+    """Write the page of a placement that turns out not to exist, or not to be found, to ``path``, if there is one.
 
     Raises:
         UsageError: W0105, it cannot be written, or is something else than a page; told before work begins.
@@ -24,8 +24,8 @@ def page_of_failure(path: Path | None) -> Iterator[None]:
         _refuse_foreign(path)
     try:
         yield
-    except InfeasibleError as error:
-        if path is not None:
+    except (InfeasibleError, TimeLimitError) as error:
+        if path is not None and error.diagnostics[0].explanation is not None:
             write_page(path, render_failure(error.diagnostics[0]))
         raise
 

@@ -137,7 +137,9 @@ def _print(found: Replanned, change: Change) -> None:
     first, moves = found.after.solver.scores[0], _moves(found)
     value, bound = (amount(figure, first.objective.unit) for figure in (first.value, first.bound))
     print(f"\n{first.objective} {value}, bound {bound}: gap {first.gap:.2%}, {float(change.within):.2%} allowed")
-    if moves and moves.proof:
+    if not found.difference.moves:
+        print("no block has to leave its wafer")
+    elif moves and moves.proof:
         print(f"no plan this close to the bound moves fewer bytes, by {moves.proof}")
     elif moves:
         print(f"whether fewer bytes could move is not known; {moves.bound:,} B at least")

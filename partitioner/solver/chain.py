@@ -15,23 +15,10 @@ from dataclasses import dataclass, replace
 from ir.objective import Objective
 from partitioner.solver.costs import SUMS, is_countable
 from partitioner.solver.cuts import Paths, best_paths, coarser, fewest_wafers, one_of, solve, within
-from partitioner.solver.filling import bottleneck, counting_bound, fill, least_traffic, smallest_bottleneck, traffic
 from partitioner.solver.problem import Assignment, Problem
 from partitioner.solver.proofs import proof_of_sum, proof_of_threshold, why_nothing_fits
 from partitioner.solver.runs import Chain, Thresholds, furthest
 from partitioner.solver.score import MOST_USERS, faults, score
-
-__all__ = [
-    "Runs",
-    "best_runs",
-    "bottleneck",
-    "counting_bound",
-    "fill",
-    "least_traffic",
-    "smallest_bottleneck",
-    "traffic",
-    "why_no_runs",
-]
 
 _UNKNOWN = -1
 """Value of sums that are too large to be searched."""
@@ -56,11 +43,21 @@ class _Found:
 
     chain: Chain
     thresholds: Thresholds
+    objectives: tuple[Objective, ...] = ()
     values: tuple[int, ...] = ()
     proofs: tuple[str, ...] = ()
     sums: tuple[Objective, ...] = ()
-    least: tuple[int, ...] = ()
     paths: Paths | None = None
+
+    @property
+    def kept(self) -> dict[Objective, int]:
+        """The values so far."""
+        return dict(zip(self.objectives, self.values, strict=True))
+
+    def then(self, objective: Objective, value: int, proof: str) -> _Found:
+        """With one value more."""
+        objectives, values, proofs = (*self.objectives, objective), (*self.values, value), (*self.proofs, proof)
+        return replace(self, objectives=objectives, values=values, proofs=proofs)
 
 
 def best_runs(problem: Problem, objectives: Sequence[Objective]) -> Runs | None:
@@ -115,20 +112,13 @@ def _search(chain: Chain, objectives: Sequence[Objective]) -> _Found | None:
 
 def _with_sum(found: _Found, objective: Objective) -> _Found:
     if not is_countable(found.chain, objective):
-        return replace(found, values=(*found.values, _UNKNOWN), proofs=(*found.proofs, ""))
+        return found.then(objective, _UNKNOWN, "")
     chain = coarser(found.chain, found.thresholds, [start for start, _, _ in _way(found)])
     sums = (*found.sums, objective)
     table = solve(chain, sums, found.thresholds)
     assert table is not None, "there was a placement before"
-    return replace(
-        found,
-        chain=chain,
-        values=(*found.values, table.least[-1]),
-        proofs=(*found.proofs, proof_of_sum(chain, table, sums)),
-        sums=sums,
-        least=table.least,
-        paths=best_paths(chain, table),
-    )
+    found = replace(found, chain=chain, sums=sums, paths=best_paths(chain, table))
+    return found.then(objective, table.least[-1], proof_of_sum(chain, table, sums, found.kept))
 
 
 def _with_threshold(found: _Found, objective: Objective) -> _Found:
@@ -137,11 +127,10 @@ def _with_threshold(found: _Found, objective: Objective) -> _Found:
     else:
         key = _least(*_range(found.chain, objective), lambda key: _fits(found, _at(found.thresholds, objective, key)))
         value = MOST_USERS - key if objective is Objective.ROOM else key
-    proof = proof_of_threshold(found.chain, objective, value, found.thresholds, found.sums, found.least)
+    proof = proof_of_threshold(found.chain, objective, value, found.thresholds, found.sums, found.kept)
     thresholds = replace(found.thresholds, **{objective.value: value})
     paths = within(found.chain, found.paths, thresholds) if found.paths else None
-    values, proofs = (*found.values, value), (*found.proofs, proof)
-    return replace(found, thresholds=thresholds, values=values, proofs=proofs, paths=paths)
+    return replace(found, thresholds=thresholds, paths=paths).then(objective, value, proof)
 
 
 def _at(thresholds: Thresholds, objective: Objective, key: int) -> Thresholds:

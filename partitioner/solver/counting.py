@@ -103,8 +103,18 @@ def _traffic(problem: Problem, kept: Kept) -> int:
 
 
 def _fastest(problem: Problem, curves: Sequence[Curve]) -> list[Curve]:
-    slowness = min(wafer.slowness_permille for wafer in problem.wafers if wafer.tiles or len(problem.wafers) == 1)
-    return [curve.slowed(slowness) for curve in curves]
+    """Curves that are above none of those on the wafers. Rounded curves of different speeds may cross."""
+    speeds = {wafer.slowness_permille for wafer in problem.wafers if wafer.tiles or len(problem.wafers) == 1}
+    slowness = min(speeds)
+    if len(speeds) == 1:
+        return [curve.slowed(slowness) for curve in curves]
+    return [
+        Curve(
+            curve.time_fs * slowness // 1000,
+            tuple((tiles, -(-saved * slowness // 1000)) for tiles, saved in curve.drops),
+        )
+        for curve in curves
+    ]
 
 
 def _spare(problem: Problem, kept: Kept) -> int:

@@ -16,6 +16,7 @@ They are checked arc by arc, and the arcs are counted out anew, by adding up eac
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -24,14 +25,15 @@ from itertools import accumulate, pairwise
 import numpy as np
 
 from ir.objective import Objective
+from partitioner.solver.counting import counting_bound
 from partitioner.solver.problem import Assignment, Problem
-from partitioner.solver.runs import Array, Chain, Thresholds, Wafers
+from partitioner.solver.runs import Array, Chain, Thresholds, Wafers, furthest
 from partitioner.solver.score import faults, held_fs, score
 
 PROOF = "dynamic programming over cuts and dual potentials checked on every arc"
 _OF_RUNS = (Objective.BALANCE, Objective.MACHINES, Objective.BOTTLENECK, Objective.ROOM)
 """Objectives whose threshold each run keeps or breaks by itself, or that count runs."""
-_NEVER = -1
+_NEVER = _NONE = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,17 +72,20 @@ def _search(problem: Problem, cautious: bool) -> Moved | None:
     threshold of a link, and if it does not, it is the best.
     """
     chain = Chain(problem, cautious)
-    found = _Search(chain).best()
+    received = _received(problem)
+    found = _Search(chain, received).best()
     if found is None:
         return None
     assignment, kept, potentials = found
     proof = "" if cautious or not _is_dual(chain, potentials, kept) else PROOF
-    sizes = sorted({size for size in _run_bytes(chain) if size <= score(problem, assignment, Objective.BALANCE)})
+    fullest = score(problem, assignment, Objective.BALANCE)
+    least = counting_bound(problem, Objective.BALANCE)
+    sizes = sorted({size for size in _run_bytes(chain) if least <= size <= fullest})
     low, high = 0, len(sizes) - 1
     while low < high:
         middle = (low + high) // 2
         at_most = replace(problem, thresholds=(*problem.thresholds, (Objective.BALANCE, sizes[middle])))
-        narrower = _Search(Chain(at_most, cautious)).best()
+        narrower = _Search(Chain(at_most, cautious), received).best()
         if narrower is None or narrower[1] < kept:
             low = middle + 1
         else:
@@ -90,9 +95,9 @@ def _search(problem: Problem, cautious: bool) -> Moved | None:
 
 def _run_bytes(chain: Chain) -> Iterator[int]:
     """Bytes of every run that some wafer can hold: the fullest one's are among them."""
-    furthest = np.max(chain.reach(_thresholds(chain)), axis=0)
+    ends = np.max(chain.reach(_thresholds(chain)), axis=0)
     for start in range(chain.count):
-        yield from accumulate(item.bytes for item in chain.problem.items[start : furthest[start]])
+        yield from accumulate(item.bytes for item in chain.problem.items[start : ends[start]])
 
 
 def _thresholds(chain: Chain) -> Thresholds:
@@ -128,38 +133,32 @@ class _Spans:
         return apart and Wafers.of(self.problem).exact
 
     @cached_property
-    def across(self) -> list[int | None]:
-        """[cut] -> the wafer whose span reaches across it."""
-        found: list[int | None] = [None] * (self.count + 1)
+    def across(self) -> Array:
+        """[cut] -> the wafer whose span reaches across it, or -1."""
+        found = np.full(self.count + 1, _NONE, np.int64)
         for wafer, (first, end) in self.spans.items():
-            found[first + 1 : end] = [wafer] * (end - first - 1)
+            found[first + 1 : end] = wafer
         return found
 
     @cached_property
-    def held(self) -> list[tuple[int, ...]]:
-        """[start of a run] -> the wafers whose spans end behind it, in their order."""
-        order = sorted(self.spans, key=lambda wafer: self.spans[wafer])
-        return [tuple(w for w in order if self.spans[w][1] > start) for start in range(self.count)]
-
-    @cached_property
-    def weights_before(self) -> dict[int, list[int]]:
+    def weights_before(self) -> dict[int, Array]:
         """[wafer][cut] -> bytes of weights of the items before the cut that it held."""
-        sums = {wafer: [0] for wafer in self.spans}
-        for item, was in zip(self.problem.items, self.problem.previous, strict=True):
-            for wafer, own in sums.items():
-                own.append(own[-1] + (item.weight_bytes if wafer == was else 0))
-        return sums
+        found = {}
+        for wafer in self.spans:
+            own = [
+                item.weight_bytes if wafer == was else 0
+                for item, was in zip(self.problem.items, self.problem.previous, strict=True)
+            ]
+            found[wafer] = np.concatenate([[0], np.cumsum(own)])
+        return found
 
-    def kept(self, wafer: int, start: int, end: int) -> int:
-        """Bytes of weights that ``wafer`` keeps if it gets the items from ``start`` to before ``end``."""
-        return self.weights_before[wafer][end] - self.weights_before[wafer][start]
-
-    def flag(self, start: int, end: int, used: bool, wafer: int | None) -> bool:
-        """Whether the old wafer across the cut ``end`` is in use after a run from ``start``, which ``wafer`` keeps, or
-        none; ``used``: whether the one across ``start`` was.
+    def flags(self, start: int, ends: Array, used: bool, wafer: int) -> Array:
+        """[end] -> whether the old wafer across that cut is in use after a run from ``start`` to there, which ``wafer``
+        keeps, or none (-1); ``used``: whether the one across ``start`` was.
         """
-        across = self.across[end]
-        return across is not None and (across == wafer or (used and across == self.across[start]))
+        across = self.across[ends]
+        known = (across == wafer) | (used & (across == self.across[start]))
+        return np.where(across == _NONE, 0, known).astype(np.int64)
 
 
 _Found = tuple[Assignment, int, Array]
@@ -168,26 +167,32 @@ _Found = tuple[Assignment, int, Array]
 class _Search:
     """Longest paths; arrays are over [cut, whether the wafer across it is in use, numbers in use]."""
 
-    def __init__(self, chain: Chain) -> None:
+    def __init__(self, chain: Chain, received: Sequence[Sequence[tuple[int, int]]]) -> None:
+        self._received = received
         self._chain, self._spans = chain, _Spans(chain.problem)
         self._kind_of = {wafer: kind for kind, own in enumerate(chain.wafers.members) for wafer in own}
         most = _thresholds(chain)
         states = sum(used <= most.machines for used in chain.wafers.used)
-        self._reach = [ends.tolist() for ends in chain.reach(most)]
+        self._most_wafers, self._ends = most.machines, chain.reach(most)
+        self._reach = [ends.tolist() for ends in self._ends]
         self._one_more = [_one_more(chain.wafers, kind, states) for kind in range(len(chain.wafers.kinds))]
         shape = (chain.count + 1, 2, states)
         self._kept = np.full(shape, _NEVER, np.int64)
         self._sent = np.zeros(shape, np.int64)
         self._arc = np.full(shape, _NEVER, np.int64)
-        self._arcs: list[tuple[int, int, int, int | None]] = []  # start, flag, kind, wafer that keeps
+        self._arcs: list[tuple[int, int, int, int]] = []  # start, flag, kind, wafer that keeps
         self._kept[0, 0, 0] = 0
 
     def best(self) -> _Found | None:
         """The best placement, the weight that it keeps, and the potentials."""
+        if max(furthest(self._chain.wafers, self._ends, self._most_wafers)) < self._chain.count:
+            return None
         for start in range(self._chain.count):
-            received = _received(self._chain.problem, start)
+            arrives = np.zeros(self._chain.count - start, np.int64)
+            for first, sent in self._received[start]:
+                arrives[first - start] += sent
             for kind in range(len(self._reach)):
-                self._runs(start, kind, received)
+                self._runs(start, kind, np.cumsum(arrives))
         end = self._kept[self._chain.count, 0]
         kept = int(end.max(initial=_NEVER))
         if kept == _NEVER:
@@ -196,42 +201,41 @@ class _Search:
         last = int(among[np.argmin(self._sent[self._chain.count, 0][among])])
         return self._assignment(last), kept, self._kept
 
-    def _runs(self, start: int, kind: int, received: Sequence[int]) -> None:
-        """Extend the paths that end at ``start`` by all runs on a wafer of ``kind``."""
+    def _runs(self, start: int, kind: int, received: Array) -> None:
+        """Extend the paths that end at ``start`` by all runs on a wafer of ``kind``: kept by none, or by one of those
+        that held some of it.
+        """
+        furthest = self._reach[kind][start]
         for used in (0, 1):
-            if (self._kept[start, used] == _NEVER).all():
+            if (self._kept[start, used] == _NEVER).all() or furthest == start:
                 continue
-            for end in range(start + 1, self._reach[kind][start] + 1):
-                for wafer in self._choices(start, end, kind, bool(used)):
-                    self._extend(start, used, end, kind, wafer, received[end - start - 1])
+            self._extend(start, used, start + 1, furthest, kind, _NONE, received)
+            for wafer, (first, end) in self._spans.spans.items():
+                free = not (used and self._spans.across[start] == wafer)
+                if end > start and first < furthest and self._kind_of[wafer] == kind and free:
+                    self._extend(start, used, max(start, first) + 1, furthest, kind, wafer, received)
 
-    def _choices(self, start: int, end: int, kind: int, used: bool) -> Iterator[int | None]:
-        """Wafers that would keep some of a run, and none of them."""
-        for wafer in self._spans.held[start]:
-            if self._spans.spans[wafer][0] >= end:
-                break
-            if self._kind_of[wafer] == kind and not (used and self._spans.across[start] == wafer):
-                yield wafer
-        yield None
-
-    def _extend(self, start: int, used: int, end: int, kind: int, wafer: int | None, received: int) -> None:
-        gain = 0 if wafer is None else self._spans.kept(wafer, start, end)
+    def _extend(self, start: int, used: int, first: int, last: int, kind: int, wafer: int, received: Array) -> None:
+        """Runs from ``start`` to all ends from ``first`` to ``last`` on one wafer; arrays are [end, numbers in use]."""
+        ends = np.arange(first, last + 1)
         before, after = self._one_more[kind]
-        kept = self._kept[start, used][before]
-        reached, kept, sent = kept != _NEVER, kept + gain, self._sent[start, used][before] + received
-        flag = int(self._spans.flag(start, end, bool(used), wafer))
-        old_kept, old_sent = self._kept[end, flag][after], self._sent[end, flag][after]
-        better = reached & ((kept > old_kept) | ((kept == old_kept) & (sent < old_sent)))
+        weights = self._spans.weights_before.get(wafer)
+        gain = np.zeros(len(ends), np.int64) if weights is None else weights[ends] - weights[start]
+        here = self._kept[start, used][before]
+        kept = here + gain[:, None]
+        sent = self._sent[start, used][before] + received[ends - start - 1][:, None]
+        place = ends[:, None], self._spans.flags(start, ends, bool(used), wafer)[:, None], after
+        old_kept, old_sent = self._kept[place], self._sent[place]
+        better = (here != _NEVER) & ((kept > old_kept) | ((kept == old_kept) & (sent < old_sent)))
         if better.any():
-            target = after[better]
-            self._kept[end, flag, target] = kept[better]
-            self._sent[end, flag, target] = sent[better]
-            self._arc[end, flag, target] = len(self._arcs)
+            self._kept[place] = np.where(better, kept, old_kept)
+            self._sent[place] = np.where(better, sent, old_sent)
+            self._arc[place] = np.where(better, len(self._arcs), self._arc[place])
             self._arcs.append((start, used, kind, wafer))
 
     def _assignment(self, number: int) -> Assignment:
         """The path that ends with so many wafers in use; runs that keep nothing take what is left, lowest first."""
-        runs: list[tuple[int, int, int, int | None]] = []  # start, end, kind, wafer that keeps
+        runs: list[tuple[int, int, int, int]] = []  # start, end, kind, wafer that keeps
         end, flag = self._chain.count, 0
         while end:
             start, used, kind, wafer = self._arcs[self._arc[end, flag, number]]
@@ -243,7 +247,7 @@ class _Search:
         spare = [[wafer for wafer in own if wafer not in taken] for own in self._chain.wafers.members]
         assignment = [0] * self._chain.count
         for start, end, kind, wafer in reversed(runs):
-            lies_on = spare[kind].pop(0) if wafer is None else wafer
+            lies_on = spare[kind].pop(0) if wafer == _NONE else wafer
             assignment[start:end] = [lies_on] * (end - start)
         return tuple(assignment)
 
@@ -255,14 +259,16 @@ def _one_more(wafers: Wafers, kind: int, states: int) -> tuple[Array, Array]:
     return before, after
 
 
-def _received(problem: Problem, start: int) -> list[int]:
-    """[length - 1] -> bytes per token that the run of so many items from ``start`` is sent."""
-    arrives = [0] * (len(problem.items) - start)
+def _received(problem: Problem) -> list[list[tuple[int, int]]]:
+    """[start of a run] -> (the item that reads it first, bytes per token) of each value made before."""
+    arrives: list[list[tuple[int, int]]] = [[] for _ in problem.items]
     for flow in problem.flows:
-        first = next((target for target in flow.targets if target >= start), None)
-        if flow.source < start and first is not None:
-            arrives[first - start] += flow.bytes_per_token
-    return [int(total) for total in np.cumsum(arrives)]
+        reached = flow.source + 1
+        for target in sorted(flow.targets):
+            for start in range(reached, target + 1):
+                arrives[start].append((target, flow.bytes_per_token))
+            reached = max(reached, target + 1)
+    return arrives
 
 
 # --- the second argument ----------------------------------------------------------------------------------------------
@@ -271,7 +277,7 @@ def _received(problem: Problem, start: int) -> list[int]:
 def _is_dual(chain: Chain, potentials: Array, value: int) -> bool:
     """Whether the potentials [cut, flag, numbers in use] prove that no more than ``value`` bytes can be kept.
 
-    Every run that some wafer can hold is counted out from its items, and every wafer of its kind tried on it.
+    Every run that some wafer can hold is counted out from its items, and every wafer that held some of them tried.
     """
     spans, members, problem = _Spans(chain.problem), chain.wafers.members, chain.problem
     if potentials[0, 0, 0] < 0 or potentials[chain.count, 0].max() > value:
@@ -279,15 +285,17 @@ def _is_dual(chain: Chain, potentials: Array, value: int) -> bool:
     steps = [_one_more(chain.wafers, kind, potentials.shape[2]) for kind in range(len(members))]
     for start, end, kind in _all_runs(problem, members):
         before, after = steps[kind]
+        held = Counter[int]()
+        for item, was in zip(problem.items[start:end], problem.previous[start:end], strict=True):
+            if was in members[kind]:
+                held[was] += item.weight_bytes
         for used in (False, True):
             here = potentials[start, int(used)][before]
-            for wafer in (None, *members[kind]):
-                if wafer is not None and used and spans.across[start] == wafer:
+            for wafer, gain in ((_NONE, 0), *held.items()):
+                if used and wafer != _NONE and spans.across[start] == wafer:
                     continue
-                own = (i for i in range(start, end) if wafer is not None and problem.previous[i] == wafer)
-                gain = sum(problem.items[i].weight_bytes for i in own)
-                there = potentials[end, int(spans.flag(start, end, used, wafer))][after]
-                if ((here >= 0) & (there < here + gain)).any():
+                flag = spans.flags(start, np.array([end]), used, wafer)[0]
+                if ((here >= 0) & (potentials[end, flag][after] < here + gain)).any():
                     return False
     return True
 

@@ -16,6 +16,7 @@ from partitioner.solver.chain import Runs, best_runs, why_no_runs
 from partitioner.solver.counting import counted_out, counting_bound
 from partitioner.solver.cpsat import DEFAULT_LIMITS, Answer, Clock, Limits, Task, is_within_reach, solve
 from partitioner.solver.fitting import first_fit
+from partitioner.solver.loads import best_order, least_load
 from partitioner.solver.problem import Assignment, Problem
 from partitioner.solver.score import MOST_USERS, faults, pipeline, score
 
@@ -69,11 +70,13 @@ def place(
     objectives: Sequence[Objective] = DEFAULT_OBJECTIVES,
     limits: Limits = DEFAULT_LIMITS,
     progress: Progress = lambda _found: None,
+    known: Assignment | None = None,
 ) -> Solution:
-    """The placement that is best in the first of ``objectives``, of these that which is best in the second, and so on.
+    """The placement that is best in the first of ``objectives``, of these that which is best in the second, and so on;
+    any placement where there are none.
 
-    ``progress`` is called with each better placement. An interrupt (SIGINT) ends the search, and what it has found is
-    returned; before it has found any, ``KeyboardInterrupt`` passes on.
+    ``progress`` is called with each better placement; ``known`` is one to begin with. An interrupt (SIGINT) ends the
+    search, and what it has found is returned; before it has found any, ``KeyboardInterrupt`` passes on.
 
     Raises:
         InfeasibleError: W0401, no placement exists, by two arguments.
@@ -84,7 +87,7 @@ def place(
         raise _infeasible(counts)
     search = _Search(problem, Clock(limits), progress)
     try:
-        search.start(objectives)
+        search.start(objectives, known)
         for number, objective in enumerate(objectives):
             search.improve(objective, 1 / (len(objectives) - number))
     except KeyboardInterrupt:
@@ -105,30 +108,34 @@ class _Search:
         self._progress = progress
         self._within_reach = is_within_reach(problem)
         self._runs: Runs | None = None
+        self._objectives: tuple[Objective, ...] = ()
         self.best: Assignment | None = None
         self.scores: list[Score] = []
         self.interrupted = False
 
-    def start(self, objectives: Sequence[Objective]) -> None:
-        """Find a placement: runs of items in their order, the first fit, or whatever CP-SAT finds.
+    def start(self, objectives: Sequence[Objective], known: Assignment | None = None) -> None:
+        """Find a placement: runs of items in their order, the ``known`` one, the first fit, or whatever CP-SAT finds.
 
         Raises:
             InfeasibleError: W0401, no placement exists, by two arguments.
             TimeLimitError: W0402, none was found within the limit.
         """
+        self._objectives = tuple(objectives)
         self._runs = best_runs(self._problem, objectives)
         if self._runs:
             self.best = self._runs.assignment
             return
         if self._problem.is_plain and (proof := why_no_runs(self._problem)):
             raise _infeasible((proof,))
-        self.best = first_fit(self._problem, self._clock.seed)
+        is_good = known is not None and not faults(self._problem, known)
+        self.best = known if is_good else first_fit(self._problem, self._clock.seed)
         if self.best is None:
-            answer = self._solve(objectives[0], 1 / (len(objectives) + 1))
+            first = objectives[0] if objectives else None
+            answer = self._solve(first, 1 / (len(objectives) + 1))
             if answer.interrupted and not answer.assignment:
                 raise KeyboardInterrupt
             if answer.assignment is None or faults(self._problem, answer.assignment):
-                raise self._none_found(answer, objectives[0])
+                raise self._none_found(answer, first)
             self.best = answer.assignment
 
     def improve(self, objective: Objective, share: float) -> None:
@@ -137,7 +144,7 @@ class _Search:
         Raises:
             KeyboardInterrupt: the user has enough; ``best`` is what was found.
         """
-        if self._follow_runs(objective):
+        if self._follow_runs(objective) or self._follow_loads(objective, share):
             return
         counted = counting_bound(self._problem, objective, self._kept)
         self._tell(objective, self._value(objective), counted)
@@ -175,6 +182,28 @@ class _Search:
         self._tell(objective, runs.values[number], runs.values[number])
         return True
 
+    def _follow_loads(self, objective: Objective, share: float) -> bool:
+        """Take the least load of a graph with branches, if it is proven and no link is slower."""
+        if self.scores:
+            return False
+        limit_s = self._clock.share(share).deterministic_time
+        counted = counting_bound(self._problem, objective, self._kept)
+
+        def tell(value: int, bound: int | None) -> None:
+            self._tell(objective, value, counted if bound is None else bound)
+
+        found = least_load(self._problem, objective, limit_s, tell)
+        if found is None or not found.machines or faults(self._problem, found.machines):
+            return False
+        for better in (found.machines, best_order(self._problem, found.machines, self._objectives)):
+            if _is_as_good(objective, self._score(better, objective), self._value(objective)):
+                self.best = better
+        if not found.proof or self._value(objective) != found.bound:
+            return False
+        self.scores.append(Score(objective, found.bound, found.bound, found.proof))
+        self._tell(objective, found.bound, found.bound)
+        return True
+
     @property
     def _kept(self) -> dict[Objective, int]:
         return dict(self._problem.thresholds) | {found.objective: found.value for found in self.scores}
@@ -183,14 +212,14 @@ class _Search:
         assert self.best is not None
         return score(self._problem, self.best, objective)
 
-    def _solve(self, objective: Objective, share: float, *, presolve: bool = True) -> Answer:
-        task = Task(self._problem, objective, tuple((found.objective, found.value) for found in self.scores))
+    def _solve(self, objective: Objective | None, share: float, *, presolve: bool = True) -> Answer:
+        task = Task(self._problem, objective, tuple(self._kept.items()))
         answer = solve(
             task,
             self._clock.share(share),
             self.best,
             presolve=presolve,
-            found=lambda value, bound: self._tell(objective, value, bound),
+            found=lambda value, bound: self._tell(objective, value, bound) if objective else None,
         )
         self._clock.spend(answer.work)
         return answer
@@ -218,7 +247,7 @@ class _Search:
     def _tell(self, objective: Objective, value: int, bound: int) -> None:
         self._progress(Incumbent(objective, value, bound, self._clock.elapsed_s))
 
-    def _none_found(self, answer: Answer, objective: Objective) -> InfeasibleError | TimeLimitError:
+    def _none_found(self, answer: Answer, objective: Objective | None) -> InfeasibleError | TimeLimitError:
         """Infeasible where two arguments say so, else out of time."""
         agreeing = [*counted_out(self._problem)]
         agreeing += ["CP-SAT"] if answer.status == "INFEASIBLE" else []

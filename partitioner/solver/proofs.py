@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 
 from ir.objective import Objective
-from partitioner.solver.bounds import counted
 from partitioner.solver.certificates import OUT_OF_REACH, Array, Claim, Potentials, no_placement, no_shortcut
 from partitioner.solver.costs import shared_out
+from partitioner.solver.counting import Kept, counted_out, counting_bound
 from partitioner.solver.cuts import Table, is_feasible_work, solve
 from partitioner.solver.problem import Wafer
 from partitioner.solver.runs import Chain, Thresholds, furthest
@@ -32,14 +32,17 @@ def proof_of_threshold(
     value: int,
     thresholds: Thresholds,
     sums: Sequence[Objective],
-    least: Sequence[int],
+    kept: Kept,
 ) -> str:
-    """Why no placement within ``thresholds`` whose ``sums`` are the ``least`` has a better value of ``objective``."""
+    """Why no placement within ``thresholds``, of those that reach ``kept``, has a better value of ``objective``.
+
+    ``sums``: those of ``kept`` that add up over runs, in order.
+    """
     if not proves_anything(chain):
         return ""
     if objective is Objective.ROOM and value == MOST_USERS:
         return f"{_SEARCH} and the most that is counted"
-    if counted(chain.problem, objective) == value:
+    if counting_bound(chain.problem, objective, kept) == value:
         return f"{_SEARCH} and counting bound"
     better = replace(thresholds, **{objective.value: value + 1 if objective.is_maximum else value - 1})
     if windows := _windows(chain, better):
@@ -47,38 +50,35 @@ def proof_of_threshold(
     if not sums or not is_feasible_work(chain, better):
         return ""
     table = solve(chain, sums, better)
+    least = tuple(kept[earlier] for earlier in sums)
     beyond = (*least[:-1], least[-1] + 1)
     return f"{_TABLE} and {_POTENTIALS}" if table and _certified(chain, table, sums, beyond) else ""
 
 
-def proof_of_sum(chain: Chain, table: Table, sums: Sequence[Objective]) -> str:
-    """Why no placement has less of the last of ``sums`` than the table, given the others and its thresholds."""
+def proof_of_sum(chain: Chain, table: Table, sums: Sequence[Objective], kept: Kept) -> str:
+    """Why no placement has less of the last of ``sums`` than the table, of those that reach ``kept``."""
     if not proves_anything(chain):
         return ""
-    if sums[-1] is not Objective.MOVES and counted(chain.problem, sums[-1]) == table.least[-1]:
+    if counting_bound(chain.problem, sums[-1], kept) == table.least[-1]:
         return f"{_TABLE} and counting bound"
     return f"{_TABLE} and {_POTENTIALS}" if _certified(chain, table, sums, table.least) else ""
 
 
 def why_nothing_fits(chain: Chain) -> str:
     """Two arguments that there is no placement; empty if there are fewer."""
-    items, wafers = chain.problem.items, chain.problem.wafers
-    largest = max((wafer.tiles for wafer in wafers), default=0)
-    exact = proves_no_placement(chain)
-    everything = Thresholds(len(wafers))
-    arguments = {
-        "the blocks need more tiles than all wafers have": sum(i.tiles for i in items) > sum(w.tiles for w in wafers),
-        "a block is larger than a wafer": any(item.tiles > largest for item in items),
-        "exact search over contiguous placements": exact,
-    }
-    found = [argument for argument, holds in arguments.items() if holds]
-    found += [windows] if exact and (windows := _windows(chain, everything)) else []
+    if not chain.count or not chain.problem.wafers:
+        return ""
+    found = [*counted_out(chain.problem)]
+    if proves_no_placement(chain):
+        found.append("exact search over contiguous placements")
+        if windows := _windows(chain, Thresholds(len(chain.problem.wafers))):
+            found.append(windows)
     return " and ".join(found) if len(found) > 1 else ""
 
 
 def proves_no_placement(chain: Chain) -> bool:
     """Whether the search says that there is no placement: rules of the user could only forbid more."""
-    if not (chain.problem.is_chain and chain.exact and not chain.cautious) or not chain.count:
+    if not (chain.problem.is_chain and chain.exact and not chain.cautious):
         return False
     everything = Thresholds(len(chain.problem.wafers))
     return max(furthest(chain.wafers, chain.reach(everything), everything.machines)) < chain.count

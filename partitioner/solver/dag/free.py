@@ -1,18 +1,20 @@
 """Placing a graph whose machines may hold any nodes: the least largest load, and what no placement can beat.
 
 Cuts of linear orders come first (:mod:`.orders`), then simulated annealing (:mod:`.local_search`) and exact sharing
-among few machines (:mod:`.neighbourhoods`) in turn; bounds are of :mod:`.bounds`, and CP-SAT has the last word
-(:mod:`.exact`).
+among few machines (:mod:`.neighbourhoods`) in turn; bounds are of :mod:`.bounds` and :mod:`.covers`, and CP-SAT has the
+last word (:mod:`.exact`).
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 
 from partitioner.solver.dag.bounds import counting_bound, misfits, separation_bound
+from partitioner.solver.dag.contiguous import place_contiguous
+from partitioner.solver.dag.covers import Column, cover_bounds
 from partitioner.solver.dag.local_search import anneal
 from partitioner.solver.dag.neighbourhoods import share_anew
 from partitioner.solver.dag.orders import cut_orders
@@ -27,12 +29,16 @@ Progress = Callable[[int, int], None]
 _MOVES_PER_S = 60_000
 _WORK_PER_S = 0.35
 """CP-SAT's deterministic seconds in one second."""
+_CELLS_PER_S = 80_000_000
+"""Of dynamic programmes."""
 _WORK_OF_EIGHT_PER_S = 0.06
 """The same for eight workers that take turns."""
 _EXACT_BITS = 44
 """Loads up to two to this go to CP-SAT as they are where the whole problem does."""
 _WALL = 1.2
 """Seconds on the clock, for each of the limit's, after which no further step begins: a net, where counting is off."""
+_LEAST_WALL_S = 15.0
+"""The same however short the limit is: the first solver to be loaded may take seconds."""
 
 
 def place_free(
@@ -44,7 +50,7 @@ def place_free(
     """The best placement that ``time_limit_s`` allows for, machines being free to hold any nodes.
 
     Work is counted, so that the answer depends on the arguments alone, while a machine is not much slower than the one
-    that the counts were set on: past 1.2 times the limit and two seconds on the clock, the best so far is the answer.
+    that the counts were set on: past 1.2 times the limit, and 15 s, on the clock, the best so far is the answer.
     ``starts`` are placements to begin with, a machine for each node. Ctrl-C keeps the best so far.
     """
     units = units_of(problem)
@@ -52,9 +58,9 @@ def place_free(
         return Placement((), 0, 0, "infeasible", "; ".join(reasons))
     if not len(units):
         return Placement((), 0, 0, "optimal", "nothing to place")
-    search = _Search(units, time_limit_s, progress)
+    search = _Search(problem, units, time_limit_s, progress)
     try:
-        if not search.begin(problem, starts):
+        if not search.begin(starts):
             return Placement((), 0, 0, *search.no_start)
         search.run()
     except KeyboardInterrupt:
@@ -70,6 +76,7 @@ def place_free(
 class _Search:
     """The best placement and bound so far, and the seconds of counted work that are left."""
 
+    problem: DagProblem
     units: Units
     limit_s: float
     progress: Progress
@@ -78,6 +85,8 @@ class _Search:
     bound: int = 0
     arguments: tuple[str, ...] = ()
     no_start: tuple[str, str] = ("unknown", "")
+    contents: dict[Column, None] = field(default_factory=dict)
+    dives: list[tuple[int, ...]] = field(default_factory=list)
     spent_s: float = 0.0
     began_s: float = field(default_factory=time.monotonic)
 
@@ -88,14 +97,14 @@ class _Search:
 
     def effort(self, seconds: float, *, presolve: bool = True, workers: int = 1) -> Effort:
         """CP-SAT's share of the counted seconds."""
-        wall_s = _WALL * self.limit_s + 2 - (time.monotonic() - self.began_s)
+        wall_s = self.began_s + max(_WALL * self.limit_s, _LEAST_WALL_S) - time.monotonic()
         rate = _WORK_PER_S if workers == 1 else _WORK_OF_EIGHT_PER_S
         return Effort(max(0.0, seconds) * rate, workers, presolve, wall_s)
 
     @property
     def is_late(self) -> bool:
         """Whether the clock, not the count, ends the search."""
-        return time.monotonic() - self.began_s > _WALL * self.limit_s + 2
+        return time.monotonic() > self.began_s + max(_WALL * self.limit_s, _LEAST_WALL_S)
 
     @property
     def left_s(self) -> float:
@@ -108,8 +117,16 @@ class _Search:
         if value >= self.value:
             return False
         self.best, self.value = tuple(machines), value
+        self._note(machines)
         self.progress(self.value, self.bound)
         return True
+
+    def _note(self, machines: Sequence[int]) -> None:
+        held: dict[int, list[int]] = {}
+        for unit, machine in enumerate(machines):
+            held.setdefault(machine, []).append(unit)
+        for machine, content in held.items():
+            self.contents[self.units.kind_of[machine], tuple(content)] = None
 
     def raise_bound(self, bound: int, argument: str) -> None:
         """Take a bound, and the argument that it comes from, if it is better than the best."""
@@ -117,11 +134,11 @@ class _Search:
             self.bound, self.arguments = bound, (argument,)
             self.progress(self.value, self.bound)
 
-    def begin(self, problem: DagProblem, starts: Sequence[Sequence[int]]) -> bool:
+    def begin(self, starts: Sequence[Sequence[int]]) -> bool:
         """First placements; ``False`` where there is none."""
         for start in starts:
             self.offer(self.units.of_nodes(start))
-        for found in cut_orders(self.units, problem.edges):
+        for found in cut_orders(self.units, self.problem.edges):
             self.offer(found)
         if not self.best:
             packed = pack(self.units, self.effort(self.left_s / 2))
@@ -132,25 +149,59 @@ class _Search:
         return True
 
     def run(self) -> None:
-        """Bounds that cost little, then rounds of both searches, then CP-SAT with what is left."""
+        """Bounds that cost little, a first search, bounds from covers, more searches, then CP-SAT."""
         self.raise_bound(counting_bound(self.units), "work over machines")
         self.raise_bound(separation_bound(self.units), "minimum cuts around single groups")
+        if not self.is_done:
+            self._in_order()
         random = Random(0)  # noqa: S311 - a search, no secret
-        for share in (0.1, 0.1, 0.1, 0.1):
-            for step in (self._anneal(self.limit_s * share / 2, random), self._share_anew(self.limit_s * share / 2)):
-                for _ in step:
-                    if self.is_done or self.is_late:
-                        return
+        for _ in self._steps(random):
+            if self.is_done or self.is_late:
+                return
         self._solve()
 
-    def _anneal(self, seconds: float, random: Random) -> Iterator[None]:
+    def _in_order(self) -> None:
+        """The best placement along an order of machines, as far as a tenth of the time allows."""
+        try:
+            found = place_contiguous(replace(self.problem, contiguous=True), 0.1 * self.limit_s)
+        except ValueError:  # units that are too fine for it
+            return
+        if found.machines:
+            self.offer(self.units.of_nodes(found.machines))
+
+    def _steps(self, random: Random) -> Iterator[None]:
+        """All but the last, with a pause wherever something is better or time has passed."""
+        limit_s = self.limit_s
+        yield from self._anneal(self.best, 0.06 * limit_s, random)
+        yield from self._cover(0.3 * limit_s)
+        yield from self._share_anew(0.12 * limit_s)
+        for dive in self.dives[-3:]:
+            yield from self._anneal(dive, 0.03 * limit_s, random)
+        yield from self._share_anew(0.1 * limit_s)
+        yield from self._anneal(self.best, 0.04 * limit_s, random)
+        yield from self._share_anew(0.1 * limit_s)
+
+    def _cover(self, seconds: float) -> Iterator[None]:
+        end = self.spent_s + seconds
+        for steps, step in enumerate(cover_bounds(self.units, self.value, self.bound, list(self.contents)), 1):
+            self.spent_s += step.cells / _CELLS_PER_S + 0.03
+            self.raise_bound(min(step.bound, self.value), "prices of a cover")
+            if steps in (1, 10, 30, 90) and self.units.is_roomy:
+                self.dives.append(step.dive())
+            yield
+            if self.spent_s > end:
+                return
+
+    def _anneal(self, start: Sequence[int], seconds: float, random: Random) -> Iterator[None]:
         moves = int(seconds / 2 * _MOVES_PER_S)
         for hot in (0.02, 0.003):
             self.spent_s += moves / _MOVES_PER_S
             target = max(self.bound, self.value - 1 - self.value // 500)
-            for found in anneal(self.units, self.best, target, moves, random, hot):
+            for found in anneal(self.units, start, target, moves, random, hot):
                 self.offer(found)
                 yield
+            start = self.best
+            yield
 
     def _share_anew(self, seconds: float) -> Iterator[None]:
         end = self.spent_s + seconds

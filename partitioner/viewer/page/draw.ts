@@ -405,13 +405,14 @@ export class Painter {
     const near = Math.abs(source.order - target.order) === 1;
     if (near && sameLine) {
       const right = b.x > a.x;
-      const from = { x: right ? p.x + p.w + pad : p.x - pad, y: m.y };
-      return { near, over: null, from, to: { x: right ? q.x - pad : q.x + q.w + pad, y: n.y } };
+      // Level, at half the height of the lower wafer.
+      const y = p.h < q.h ? m.y : n.y;
+      return { near, over: null, from: { x: right ? p.x + p.w + pad : p.x - pad, y }, to: { x: right ? q.x - pad : q.x + q.w + pad, y } };
     }
     if (near) {
       const down = b.y > a.y;
       // Beside the label of the wafer below, which is on its left.
-      const x = p.x + p.w * 0.5;
+      const x = p.x + Math.min(p.w, q.w) * 0.5;
       const label = sheet.band * this.frame.camera.scale * dpr;
       const top = Math.min(label * 0.95, 24 * dpr);
       const [above, below] = down ? [p, q] : [q, p];
