@@ -127,8 +127,8 @@ class _Search:
             return
         if self._problem.is_plain and (proof := why_no_runs(self._problem)):
             raise _infeasible((proof,))
-        is_known = known is not None and not faults(self._problem, known)
-        self.best = known if is_known else first_fit(self._problem, self._clock.seed)
+        is_good = known is not None and not faults(self._problem, known)
+        self.best = known if is_good else first_fit(self._problem, self._clock.seed)
         if self.best is None:
             first = objectives[0] if objectives else None
             answer = self._solve(first, 1 / (len(objectives) + 1))
@@ -208,7 +208,7 @@ class _Search:
         return score(self._problem, self.best, objective)
 
     def _solve(self, objective: Objective | None, share: float, *, presolve: bool = True) -> Answer:
-        task = Task(self._problem, objective, tuple((found.objective, found.value) for found in self.scores))
+        task = Task(self._problem, objective, tuple(self._kept.items()))
         answer = solve(
             task,
             self._clock.share(share),
