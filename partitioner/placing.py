@@ -52,7 +52,7 @@ def place_and_lay_out(
         if not isinstance(regions, TooTight):
             return replace(solution, scores=_proven(given, solution, first)), regions
         misfits = [i for i, wafer in enumerate(solution.assignment) if wafer == regions.wafer]
-        misfits = _fewest_misfits(problem, planner, misfits, regions.wafer)
+        misfits = fewest_misfits(problem, planner, misfits, regions.wafer)
         problem = _kept_apart(problem, planner, misfits, regions.wafer)
     facts = {"placements_tried": _MOST_ROUNDS}
     raise TimeLimitError(Diagnostic("W0403", "no placement tried could be laid out in tiles", facts=facts))
@@ -91,7 +91,7 @@ def _place_or_give_up(placer: Callable[[], Solution], problem: Problem, *, is_fi
         ) from None
 
 
-def _fewest_misfits(problem: Problem, planner: FloorPlanner, misfits: Sequence[int], wafer: int) -> list[int]:
+def fewest_misfits(problem: Problem, planner: FloorPlanner, misfits: Sequence[int], wafer: int) -> list[int]:
     """A part of ``misfits`` that still does not fit on ``wafer``, with none to spare."""
     kept = list(misfits)
     for item in misfits:
