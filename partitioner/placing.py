@@ -41,16 +41,16 @@ def place_and_lay_out(
     """
     blocks = sum(len(item.blocks) for item in problem.items)
     first: tuple[Score, ...] | None = None
-    given = problem
+    given, interrupted = problem, False
     for _ in range(_MOST_ROUNDS):
         progress(f"placing {blocks} blocks on {len(problem.wafers)} wafers")
         placed = partial(placer, problem, objectives, limits, progress)
         solution = _place_or_give_up(placed, problem, is_first=first is None)
-        first = first or solution.scores
+        first, interrupted = first or solution.scores, interrupted or solution.interrupted
         progress("laying out tiles")
         regions = planner.lay_out(_by_wafer(problem, solution))
         if not isinstance(regions, TooTight):
-            return replace(solution, scores=_proven(given, solution, first)), regions
+            return replace(solution, scores=_proven(given, solution, first), interrupted=interrupted), regions
         misfits = [i for i, wafer in enumerate(solution.assignment) if wafer == regions.wafer]
         misfits = fewest_misfits(problem, planner, misfits, regions.wafer)
         problem = _kept_apart(problem, planner, misfits, regions.wafer)
