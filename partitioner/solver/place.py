@@ -75,8 +75,9 @@ def place(
     """The placement that is best in the first of ``objectives``, of these that which is best in the second, and so on;
     any placement where there are none.
 
-    ``progress`` is called with each better placement; ``known`` is one to begin with. An interrupt (SIGINT) ends the
-    search, and what it has found is returned; before it has found any, ``KeyboardInterrupt`` passes on.
+    ``progress`` is called with each better placement; ``known`` is one to begin with, if it is allowed. An
+    interrupt (SIGINT) ends the search, and what it has found is returned; before it has found any,
+    ``KeyboardInterrupt`` passes on.
 
     Raises:
         InfeasibleError: W0401, no placement exists, by two arguments.
@@ -127,8 +128,10 @@ class _Search:
             return
         if self._problem.is_plain and (proof := why_no_runs(self._problem)):
             raise _infeasible((proof,))
-        self.best = known or first_fit(self._problem, self._clock.seed)
-        if self.best is None or faults(self._problem, self.best):
+        # A hint with faults would end the process: see `cpsat.solve`.
+        is_allowed = known and not faults(self._problem, known)
+        self.best = known if is_allowed else first_fit(self._problem, self._clock.seed)
+        if self.best is None:
             first = objectives[0] if objectives else None
             answer = self._solve(first, 1 / (len(objectives) + 1))
             if answer.interrupted and not answer.assignment:
