@@ -278,6 +278,23 @@ def test_an_extra_transfer_is_found(plan, model):
     assert "W0509" in codes(replace(plan, transfers=(*plan.transfers, plan.transfers[0])), model)
 
 
+def test_wafers_need_not_follow_each_other_by_number(plan, model):
+    """Two wafers that change places are a pipeline still; it is no other plan to the values that flow."""
+    other = {0: 2, 2: 0}
+
+    def moved(wafer: int) -> int:
+        return other.get(wafer, wafer)
+
+    blocks = tuple(
+        replace(b, wafer=moved(b.wafer), experts=tuple(replace(e, wafer=moved(e.wafer)) for e in b.experts))
+        for b in plan.blocks
+    )
+    routes = tuple(
+        replace(t, source_wafer=moved(t.source_wafer), target_wafer=moved(t.target_wafer)) for t in plan.transfers
+    )
+    assert check(replace(plan, blocks=blocks, transfers=routes), model) == ()
+
+
 # --- figures --------------------------------------------------------------------------------------------------------
 
 

@@ -434,6 +434,19 @@ def test_compile_prints_a_table(waferc, quick_load):
         assert text in done.out
 
 
+@pytest.mark.parametrize("objectives", ["trafic", "balance,balance", "", "moves", "balance,"])
+def test_objectives_that_make_no_sense_are_told(waferc, quick_load, objectives):
+    done = waferc(*SMALL, "--objective", objectives, "--json")
+    assert (done.code, {*done.codes}) == (2, {"W0104"})
+
+
+def test_objectives_are_kept_in_order(waferc, quick_load):
+    scores = waferc(*SMALL, "--objective", "machines,room", "--json").record["scores"]
+    assert [score["objective"] for score in scores] == ["machines", "room"]
+    assert [score["unit"] for score in scores] == ["wafers", "users"]
+    assert all(score["proof"] and score["gap"] == 0 for score in scores)
+
+
 def test_compile_without_output_writes_nothing(waferc, quick_load, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert waferc(*SMALL, "--json").record["output"] is None

@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ir.plan import Plan, Score
+from partitioner.cli.output import amount
 
 _UNITS = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 
@@ -75,5 +76,9 @@ def _caption(plan: Plan) -> str:
 
 def _score(score: Score) -> str:
     proof = f", proven by {score.proof}" if score.proof else ""
-    bound = f"bound {score.bound:,}, gap {score.gap:.2%}"
-    return f"{score.objective} {score.value:,} {score.objective.unit}, {bound}{proof}"
+    unit = score.objective.unit
+    if unit == "fs":  # nobody reads as many digits
+        value, bound = amount(score.value, unit), amount(score.bound, unit)
+    else:
+        value, bound = f"{score.value:,} {unit}", f"{score.bound:,}"
+    return f"{score.objective} {value}, bound {bound}, gap {score.gap:.2%}{proof}"

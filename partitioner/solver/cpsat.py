@@ -72,7 +72,7 @@ def solve(
     An interrupt (SIGINT) ends the search and keeps the best placement that it found.
     """
     if task.objective is Objective.ROOM:
-        return _most_room(task, limits, hint, presolve, found)
+        return _most_room(task, task.objective, limits, hint, presolve, found)
     from partitioner.solver.expressions import expression
 
     form = _formulation(task, hint)
@@ -89,7 +89,7 @@ def _formulation(task: Task, hint: Assignment | None) -> Formulation:
     from partitioner.solver.model import Formulation
 
     form = Formulation(task.problem)
-    for objective, value in (*task.problem.thresholds, *task.kept):
+    for objective, value in task.kept:
         require(form, objective, value)
     if hint:
         form.suggest(hint)
@@ -97,23 +97,28 @@ def _formulation(task: Task, hint: Assignment | None) -> Formulation:
 
 
 def _most_room(
-    task: Task, limits: Limits, hint: Assignment | None, presolve: bool, found: Callable[[int, int], None]
+    task: Task,
+    room: Objective,
+    limits: Limits,
+    hint: Assignment | None,
+    presolve: bool,
+    found: Callable[[int, int], None],
 ) -> Answer:
     """The largest number of users for which there is a placement, by one question after the other: room is a quotient,
     which a linear model can only be asked to reach. Steps grow until one is too large, and are halved from then on.
     """
     best, work, step = hint, 0.0, 1
-    low = score(task.problem, hint, Objective.ROOM) if hint else -1
-    high = most = counting_bound(task.problem, Objective.ROOM, dict(task.kept))
+    low = score(task.problem, hint, room) if hint else -1
+    high = most = counting_bound(task.problem, room, dict(task.kept))
     while low < high:
         users = min(high, low + step) if high == most else (low + high + 1) // 2
-        asked = replace(task, kept=(*task.kept, (Objective.ROOM, users)))
+        asked = replace(task, kept=(*task.kept, (room, users)))
         left = Limits(max(1e-3, limits.deterministic_time - work), limits.seed)
         answer = _answer(_formulation(asked, None), left, presolve, lambda _value, _bound: None)
         work += answer.work
         if answer.assignment:
             best, step = answer.assignment, 2 * step
-            low = max(users, score(task.problem, best, Objective.ROOM))
+            low = max(users, score(task.problem, best, room))
             found(low, high)
         elif answer.status == "INFEASIBLE":
             high = users - 1

@@ -75,9 +75,8 @@ def place(
     """The placement that is best in the first of ``objectives``, of these that which is best in the second, and so on;
     any placement where there are none.
 
-    ``progress`` is called with each better placement; ``known`` is one to begin with, if it is allowed. An
-    interrupt (SIGINT) ends the search, and what it has found is returned; before it has found any,
-    ``KeyboardInterrupt`` passes on.
+    ``progress`` is called with each better placement; ``known`` is one to begin with. An interrupt (SIGINT) ends the
+    search, and what it has found is returned; before it has found any, ``KeyboardInterrupt`` passes on.
 
     Raises:
         InfeasibleError: W0401, no placement exists, by two arguments.
@@ -128,9 +127,8 @@ class _Search:
             return
         if self._problem.is_plain and (proof := why_no_runs(self._problem)):
             raise _infeasible((proof,))
-        # A hint with faults would end the process: see `cpsat.solve`.
-        is_allowed = known and not faults(self._problem, known)
-        self.best = known if is_allowed else first_fit(self._problem, self._clock.seed)
+        is_good = known is not None and not faults(self._problem, known)
+        self.best = known if is_good else first_fit(self._problem, self._clock.seed)
         if self.best is None:
             first = objectives[0] if objectives else None
             answer = self._solve(first, 1 / (len(objectives) + 1))
@@ -189,9 +187,12 @@ class _Search:
         if self.scores:
             return False
         limit_s = self._clock.share(share).deterministic_time
-        found = least_load(
-            self._problem, objective, limit_s, lambda value, bound: self._tell(objective, value, bound or 0)
-        )
+        counted = counting_bound(self._problem, objective, self._kept)
+
+        def tell(value: int, bound: int | None) -> None:
+            self._tell(objective, value, counted if bound is None else bound)
+
+        found = least_load(self._problem, objective, limit_s, tell)
         if found is None or not found.machines or faults(self._problem, found.machines):
             return False
         for better in (found.machines, best_order(self._problem, found.machines, self._objectives)):
@@ -212,7 +213,7 @@ class _Search:
         return score(self._problem, self.best, objective)
 
     def _solve(self, objective: Objective | None, share: float, *, presolve: bool = True) -> Answer:
-        task = Task(self._problem, objective, tuple((found.objective, found.value) for found in self.scores))
+        task = Task(self._problem, objective, tuple(self._kept.items()))
         answer = solve(
             task,
             self._clock.share(share),
