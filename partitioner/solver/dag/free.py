@@ -13,10 +13,11 @@ from dataclasses import dataclass, field, replace
 from random import Random
 
 from partitioner.solver.dag.bounds import counting_bound, misfits, separation_bound
+from partitioner.solver.dag.combining import Column, combine
 from partitioner.solver.dag.contiguous import place_contiguous
-from partitioner.solver.dag.covers import Column, cover_bounds
+from partitioner.solver.dag.covers import cover_bounds
 from partitioner.solver.dag.local_search import anneal
-from partitioner.solver.dag.neighbourhoods import share_anew
+from partitioner.solver.dag.neighbourhoods import Tried, share_anew
 from partitioner.solver.dag.orders import cut_orders
 from partitioner.solver.dag.parts import Found, Part, pack
 from partitioner.solver.dag.problem import DagProblem, Placement
@@ -26,19 +27,26 @@ from partitioner.solver.dag.units import Units, loads_of, units_of
 Progress = Callable[[int, int], None]
 """Called with the best value and the best bound so far whenever one of them improves."""
 
-_MOVES_PER_S = 60_000
+_SHARE = 0.6
+"""Of the time limit, in seconds of one core, what searches may count, so that a machine that others use keeps to it."""
+_IN_ORDER = 0.1
+"""Of the time limit besides, for the best placement along an order of machines."""
+_MOVES_PER_S = 90_000
+"""Of annealing. These are rates of one core of a virtual machine with two (CPU time of 2026)."""
+_CELLS_PER_S = 120_000_000
+"""Of dynamic programmes."""
+_STEP_S = 0.015
+"""One round of prices takes besides."""
 _WORK_PER_S = 0.35
 """CP-SAT's deterministic seconds in one second."""
-_CELLS_PER_S = 80_000_000
-"""Of dynamic programmes."""
-_WORK_OF_EIGHT_PER_S = 0.06
-"""The same for eight workers that take turns."""
+_PART_S = 0.02
+"""A model of it takes besides."""
+_WORK_OF_EIGHT_PER_S = 0.1
+"""CP-SAT's deterministic seconds in one second for eight workers that take turns."""
 _EXACT_BITS = 44
 """Loads up to two to this go to CP-SAT as they are where the whole problem does."""
-_WALL = 1.2
-"""Seconds on the clock, for each of the limit's, after which no further step begins: a net, where counting is off."""
-_LEAST_WALL_S = 15.0
-"""The same however short the limit is: the first solver to be loaded may take seconds."""
+_LEAST_WALL_S = 10.0
+"""On the clock, whatever the limit: the first solver to be loaded may take seconds."""
 
 
 def place_free(
@@ -49,8 +57,8 @@ def place_free(
 ) -> Placement:
     """The best placement that ``time_limit_s`` allows for, machines being free to hold any nodes.
 
-    Work is counted, so that the answer depends on the arguments alone, while a machine is not much slower than the one
-    that the counts were set on: past 1.2 times the limit, and 15 s, on the clock, the best so far is the answer.
+    Work is counted, so that the answer depends on the arguments alone where a machine does the counted work in time;
+    past the limit (and 10 s) on the clock, the best so far is the answer.
     ``starts`` are placements to begin with, a machine for each node. Ctrl-C keeps the best so far.
     """
     units = units_of(problem)
@@ -87,6 +95,7 @@ class _Search:
     no_start: tuple[str, str] = ("unknown", "")
     contents: dict[Column, None] = field(default_factory=dict)
     dives: list[tuple[int, ...]] = field(default_factory=list)
+    tried: Tried = field(default_factory=dict)
     spent_s: float = 0.0
     began_s: float = field(default_factory=time.monotonic)
 
@@ -97,19 +106,28 @@ class _Search:
 
     def effort(self, seconds: float, *, presolve: bool = True, workers: int = 1) -> Effort:
         """CP-SAT's share of the counted seconds."""
-        wall_s = self.began_s + max(_WALL * self.limit_s, _LEAST_WALL_S) - time.monotonic()
         rate = _WORK_PER_S if workers == 1 else _WORK_OF_EIGHT_PER_S
-        return Effort(max(0.0, seconds) * rate, workers, presolve, wall_s)
+        return Effort(max(0.0, seconds) * rate, workers, presolve, self.end_s)
+
+    @property
+    def end_s(self) -> float:
+        """When the clock, not the count, ends the search."""
+        return self.began_s + max(self.limit_s, _LEAST_WALL_S)
 
     @property
     def is_late(self) -> bool:
-        """Whether the clock, not the count, ends the search."""
-        return time.monotonic() > self.began_s + max(_WALL * self.limit_s, _LEAST_WALL_S)
+        """Whether it does."""
+        return time.monotonic() > self.end_s
+
+    @property
+    def work_s(self) -> float:
+        """All counted seconds."""
+        return _SHARE * self.limit_s
 
     @property
     def left_s(self) -> float:
         """Of the counted seconds."""
-        return self.limit_s - self.spent_s
+        return self.work_s - self.spent_s
 
     def offer(self, machines: Sequence[int]) -> bool:
         """Take a placement if it is better than the best."""
@@ -163,7 +181,7 @@ class _Search:
     def _in_order(self) -> None:
         """The best placement along an order of machines, as far as a tenth of the time allows."""
         try:
-            found = place_contiguous(replace(self.problem, contiguous=True), 0.1 * self.limit_s)
+            found = place_contiguous(replace(self.problem, contiguous=True), _IN_ORDER * self.limit_s)
         except ValueError:  # units that are too fine for it
             return
         if found.machines:
@@ -171,26 +189,39 @@ class _Search:
 
     def _steps(self, random: Random) -> Iterator[None]:
         """All but the last, with a pause wherever something is better or time has passed."""
-        limit_s = self.limit_s
-        yield from self._anneal(self.best, 0.06 * limit_s, random)
-        yield from self._cover(0.3 * limit_s)
-        yield from self._share_anew(0.12 * limit_s)
-        for dive in self.dives[-3:]:
-            yield from self._anneal(dive, 0.03 * limit_s, random)
-        yield from self._share_anew(0.1 * limit_s)
-        yield from self._anneal(self.best, 0.04 * limit_s, random)
-        yield from self._share_anew(0.1 * limit_s)
+        work_s = self.work_s
+        yield from self._anneal(self.best, 0.08 * work_s, random)
+        yield from self._cover(0.3 * work_s, 0.18 * work_s)
+        while self.left_s > 0.15 * work_s:
+            yield from self._combine(0.04 * work_s)
+            for start in self.dives or [self.best]:
+                yield from self._anneal(start, 0.03 * work_s, random)
+            self.dives = []
+            yield from self._share_anew(0.15 * work_s)
 
-    def _cover(self, seconds: float) -> Iterator[None]:
-        end = self.spent_s + seconds
+    def _cover(self, seconds: float, patience_s: float) -> Iterator[None]:
+        """Prices until ``seconds`` are over, or ``patience_s`` since the last better bound."""
+        end, gained = self.spent_s + seconds, self.spent_s
         for steps, step in enumerate(cover_bounds(self.units, self.value, self.bound, list(self.contents)), 1):
-            self.spent_s += step.cells / _CELLS_PER_S + 0.03
+            self.spent_s += step.cells / _CELLS_PER_S + _STEP_S
+            if step.bound > self.bound:
+                gained = self.spent_s
             self.raise_bound(min(step.bound, self.value), "prices of a cover")
-            if steps in (1, 10, 30, 90) and self.units.is_roomy:
-                self.dives.append(step.dive())
+            self.contents.update(dict.fromkeys(step.columns))
+            if steps in (1, 10, 40, 160) and (dive := step.dive()):
+                self.dives.append(dive)
             yield
-            if self.spent_s > end:
+            if self.spent_s > min(end, gained + patience_s):
                 return
+
+    def _combine(self, seconds: float) -> Iterator[None]:
+        """Contents so far, put together anew."""
+        found, work_s = combine(self.units, list(self.contents), self.value - 1, self.effort(seconds))
+        self.spent_s += work_s / _WORK_PER_S + _PART_S
+        if found:
+            self.offer(found)
+            self.dives.append(found)
+        yield
 
     def _anneal(self, start: Sequence[int], seconds: float, random: Random) -> Iterator[None]:
         moves = int(seconds / 2 * _MOVES_PER_S)
@@ -205,9 +236,9 @@ class _Search:
 
     def _share_anew(self, seconds: float) -> Iterator[None]:
         end = self.spent_s + seconds
-        effort = self.effort(0.06 * self.limit_s)
-        for found, work_s in share_anew(self.units, self.best, effort, effort):
-            self.spent_s += work_s / _WORK_PER_S + 0.02
+        efforts = [self.effort(part * self.work_s) for part in (0.02, 0.08)]
+        for found, work_s in share_anew(self.units, self.best, efforts, self.tried):
+            self.spent_s += work_s / _WORK_PER_S + _PART_S
             self.offer(found)
             yield
             if self.spent_s > end:
@@ -219,7 +250,7 @@ class _Search:
         if found.machines:
             self.offer(found.machines)
         if found.status == "OPTIMAL" and found.bound == self.value > self.bound:
-            second = self._whole(self.effort(self.limit_s / 2, workers=8, presolve=False))
+            second = self._whole(self.effort(self.work_s / 2, workers=8, presolve=False))
             if (second.status, second.bound) == (found.status, found.bound):
                 self.raise_bound(found.bound, "CP-SAT; CP-SAT without presolve")
         self.raise_bound(min(found.bound, self.value - 1), "CP-SAT")
