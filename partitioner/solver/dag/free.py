@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import cycle
 from random import Random
 
 from partitioner.solver.dag.bounds import counting_bound, misfits, separation_bound
@@ -43,6 +44,8 @@ _PART_S = 0.02
 """A model of it takes besides."""
 _WORK_OF_EIGHT_PER_S = 0.1
 """CP-SAT's deterministic seconds in one second for eight workers that take turns."""
+_PARTS = (16, 16, 4, 8, 2)
+"""Of the gap that annealing aims at, in turn: hardly any of it for a start far off, more of it for a good one."""
 _EXACT_BITS = 44
 """Loads up to two to this go to CP-SAT as they are where the whole problem does."""
 _LEAST_WALL_S = 10.0
@@ -96,6 +99,7 @@ class _Search:
     contents: dict[Column, None] = field(default_factory=dict)
     dives: list[tuple[int, ...]] = field(default_factory=list)
     tried: Tried = field(default_factory=dict)
+    parts: Iterator[int] = field(default_factory=lambda: cycle(_PARTS))
     spent_s: float = 0.0
     began_s: float = field(default_factory=time.monotonic)
 
@@ -190,28 +194,40 @@ class _Search:
     def _steps(self, random: Random) -> Iterator[None]:
         """All but the last, with a pause wherever something is better or time has passed."""
         work_s = self.work_s
-        yield from self._anneal(self.best, 0.08 * work_s, random)
-        yield from self._cover(0.3 * work_s, 0.18 * work_s)
+        yield from self._anneal(self.best, 0.06 * work_s, random)
+        prices = self._cover(0.3 * work_s, 0.15 * work_s)
         while self.left_s > 0.15 * work_s:
-            yield from self._combine(0.04 * work_s)
-            for start in self.dives or [self.best]:
+            yield from self._for(0.06 * work_s, prices)
+            yield from self._combine(0.03 * work_s)
+            for start in self.dives[-3:] or [self.best]:
                 yield from self._anneal(start, 0.03 * work_s, random)
             self.dives = []
-            yield from self._share_anew(0.15 * work_s)
+            yield from self._for(0.12 * work_s, self._share_anew())
+
+    def _for(self, seconds: float, steps: Iterator[None]) -> Iterator[None]:
+        """Some of the steps."""
+        end = self.spent_s + seconds
+        while self.spent_s < end:
+            try:
+                yield next(steps)
+            except StopIteration:
+                return
 
     def _cover(self, seconds: float, patience_s: float) -> Iterator[None]:
-        """Prices until ``seconds`` are over, or ``patience_s`` since the last better bound."""
-        end, gained = self.spent_s + seconds, self.spent_s
+        """Prices until they took ``seconds``, or ``patience_s`` since the last better bound."""
+        took_s = gained_s = 0.0
         for steps, step in enumerate(cover_bounds(self.units, self.value, self.bound, list(self.contents)), 1):
-            self.spent_s += step.cells / _CELLS_PER_S + _STEP_S
+            step_s = step.cells / _CELLS_PER_S + _STEP_S
+            self.spent_s += step_s
+            took_s += step_s
             if step.bound > self.bound:
-                gained = self.spent_s
+                gained_s = took_s
             self.raise_bound(min(step.bound, self.value), "prices of a cover")
             self.contents.update(dict.fromkeys(step.columns))
-            if steps in (1, 10, 40, 160) and (dive := step.dive()):
+            if steps in (3, 20, 60, 120, 200) and (dive := step.dive()):
                 self.dives.append(dive)
             yield
-            if self.spent_s > min(end, gained + patience_s):
+            if took_s > min(seconds, gained_s + patience_s):
                 return
 
     def _combine(self, seconds: float) -> Iterator[None]:
@@ -224,25 +240,27 @@ class _Search:
         yield
 
     def _anneal(self, start: Sequence[int], seconds: float, random: Random) -> Iterator[None]:
+        """Hot, with loads as near to the bound as may be reached, then cool, with loads just below the best."""
         moves = int(seconds / 2 * _MOVES_PER_S)
-        for hot in (0.02, 0.003):
+        for hot, target in (
+            (0.02, self.bound + (self.value - self.bound) // next(self.parts)),
+            (0.003, self.value - self.value // 500),
+        ):
             self.spent_s += moves / _MOVES_PER_S
-            target = max(self.bound, self.value - 1 - self.value // 500)
-            for found in anneal(self.units, start, target, moves, random, hot):
+            most = self.value - 1
+            target = max(self.bound, min(target, most))
+            for found in anneal(self.units, start, target, most, moves, random, hot):
                 self.offer(found)
                 yield
             start = self.best
             yield
 
-    def _share_anew(self, seconds: float) -> Iterator[None]:
-        end = self.spent_s + seconds
+    def _share_anew(self) -> Iterator[None]:
         efforts = [self.effort(part * self.work_s) for part in (0.02, 0.08)]
         for found, work_s in share_anew(self.units, self.best, efforts, self.tried):
             self.spent_s += work_s / _WORK_PER_S + _PART_S
             self.offer(found)
             yield
-            if self.spent_s > end:
-                return
 
     def _solve(self) -> None:
         """All machines and units in one model."""
