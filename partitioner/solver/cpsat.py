@@ -137,6 +137,8 @@ def _answer(form: Formulation, limits: Limits, presolve: bool, found: Callable[[
     solver.parameters.random_seed = limits.seed
     solver.parameters.max_deterministic_time = limits.deterministic_time
     solver.parameters.cp_model_presolve = presolve
+    # Its dual reductions make some feasible models infeasible, and with a hint the process then aborts (see above).
+    solver.parameters.keep_all_feasible_solutions_in_presolve = True
     solver.parameters.catch_sigint_signal = False  # it would be swallowed: Python is to see it
     code, interrupted = _run(solver, form.model, found)
     status = solver.status_name(code)

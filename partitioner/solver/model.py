@@ -225,18 +225,20 @@ class Formulation:
 
 
 def alike_wafers(problem: Problem) -> tuple[tuple[int, ...], ...]:
-    """Wafers that can hold an item, in classes that nothing tells apart: exchanging two of a class changes nothing."""
+    """Wafers that can hold an item, in classes that nothing tells apart: exchanging two of a class changes nothing.
+
+    All wafers where none can hold anything, so that it is for the model to say that there is no placement.
+    """
     least = min((item.tiles for item in problem.items), default=0)
+    usable = [index for index, wafer in enumerate(problem.wafers) if wafer.tiles >= least]
     linked = {wafer for one, other, _ in problem.link_costs for wafer in (one, other)}
     before = set(problem.previous)
     classes: dict[object, list[int]] = {}
-    for index, wafer in enumerate(problem.wafers):
-        if wafer.tiles < least:
-            continue
+    for index in usable or range(len(problem.wafers)):
         # A wafer that had blocks before is like no other, nor is one with a link of its own.
         own = index if index in before or index in linked else None
         named = tuple(index in rule.wafers for rule in problem.restrictions)
-        classes.setdefault((wafer, own, named), []).append(index)
+        classes.setdefault((problem.wafers[index], own, named), []).append(index)
     return tuple(tuple(wafers) for wafers in classes.values())
 
 
