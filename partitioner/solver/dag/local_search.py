@@ -98,7 +98,7 @@ def anneal(
     neighbours = _neighbours(units)
     sets = [members for members in clusters(units) if len(members) > 1]
     machines = len(units.kind_of)
-    heat = hot * target
+    heat = hot * max(1, target)
     cooling = 0.001 ** (1 / max(moves, 1))
     for _ in range(moves):
         heat *= cooling
