@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: help demo demo-run test check format profiles validate bench-solver clean
+.PHONY: help demo demo-run test check format profiles validate bench-solver fuzz clean
 .DEFAULT_GOAL := help
 
 help: ## list what can be made
@@ -48,6 +48,9 @@ profiles: $(READY) ## lower the bundled models again and write down their profil
 bench-solver: $(READY) ## place published instances, models and chains beside others: make bench-solver INSTANCES=folder
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps accelerate==1.15.0
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.solver $(INSTANCES)
+
+fuzz: $(READY) ## hold the solver against all placements of random problems: make fuzz SECONDS=300 SEED=0
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz_solver --seconds $(or $(SECONDS),300) --seed $(or $(SEED),0)
 
 clean: ## remove what was set up and made
 	rm -rf .venv out .mypy_cache .ruff_cache .pytest_cache

@@ -210,3 +210,12 @@ def test_is_never_worse_than_contiguous() -> None:
         found = place_free(problem, 0.2)
         assert contiguous.status == "optimal"
         assert found.bound <= found.value <= contiguous.value
+
+
+def test_what_takes_no_time_at_all_is_placed():
+    """No heat is left to anneal with where the largest load is to be 0."""
+    nodes = (Node((0, 12), 0, 0, 3), Node((0, 1), 0, 1, 1))
+    kinds = (Kind("first", 2, 7), Kind("second", 1, None, charged=False))
+    for edges in ((), ((0, 1),)):
+        placement = place_free(DagProblem(nodes, edges, kinds, contiguous=False), 2.0)
+        assert (placement.status, placement.value, placement.bound) == ("optimal", 0, 0)

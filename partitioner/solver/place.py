@@ -111,6 +111,7 @@ class _Search:
         self._objectives: tuple[Objective, ...] = ()
         self.best: Assignment | None = None
         self.scores: list[Score] = []
+        self._grounds: list[tuple[Argument, Sequence[Argument]]] = []
         self.interrupted = False
 
     def start(self, objectives: Sequence[Objective], known: Assignment | None = None) -> None:
@@ -166,7 +167,11 @@ class _Search:
         """Take the score in ``objective`` for good, with what ``arguments`` prove together."""
         assert self.best is not None
         counted = Argument("counting bound", counting_bound(self._problem, objective, self._kept))
-        self.scores.append(_proven(objective, self._value(objective), counted, arguments))
+        self._settle(objective, counted, arguments)
+
+    def _settle(self, objective: Objective, proof: Argument, others: Sequence[Argument] = ()) -> None:
+        self._grounds.append((proof, others))
+        self.scores.append(_proven(objective, self._value(objective), proof, others))
         self._tell(objective, self.scores[-1].value, self.scores[-1].bound)
 
     def _follow_runs(self, objective: Objective) -> bool:
@@ -178,8 +183,7 @@ class _Search:
         if not runs.proofs[number]:
             return False
         self.best = runs.assignment
-        self.scores.append(Score(objective, runs.values[number], runs.values[number], runs.proofs[number]))
-        self._tell(objective, runs.values[number], runs.values[number])
+        self._settle(objective, Argument(runs.proofs[number], runs.values[number]))
         return True
 
     def _follow_loads(self, objective: Objective, share: float) -> bool:
@@ -195,8 +199,7 @@ class _Search:
                 self.best = better
         if not found.proof or self._value(objective) != found.bound:
             return False
-        self.scores.append(Score(objective, found.bound, found.bound, found.proof))
-        self._tell(objective, found.bound, found.bound)
+        self._settle(objective, Argument(found.proof, found.bound))
         return True
 
     @property
@@ -220,7 +223,9 @@ class _Search:
         return answer
 
     def _take(self, answer: Answer, objective: Objective) -> None:
-        """Remember a placement that is better, allowed, and no worse in what is kept."""
+        """Remember a placement that is better, allowed, and no worse in what is kept; if it is better in that too, its
+        scores are, which bounds of worse ones still hold for.
+        """
         found = answer.assignment
         if found is None or faults(self._problem, found):
             return
@@ -228,6 +233,10 @@ class _Search:
             return
         if _is_better(objective, self._score(found, objective), self._value(objective)):
             self.best = found
+            self.scores = [
+                _proven(old.objective, self._value(old.objective), *grounds)
+                for old, grounds in zip(self.scores, self._grounds, strict=True)
+            ]
 
     def _score(self, assignment: Assignment, objective: Objective) -> int:
         return score(self._problem, assignment, objective)

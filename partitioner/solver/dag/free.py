@@ -176,6 +176,8 @@ class _Search:
         self.raise_bound(separation_bound(self.units), "minimum cuts around single groups")
         if not self.is_done:
             self._in_order()
+        if self.is_done:
+            return
         random = Random(0)  # noqa: S311 - a search, no secret
         for _ in self._steps(random):
             if self.is_done or self.is_late:
