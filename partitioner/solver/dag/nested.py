@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from partitioner.solver.dag.items import ItemGraph, bits
 from partitioner.solver.dag.prefixes import Stage
+from partitioner.solver.dag.running import Effort, run
 
 if TYPE_CHECKING:
     from ortools.sat.python import cp_model
@@ -15,34 +17,31 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Nested:
-    """CP-SAT's answer; ``status`` is its own word. ``stages`` in order, with machines that hold nothing left out."""
+    """CP-SAT's answer; ``status`` is its own word. ``stages`` in order, with machines that hold nothing left out.
+
+    ``bound``: no placement within the limits has a smaller value.
+    """
 
     status: str
     value: int
     stages: tuple[Stage, ...]
+    bound: int
 
 
-def solve_nested(
-    graph: ItemGraph, low: int, high: int, hint: Sequence[Stage], deterministic_time: float, *, presolve: bool = True
-) -> Nested:
+def solve_nested(graph: ItemGraph, low: int, high: int, hint: Sequence[Stage], effort: Effort) -> Nested:
     """Minimise the largest load within ``low`` to ``high``; begin from ``hint``. The same input gives the same answer.
 
-    ``INFEASIBLE`` says that nothing is within ``high``.
+    ``INFEASIBLE`` says that nothing is within ``high``. KeyboardInterrupt stops it and passes on.
     """
-    from ortools.sat.python import cp_model
-
     row = _Row(graph, low, high)
     row.follow(hint)
-    solver = cp_model.CpSolver()
-    solver.parameters.num_workers = 8
-    solver.parameters.interleave_search = True
-    solver.parameters.random_seed = 0
-    solver.parameters.max_deterministic_time = deterministic_time
-    solver.parameters.cp_model_presolve = presolve
-    status = solver.status_name(solver.solve(row.model))
+    status, solver = run(row.model, effort)
+    if status == "INFEASIBLE":
+        return Nested(status, -1, (), high + 1)
+    bound = max(low, math.ceil(solver.best_objective_bound - 1e-6))
     if status not in ("OPTIMAL", "FEASIBLE"):
-        return Nested(status, -1, ())
-    return Nested(status, round(solver.objective_value), row.stages(solver))
+        return Nested(status, -1, (), bound if status == "UNKNOWN" else low)
+    return Nested(status, round(solver.objective_value), row.stages(solver), bound)
 
 
 class _Row:
