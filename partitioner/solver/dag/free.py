@@ -200,13 +200,14 @@ class _Search:
         work_s = self.work_s
         yield from self._anneal(self.best, 0.06 * work_s, random)
         prices = self._cover(0.3 * work_s, 0.15 * work_s)
-        while self.left_s > 0.15 * work_s:
+        while self.left_s > 0.25 * work_s and self.value - self.bound > self.value >> 10:
             yield from self._for(0.06 * work_s, prices)
             yield from self._combine(0.03 * work_s)
             for start in self.dives[-3:] or [self.best]:
                 yield from self._anneal(start, 0.03 * work_s, random)
             self.dives = []
             yield from self._for(0.12 * work_s, self._share_anew())
+        yield from self._for(0.1 * work_s, prices)
 
     def _for(self, seconds: float, steps: Iterator[None]) -> Iterator[None]:
         """Some of the steps."""
