@@ -199,7 +199,7 @@ class _Search:
         """All but the last, with a pause wherever something is better or time has passed."""
         work_s = self.work_s
         yield from self._anneal(self.best, 0.06 * work_s, random)
-        prices = self._cover(0.3 * work_s, 0.15 * work_s)
+        prices = self._cover(0.4 * work_s, 0.25 * work_s)
         while self.left_s > 0.25 * work_s and self.value - self.bound > self.value >> 10:
             yield from self._for(0.06 * work_s, prices)
             yield from self._combine(0.03 * work_s)
