@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks import device_placement
 from benchmarks.instances import read_instance, score, to_problem
-from partitioner.solver.dag import exact, prefixes, suffixes
+from partitioner.solver.dag import exact, nested, prefixes, suffixes
 from partitioner.solver.dag.contiguous import place_contiguous
 from partitioner.solver.dag.items import item_graph, merged, weightless
 from partitioner.solver.dag.problem import DagProblem, Kind, Node
@@ -294,3 +294,35 @@ def test_the_scores_of_the_solver_and_of_the_file_agree(tmp_path):
         theirs = score(instance, assignment, contiguous=True)
         assert largest_load(problem, machines) / instance.units == pytest.approx(theirs.objective, rel=1e-9)
         assert bool(broken_rules(problem, machines)) == bool(theirs.broken)
+
+
+def chains(count: int, length: int) -> DagProblem:
+    """Parallel chains: with many of them, more prefixes than can be looked at."""
+    rng = random.Random(0)
+    nodes = tuple(Node((rng.randint(1, 99),), 0, i, rng.randint(1, 9)) for i in range(count * length))
+    edges = tuple((i, i + count) for i in range(count * (length - 1)))
+    return DagProblem(nodes, edges, (Kind("acc", 4, None),), contiguous=True)
+
+
+def test_ctrl_c_keeps_the_best_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exact, "MOST_PREFIXES", 1000)
+    seen: list[int] = []
+
+    def stop(value: int, _bound: int | None) -> None:
+        seen.append(value)
+        raise KeyboardInterrupt
+
+    problem = chains(12, 3)
+    found = place_contiguous(problem, 5.0, stop)
+    assert (found.status, [found.value]) == ("feasible", seen)
+    assert largest_load(problem, found.machines) == found.value and not broken_rules(problem, found.machines)
+
+
+def test_a_bound_of_the_model_is_the_bound_of_what_it_left_unproven(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exact, "MOST_PREFIXES", 1000)
+    problem = chains(12, 3)
+    fluid = -(-sum(node.times[0] or 0 for node in problem.nodes) // 4)
+    monkeypatch.setattr(nested, "solve_nested", lambda *_: nested.Nested("UNKNOWN", -1, (), fluid + 1))
+    found = place_contiguous(problem, 5.0)
+    assert (found.status, found.bound) == ("feasible", fluid + 1)
+    assert found.bound < found.value == largest_load(problem, found.machines)

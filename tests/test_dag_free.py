@@ -10,12 +10,14 @@ from random import Random
 import pytest
 
 from partitioner.solver.dag.bounds import counting_bound, misfits, separation_bound
+from partitioner.solver.dag.combining import combine
 from partitioner.solver.dag.contiguous import place_contiguous
 from partitioner.solver.dag.covers import _Cover, cover_bounds
 from partitioner.solver.dag.free import place_free
 from partitioner.solver.dag.frontier import pricing
 from partitioner.solver.dag.orders import cut, exchanges
 from partitioner.solver.dag.problem import DagProblem, Kind, Node
+from partitioner.solver.dag.running import Effort
 from partitioner.solver.dag.score import broken_rules, largest_load
 from partitioner.solver.dag.units import loads_of, units_of
 
@@ -201,6 +203,29 @@ def test_covers_bound_all_placements() -> None:
             assert step.bound <= min(values), seed
             better += step.bound > before
     assert better > 100
+
+
+def test_contents_of_the_best_placement_are_put_together_again() -> None:
+    combined = 0
+    for seed in range(6000, 6150):
+        problem = a_problem(seed, 5)
+        units = units_of(problem)
+        able = (
+            (largest_load(problem, nodes), machines)
+            for machines in product(range(problem.machines), repeat=len(units))
+            if not broken_rules(problem, nodes := units.to_nodes(machines))
+        )
+        value, best = min(able, default=(0, ()))
+        held = [(units.kind_of[d], tuple(u for u, at in enumerate(best) if at == d)) for d in set(best)]
+        if not best:
+            continue
+        found, _ = combine(units, held, value, Effort(1.0))
+        if not found:
+            continue
+        assert max(loads_of(units, found)) == value, seed
+        assert not broken_rules(problem, units.to_nodes(found)), seed
+        combined += 1
+    assert combined > 80
 
 
 def test_is_never_worse_than_contiguous() -> None:

@@ -7,15 +7,19 @@ from __future__ import annotations
 
 from partitioner.solver.dag.exact import Answer, Progress, allowance, quiet, solve
 from partitioner.solver.dag.items import item_graph
+from partitioner.solver.dag.prefixes import Work
 from partitioner.solver.dag.problem import DagProblem, Placement
 from partitioner.solver.dag.score import broken_rules, largest_load
 
 
-def place_contiguous(problem: DagProblem, time_limit_s: float = 60.0, progress: Progress = quiet) -> Placement:
+def place_contiguous(
+    problem: DagProblem, time_limit_s: float = 60.0, progress: Progress = quiet, work: Work | None = None
+) -> Placement:
     """The best placement along an order of the machines, proven by two arguments where ``status`` says so.
 
     Times and charges must add up to less than 2**51 units, so that sums of them are exact. ``time_limit_s`` buys an
-    amount of work, whatever the clock says: the same problem gives the same placement.
+    amount of work, whatever the clock says: the same problem gives the same placement (but where CP-SAT takes longer
+    than the limit). Ctrl-C keeps the best so far; ``work``, where it is given instead of the limit, says so.
 
     Raises:
         ValueError: the units are too fine.
@@ -27,7 +31,7 @@ def place_contiguous(problem: DagProblem, time_limit_s: float = 60.0, progress: 
         raise ValueError("sizes add up to more bytes than sums are exact for")
     if not problem.nodes:
         return Placement((), 0, 0, "optimal", "there is nothing to place; any placement of nothing is as good")
-    work = allowance(time_limit_s)
+    work = work or allowance(time_limit_s)
     graphs = [item_graph(problem, onward=onward) for onward in (False, True)]
     graphs = graphs[:1] if graphs[0] == graphs[1] else graphs
     answers = tuple(solve(graph, work, progress) for graph in graphs)

@@ -6,6 +6,7 @@ prefixes of the graph can be what some of the machines hold. CP-SAT is loaded on
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -22,6 +23,7 @@ from partitioner.solver.dag.prefixes import (
     table,
     worst_load,
 )
+from partitioner.solver.dag.running import Effort
 from partitioner.solver.dag.suffixes import all_suffixes, nothing_within
 
 Progress = Callable[[int, int], None]
@@ -39,7 +41,9 @@ FEW_PREFIXES = 3_000
 PAIRS_PER_SECOND = 20_000_000
 """Pairs of prefixes that a second of the time limit buys: about what one core judges."""
 
-MODEL_SHARE = 0.4
+LEAST_WALL_S = 10.0
+"""On the clock, whatever the limit: to load CP-SAT may take seconds."""
+MODEL_SHARE = 0.2
 """CP-SAT's deterministic seconds in one of the time limit: about what keeps to it on one core."""
 
 FROM_THE_FRONT = "a search over prefixes, from the first machine, finds {nothing}"
@@ -74,7 +78,7 @@ Found = tuple[int, tuple[Stage, ...]]
 
 def allowance(time_limit_s: float) -> Work:
     """The work that a time limit buys, whatever the clock says."""
-    return Work(int(time_limit_s * PAIRS_PER_SECOND))
+    return Work(int(time_limit_s * PAIRS_PER_SECOND), time.monotonic() + max(time_limit_s, LEAST_WALL_S))
 
 
 def solve(graph: ItemGraph, work: Work, progress: Progress) -> Answer:
@@ -124,7 +128,7 @@ def _bracket(graph: ItemGraph, work: Work, progress: Progress) -> Answer:
 
 def _search(graph: ItemGraph, work: Work, progress: Progress) -> Answer:
     """The best of all sequences of prefixes, then the second argument for that it is."""
-    low = fractional_bound(graph)
+    low = proven = fractional_bound(graph)
     best: Found | None = None
     try:
         prefixes = all_prefixes(graph, MOST_PREFIXES)
@@ -136,13 +140,16 @@ def _search(graph: ItemGraph, work: Work, progress: Progress) -> Answer:
             return _modelled(graph, best, low, best[0] if best else worst_load(graph), work)
         better, proven = _raised(table(graph, prefixes), low, best[0] if best else worst_load(graph), work)
         best = better or best
+        if best:
+            progress(best[0], proven)
+        if best and best[0] == low:
+            return _answer(graph, best, low, FROM_THE_FRONT, FLUID)
+        return _confirmed(graph, best, low, work)
     except OutOfWorkError:
         return _answer(graph, best, low)
-    if best:
-        progress(best[0], proven)
-    if best and best[0] == low:
-        return _answer(graph, best, low, FROM_THE_FRONT, FLUID)
-    return _confirmed(graph, best, low, work)
+    except KeyboardInterrupt:
+        work.interrupt()
+        return _answer(graph, best, low)
 
 
 def _raised(found: Table, low: int, high: int, work: Work) -> tuple[Found | None, int]:
@@ -177,19 +184,20 @@ def _modelled(graph: ItemGraph, best: Found | None, low: int, most: int, work: W
 
     seconds = MODEL_SHARE * work.pairs / PAIRS_PER_SECOND / 2
     work.pairs //= 2
-    found = solve_nested(graph, low, most, best[1] if best else (), 0.6 * seconds)
+    effort = Effort(0.6 * seconds, 8, end_s=work.end_s)
+    found = solve_nested(graph, low, most, best[1] if best else (), effort)
     if found.stages and (best is None or found.value < best[0]):
         best = found.value, found.stages
     if found.status == "OPTIMAL" and found.value == low:
         return _answer(graph, best, low, BY_MODEL, why)
     if found.status in ("OPTIMAL", "INFEASIBLE"):
         under = most if best is None else best[0] - 1
-        again = solve_nested(graph, low, under, (), 0.4 * seconds, presolve=False)
+        again = solve_nested(graph, low, under, (), replace(effort, work_s=0.4 * seconds, presolve=False))
         if again.status == "INFEASIBLE":
             return _answer(graph, best, best[0] if best else low, BY_MODEL, BY_MODEL_AS_IT_IS)
         if again.stages and (best is None or again.value < best[0]):
             best = again.value, again.stages
-    return _answer(graph, best, low)
+    return _answer(graph, best, min(found.bound, best[0]) if best else low)
 
 
 def _answer(graph: ItemGraph, best: Found | None, bound: int, *proofs: str) -> Answer:

@@ -17,6 +17,7 @@ from partitioner.solver.dag.bounds import counting_bound, misfits, separation_bo
 from partitioner.solver.dag.combining import Column, combine
 from partitioner.solver.dag.contiguous import place_contiguous
 from partitioner.solver.dag.covers import cover_bounds
+from partitioner.solver.dag.exact import allowance
 from partitioner.solver.dag.local_search import anneal
 from partitioner.solver.dag.neighbourhoods import Tried, share_anew
 from partitioner.solver.dag.orders import cut_orders
@@ -186,25 +187,29 @@ class _Search:
 
     def _in_order(self) -> None:
         """The best placement along an order of machines, as far as a tenth of the time allows."""
+        work = allowance(_IN_ORDER * self.limit_s)
         try:
-            found = place_contiguous(replace(self.problem, contiguous=True), _IN_ORDER * self.limit_s)
+            found = place_contiguous(replace(self.problem, contiguous=True), work=work)
         except ValueError:  # units that are too fine for it
             return
         if found.machines:
             self.offer(self.units.of_nodes(found.machines))
+        if work.interrupted:
+            raise KeyboardInterrupt
 
     def _steps(self, random: Random) -> Iterator[None]:
         """All but the last, with a pause wherever something is better or time has passed."""
         work_s = self.work_s
         yield from self._anneal(self.best, 0.06 * work_s, random)
-        prices = self._cover(0.3 * work_s, 0.15 * work_s)
-        while self.left_s > 0.15 * work_s:
+        prices = self._cover(0.4 * work_s, 0.25 * work_s)
+        while self.left_s > 0.25 * work_s and self.value - self.bound > self.value >> 10:
             yield from self._for(0.06 * work_s, prices)
             yield from self._combine(0.03 * work_s)
             for start in self.dives[-3:] or [self.best]:
                 yield from self._anneal(start, 0.03 * work_s, random)
             self.dives = []
             yield from self._for(0.12 * work_s, self._share_anew())
+        yield from self._for(0.1 * work_s, prices)
 
     def _for(self, seconds: float, steps: Iterator[None]) -> Iterator[None]:
         """Some of the steps."""

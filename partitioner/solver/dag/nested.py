@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -16,26 +17,31 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Nested:
-    """CP-SAT's answer; ``status`` is its own word. ``stages`` in order, with machines that hold nothing left out."""
+    """CP-SAT's answer; ``status`` is its own word. ``stages`` in order, with machines that hold nothing left out.
+
+    ``bound``: no placement within the limits has a smaller value.
+    """
 
     status: str
     value: int
     stages: tuple[Stage, ...]
+    bound: int
 
 
-def solve_nested(
-    graph: ItemGraph, low: int, high: int, hint: Sequence[Stage], deterministic_time: float, *, presolve: bool = True
-) -> Nested:
+def solve_nested(graph: ItemGraph, low: int, high: int, hint: Sequence[Stage], effort: Effort) -> Nested:
     """Minimise the largest load within ``low`` to ``high``; begin from ``hint``. The same input gives the same answer.
 
-    ``INFEASIBLE`` says that nothing is within ``high``. KeyboardInterrupt ends the search and passes on.
+    ``INFEASIBLE`` says that nothing is within ``high``. KeyboardInterrupt stops it and passes on.
     """
     row = _Row(graph, low, high)
     row.follow(hint)
-    status, solver = run(row.model, Effort(deterministic_time, workers=8, presolve=presolve))
+    status, solver = run(row.model, effort)
+    if status == "INFEASIBLE":
+        return Nested(status, -1, (), high + 1)
+    bound = max(low, math.ceil(solver.best_objective_bound - 1e-6))
     if status not in ("OPTIMAL", "FEASIBLE"):
-        return Nested(status, -1, ())
-    return Nested(status, round(solver.objective_value), row.stages(solver))
+        return Nested(status, -1, (), bound if status == "UNKNOWN" else low)
+    return Nested(status, round(solver.objective_value), row.stages(solver), bound)
 
 
 class _Row:

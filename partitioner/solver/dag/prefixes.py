@@ -34,15 +34,24 @@ class OutOfWorkError(Exception):
 
 @dataclass
 class Work:
-    """An allowance of work, counted in pairs of prefixes, so that the same input gives the same answer."""
+    """An allowance of work, counted in pairs of prefixes, so that the same input gives the same answer.
+
+    ``end_s``, on the monotonic clock, is a net where CP-SAT's work takes longer than it should.
+    """
 
     pairs: int
+    end_s: float = 1e18
+    interrupted: bool = False
 
     def spend(self, pairs: int) -> None:
         """Take some. :class:`OutOfWorkError` if there is not as much."""
         self.pairs -= pairs
         if self.pairs < 0:
             raise OutOfWorkError
+
+    def interrupt(self) -> None:
+        """Nothing more is to be done."""
+        self.pairs, self.interrupted = 0, True
 
 
 def all_prefixes(graph: ItemGraph, at_most: int) -> list[int] | None:
