@@ -19,6 +19,8 @@ from partitioner.solver.dag.problem import DagProblem, Kind, Node
 
 WORK_BITS = 40
 """All times and charges of an instance add up to fewer units than two to this: values agree to 1e-9, sums are exact."""
+MOST_DEVICES = 10_000
+"""A search names each of them."""
 MOST_BITS = 1000
 """No unit is finer than two to minus this."""
 MOST_BYTES = 2.0**50
@@ -61,10 +63,17 @@ class Instance:
         return (*(f"acc{i}" for i in range(self.accelerators)), *(f"cpu{i}" for i in range(self.cpus)))
 
     def with_devices(self, accelerators: int | None, memory_bytes: float | None) -> Instance:
-        """The same graph with another number or size of accelerators; ``None`` leaves the file's."""
+        """The same graph with another number or size of accelerators; ``None`` leaves the file's.
+
+        Raises:
+            InstanceError: there are more devices than a search can name.
+        """
+        accelerators = self.accelerators if accelerators is None else accelerators
+        if accelerators + self.cpus > MOST_DEVICES:
+            raise InstanceError(f"there are more than {MOST_DEVICES:,} devices")
         return replace(
             self,
-            accelerators=self.accelerators if accelerators is None else accelerators,
+            accelerators=accelerators,
             memory_bytes=self.memory_bytes if memory_bytes is None else memory_bytes,
         )
 

@@ -114,6 +114,8 @@ class Request:
         if self.experts not in [*ExpertLayout]:
             message = f"--experts is {', '.join(ExpertLayout)}, not {self.experts!r}"
             faults.append(Diagnostic("W0104", message, "--experts"))
+        if not isinstance(self.objective, str):
+            raise TypeError(f"objective is a text such as 'balance,traffic', not {type(self.objective).__name__}")
         faults += _wrong_objectives(self.objectives)
         if self.granularity not in [*Granularity]:
             message = f"--granularity is {', '.join(Granularity)}, not {self.granularity!r}"
@@ -136,7 +138,8 @@ def _wrong_objectives(names: Sequence[str]) -> Iterator[Diagnostic]:
     for name in names:
         if name not in [*Objective]:
             close = difflib.get_close_matches(name, [*Objective], n=1)
-            help_ = (f"did you mean {close[0]}?",) if close else (f"objectives are {', '.join(Objective)}",)
+            known = ", ".join(one for one in Objective if one is not Objective.MOVES)
+            help_ = (f"did you mean {close[0]}?",) if close else (f"objectives are {known}",)
             yield Diagnostic("W0104", f"there is no objective {name!r}", "--objective", help=help_)
     for name, times in Counter(names).items():
         if times > 1:

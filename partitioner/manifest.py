@@ -7,7 +7,7 @@ lies in ``tables.safetensors`` as columns of integers.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
@@ -79,8 +79,8 @@ class SolverEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     status: str
     scores: tuple[ScoreEntry, ...]
-    seed: int
-    deterministic_time_limit: float
+    seed: Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
+    deterministic_time_limit: Annotated[float, msgspec.Meta(gt=0)]
     interrupted: bool
 
 

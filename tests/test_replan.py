@@ -473,6 +473,24 @@ def test_bad_folders_are_refused(waferc, stored_plan, plan_folder, tmp_path, mon
     assert waferc("replan", stored_plan, "--added", 1, "--json").codes == ["W0113"]
 
 
+def test_a_plan_for_a_time_is_replanned_only_where_times_are_known(waferc, stored_plan, plan_folder):
+    manifest = json.loads((plan_folder / "manifest.json").read_text())
+    manifest["machine"]["name"] = "mine"
+    manifest["solver"]["scores"][1] |= {"objective": "bottleneck"}
+    (plan_folder / "manifest.json").write_text(json.dumps(manifest))
+    done = waferc("replan", plan_folder, "--added", 1, "--json")
+    assert (done.code, done.codes) == (2, ["W0706"])
+
+
+@pytest.mark.parametrize(("entry", "value"), [("seed", 10**30), ("seed", -1), ("deterministic_time_limit", -1)])
+def test_a_plan_with_absurd_limits_is_refused(waferc, plan_folder, entry, value):
+    manifest = json.loads((plan_folder / "manifest.json").read_text())
+    manifest["solver"][entry] = value
+    (plan_folder / "manifest.json").write_text(json.dumps(manifest))
+    done = waferc("replan", plan_folder, "--added", 1, "--json")
+    assert (done.code, done.codes) == (6, ["W0512"])
+
+
 def test_wafers_may_be_lost_once(compiled_small_kimi):
     machine = compiled_small_kimi.plan.machine
     with pytest.raises(UsageError) as caught:

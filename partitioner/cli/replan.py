@@ -91,11 +91,15 @@ def _require_positions(stored: PlanFolder, change: Change) -> None:
 
 
 def _speed(plan: Plan, target: str | None) -> tuple[WaferSpeed | None, str]:
-    """How fast the plan's wafers are, and what to tell if that is not known."""
+    """How fast the plan's wafers are, and what to tell if that is not known.
+
+    Raises:
+        UsageError: W0706, it is not known and an objective of the plan is a time; see also :func:`plan_machine`.
+    """
     try:
         cluster = plan_machine(plan, target).cluster
     except UsageError:
-        if target is not None:
+        if target is not None or any(score.objective.unit == "fs" for score in plan.solver.scores):
             raise
         note = f"{plan.machine.name} is not bundled, so regions are no larger than they must be: --target FILE"
         return None, note
