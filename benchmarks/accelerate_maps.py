@@ -64,25 +64,19 @@ def theirs(name: str, systems: int, machine_bytes: int) -> list[Row]:
             given = get_balanced_memory(model, max_memory=dict(memory), no_split_module_classes=whole, dtype=dtype)
         device_map = infer_auto_device_map(model, max_memory=dict(given), no_split_module_classes=whole, dtype=dtype)
         seconds = time.perf_counter() - begin
-        sizes = compute_module_sizes(model, dtype=dtype)
-        held: Counter[Any] = Counter()
-        for module, device in device_map.items():
-            held[device] += sizes[module]
-        spilled = sum(size for device, size in held.items() if not isinstance(device, int))
-        machines = {device: size for device, size in held.items() if isinstance(device, int) and size}
-        rows.append(
-            Row(
-                name,
-                by,
-                sizes[""] / 1e9,
-                max(machines.values()) / 1e9,
-                len(machines),
-                spilled / 1e9,
-                _split_layers(device_map),
-                seconds,
-            )
-        )
+        rows.append(_row(name, by, device_map, compute_module_sizes(model, dtype=dtype), seconds))
     return rows
+
+
+def _row(name: str, by: str, device_map: Mapping[str, Any], sizes: Mapping[str, int], seconds: float) -> Row:
+    """What a map of modules to devices comes to; machines are numbers, all else is spilled to."""
+    held: Counter[Any] = Counter()
+    for module, device in device_map.items():
+        held[device] += sizes[module]
+    spilled = sum(size for device, size in held.items() if not isinstance(device, int))
+    machines = {device: size for device, size in held.items() if isinstance(device, int) and size}
+    weights, fullest = sizes[""] / 1e9, max(machines.values()) / 1e9
+    return Row(name, by, weights, fullest, len(machines), spilled / 1e9, _split_layers(device_map), seconds)
 
 
 def _split_layers(device_map: Mapping[str, Any]) -> int:

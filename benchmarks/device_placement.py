@@ -117,10 +117,10 @@ def _place(problem: DagProblem, time_limit_s: float) -> Placement:
     return place_free(problem, time_limit_s, _progress)
 
 
-def _progress(incumbent: int, bound: int | None) -> None:
+def _progress(incumbent: int, bound: int) -> None:
     """A line for a person who waits."""
     if sys.stderr.isatty():
-        gap = "" if bound is None or not incumbent else f", at most {1 - bound / incumbent:.2%} from the best"
+        gap = "" if not incumbent else f", at most {1 - bound / incumbent:.2%} from the best"
         print(f"found {incumbent} units{gap}", file=sys.stderr)
 
 

@@ -16,13 +16,13 @@ from partitioner.solver.counting import counting_bound
 from partitioner.solver.cpsat import Limits
 from partitioner.solver.moves import applies, fewest_moves
 from partitioner.solver.naming import renamed
-from partitioner.solver.place import Incumbent, Solution, place
+from partitioner.solver.place import Progress, Solution, place
 from partitioner.solver.problem import Assignment, Problem
 from partitioner.solver.score import faults, pipeline, score
 
 _COUNTED = "counting bound"
 
-Placer = Callable[[Problem, Sequence[Objective], Limits, Callable[[Incumbent], None]], Solution]
+Placer = Callable[[Problem, Sequence[Objective], Limits, Progress], Solution]
 """What :func:`partitioner.solver.place.place` is."""
 
 
@@ -44,7 +44,7 @@ class Former:
         problem: Problem,
         objectives: Sequence[Objective],
         limits: Limits,
-        progress: Callable[[Incumbent], None],
+        progress: Progress,
     ) -> Solution:
         """The placement that moves the fewest bytes of those whose first objective is within the gap of the optimum;
         of these the best by the objectives in order.
@@ -69,7 +69,7 @@ class Former:
 
 def _counted(problem: Problem, assignment: Assignment, objective: Objective) -> Score:
     value, bound = score(problem, assignment, objective), counting_bound(problem, objective)
-    return Score(objective, value, bound, "counting bound" if value == bound else "")
+    return Score(objective, value, bound, _COUNTED if value == bound else "")
 
 
 def _nearest(
@@ -77,15 +77,14 @@ def _nearest(
     best: Solution,
     objectives: Sequence[Objective],
     limits: Limits,
-    progress: Callable[[Incumbent], None],
+    progress: Progress,
 ) -> Solution:
     """The placement within the problem's thresholds that moves the fewest bytes, with its score of moves alone.
 
     ``best`` is a placement on :func:`_nameless` wafers that reaches them.
     """
-    if applies(problem):
-        moved = fewest_moves(problem)
-        assert moved is not None, "the optimum is within every gap"
+    moved = fewest_moves(problem) if applies(problem) else None
+    if moved is not None:
         return _moving(problem, moved.assignment, moved.moved_bytes if moved.proof else 0, moved.proof)
     stay = tuple(wafer for wafer in problem.previous if wafer is not None)
     if len(stay) == len(problem.items) and not faults(problem, stay):

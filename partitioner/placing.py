@@ -17,6 +17,7 @@ from partitioner.solver.counting import counting_bound
 from partitioner.solver.cpsat import Limits
 from partitioner.solver.place import Incumbent, Solution, place
 from partitioner.solver.problem import Problem
+from partitioner.solver.score import by_wafer, score
 
 _MOST_ROUNDS = 20
 Progress = Callable[[str | Incumbent], None]
@@ -49,28 +50,30 @@ def place_and_lay_out(
         progress("laying out tiles")
         regions = planner.lay_out(_by_wafer(problem, solution))
         if not isinstance(regions, TooTight):
-            return replace(solution, scores=_proven(given, solution.scores, first)), regions
+            return replace(solution, scores=_proven(given, solution, first)), regions
         misfits = [i for i, wafer in enumerate(solution.assignment) if wafer == regions.wafer]
-        misfits = _fewest_misfits(problem, planner, misfits, regions.wafer)
+        misfits = fewest_misfits(problem, planner, misfits, regions.wafer)
         problem = _kept_apart(problem, planner, misfits, regions.wafer)
     facts = {"placements_tried": _MOST_ROUNDS}
     raise TimeLimitError(Diagnostic("W0403", "no placement tried could be laid out in tiles", facts=facts))
 
 
-def _proven(problem: Problem, scores: Sequence[Score], first: Sequence[Score]) -> tuple[Score, ...]:
-    """``scores`` with the bounds of the first problem, whose scores are ``first``.
+def _proven(problem: Problem, solution: Solution, first: Sequence[Score]) -> tuple[Score, ...]:
+    """What ``solution`` is worth in the problem as it was given, for which ``first`` are the scores that were found.
 
-    That the floor planner fails on a set of blocks proves nothing, so what was proven while such sets were kept apart
-    is forgotten, but for counts. A bound that stands on values of earlier objectives needs those values.
+    Wafers may have been given fewer tiles since, on which all would take longer. That the floor planner fails on a set
+    of blocks proves nothing, so what was proven while such sets were kept apart is forgotten, but for counts. A bound
+    that stands on values of earlier objectives needs those values.
     """
     kept: list[Score] = []
-    for found, best in zip(scores, first, strict=True):
+    for best in first:
+        value = score(problem, solution.assignment, best.objective)
         if all(earlier.value == other.value for earlier, other in zip(kept, first, strict=False)):
-            bound, proof = best.bound, best.proof if found.value == best.value else ""
+            bound, proof = best.bound, best.proof if value == best.value else ""
         else:
-            bound = counting_bound(problem, found.objective, {earlier.objective: earlier.value for earlier in kept})
-            proof = "counting bound" if found.value == bound else ""
-        kept.append(replace(found, bound=bound, proof=proof))
+            bound = counting_bound(problem, best.objective, {earlier.objective: earlier.value for earlier in kept})
+            proof = "counting bound" if value == bound else ""
+        kept.append(Score(best.objective, value, bound, proof))
     return tuple(kept)
 
 
@@ -88,7 +91,7 @@ def _place_or_give_up(placer: Callable[[], Solution], problem: Problem, *, is_fi
         ) from None
 
 
-def _fewest_misfits(problem: Problem, planner: FloorPlanner, misfits: Sequence[int], wafer: int) -> list[int]:
+def fewest_misfits(problem: Problem, planner: FloorPlanner, misfits: Sequence[int], wafer: int) -> list[int]:
     """A part of ``misfits`` that still does not fit on ``wafer``, with none to spare."""
     kept = list(misfits)
     for item in misfits:
@@ -119,10 +122,8 @@ def _kept_apart(problem: Problem, planner: FloorPlanner, misfits: Sequence[int],
 
 def _by_wafer(problem: Problem, solution: Solution) -> list[list[Copy]]:
     """The copies of blocks on each wafer, by its number."""
-    held: list[list[int]] = [[] for _ in range(len(problem.wafers))]
-    for item, wafer in enumerate(solution.assignment):
-        held[wafer].append(item)
-    return [_copies(problem, items) for items in held]
+    held = by_wafer(solution.assignment)
+    return [_copies(problem, held.get(wafer, ())) for wafer in range(len(problem.wafers))]
 
 
 def _copies(problem: Problem, items: Sequence[int]) -> list[Copy]:

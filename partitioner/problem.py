@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import partial
 from itertools import pairwise
 from math import gcd
 from typing import NamedTuple, Protocol
@@ -120,26 +121,14 @@ def measure(
     groups = shared_groups(model)
     asked = resolve(rules, model, groups, machine)
     item_of = {block: places for group, places in zip(groups, asked.places, strict=True) for block in group}
-    numbers: dict[object, int] = {}
+    needs = partial(_item, model, machine, workload, experts)
     items: list[Item] = []
+    numbers: dict[object, int] = {}
     for group, copies in zip(groups, asked.copies, strict=True):
-        blocks = [model.blocks[block] for block in group]
         times = speeds.times(group) if speeds else Times(Curve(), Curve())
         for copy in range(copies):
-            served = workload.share(copy, copies)
-            items.append(
-                Item(
-                    blocks=group,
-                    bytes=sum(footprint(block, served).bytes for block in blocks),
-                    tiles=sum(least_tiles(block, served, machine, experts) for block in blocks),
-                    alike=numbers.setdefault(_needs(model, group, served), len(numbers)),
-                    state_bytes=-(-sum(block.cache_bytes(1, workload.context) for block in blocks) // copies),
-                    weight_bytes=sum(block.weight_bytes for block in blocks),
-                    latency=times.latency.shared(copies),
-                    slowest=times.slowest.shared(copies),
-                    copy=copy,
-                )
-            )
+            alike = numbers.setdefault(_needs(model, group, workload.share(copy, copies)), len(numbers))
+            items.append(replace(needs(group, copy, copies, times), alike=alike))
     can_be_told_apart = any(rule.wafers for rule in rules)
     return Problem(
         items=tuple(items),
@@ -150,6 +139,30 @@ def measure(
         hand_over_fs=speeds.hand_over_fs if speeds else 0,
         link_costs=tuple((link.one, link.other, link.cost) for link in machine.odd_links),
         users=workload.users,
+    )
+
+
+def _item(
+    model: Model,
+    machine: Machine,
+    workload: Workload,
+    experts: ExpertLayout,
+    group: tuple[int, ...],
+    copy: int,
+    copies: int,
+    times: Times,
+) -> Item:
+    """Copy number ``copy`` of ``copies`` of the blocks ``group``, which share a wafer."""
+    blocks, served = [model.blocks[block] for block in group], workload.share(copy, copies)
+    return Item(
+        blocks=group,
+        bytes=sum(footprint(block, served).bytes for block in blocks),
+        tiles=sum(least_tiles(block, served, machine, experts) for block in blocks),
+        state_bytes=sum(-(-block.cache_bytes(1, workload.context) // copies) for block in blocks),
+        weight_bytes=sum(block.weight_bytes for block in blocks),
+        latency=times.latency.shared(copies),
+        slowest=times.slowest.shared(copies),
+        copy=copy,
     )
 
 

@@ -17,7 +17,7 @@ from ir.target import Wafers
 from ir.workload import Workload
 from partitioner.problem import footprint, room, wafers_of
 from partitioner.solver.chain import best_runs
-from partitioner.solver.filling import smallest_bottleneck
+from partitioner.solver.filling import fill, smallest_bottleneck
 from partitioner.solver.problem import Assignment, Flow, Item, Problem, equal_wafers
 from targets.cost.wafer import Stage, allocate
 
@@ -99,14 +99,9 @@ def _require_room(profile: Profile, stages: tuple[Stage, ...], wafers: Wafers) -
 
 def fewest_systems(problem: Problem) -> int | None:
     """The least number of wafers on which a contiguous placement exists; ``None`` if a block is larger than one."""
-    wafers = tiles = 0
-    for item in problem.items:
-        if item.tiles > problem.wafers[0].tiles:
-            return None
-        if not wafers or tiles + item.tiles > problem.wafers[0].tiles:
-            wafers, tiles = wafers + 1, 0
-        tiles += item.tiles
-    return max(1, wafers)
+    enough = equal_wafers(max(1, len(problem.items)), problem.wafers[0].tiles)
+    found = fill(replace(problem, wafers=enough), sum(item.bytes for item in problem.items))
+    return None if found is None else len({*found, 0})
 
 
 def most_users(profile: Profile, machine: Machine, workload: Workload, systems: int) -> int:

@@ -23,7 +23,7 @@ from partitioner.floorplan.strips import arrange
 from partitioner.floorplan.wafers import FloorPlanner, TooTight
 from partitioner.floorplan.wishes import wishes_for
 from partitioner.passes.profile import profile_of
-from partitioner.placing import _fewest_misfits
+from partitioner.placing import fewest_misfits
 from partitioner.problem import Copy, ExpertLayout, footprint
 from partitioner.solver.problem import Item, Problem, equal_wafers
 from targets.cost.pipeline import pipeline_cost
@@ -410,7 +410,7 @@ class Balance:
 def test_the_misfits_named_are_none_too_many(sizes, data):
     planner = Balance(sizes, data.draw(st.integers(0, sum(sizes) - 1)))
     problem = Problem(tuple(Item((n,), 1, 1, n) for n in range(len(sizes))), (), equal_wafers(2, 99))
-    kept = set(map(Copy, _fewest_misfits(problem, planner, range(len(sizes)), 0)))
+    kept = set(map(Copy, fewest_misfits(problem, planner, range(len(sizes)), 0)))
     assert not planner.fits(kept)
     assert all(planner.fits(kept - {item}) for item in kept)
 

@@ -288,7 +288,7 @@ def test_a_finer_granularity_is_named_where_it_would_fit() -> None:
     assert fault.help[0] == "--granularity ops would fit"
     with pytest.raises(InfeasibleError) as refused:
         compile_model(Case(model, wafers(188, 10), WORKLOAD), LAYERS)
-    assert refused.value.diagnostics[0].code == "W0411"
+    assert refused.value.diagnostics[0].code == "W0412"
     assert refused.value.diagnostics[0].help[0] == "--granularity halves would fit"
 
 

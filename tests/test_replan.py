@@ -134,15 +134,15 @@ def test_a_wafer_split_between_two_keeps_one_side_only():
 def test_potentials_that_promise_too_little_are_no_proof():
     problem = lost(chain([30, 30] * 3, 3, (0, 0, 1, 1, 2, 2)), 1)
     graph = moves.Chain(problem)
-    found = moves._Search(graph, moves._received(problem)).best()
+    found = moves.LongestPaths(graph, moves.first_readers(problem)).best()
     assert found is not None
     _, kept, potentials = found
-    assert moves._is_dual(graph, potentials, kept)
-    assert not moves._is_dual(graph, potentials, kept - 1)
+    assert moves.is_dual(graph, potentials, kept)
+    assert not moves.is_dual(graph, potentials, kept - 1)
     for place in np.argwhere(potentials[1:] > 0)[:10]:
         lower = potentials.copy()
         lower[1:][tuple(place)] -= 1
-        assert not moves._is_dual(graph, lower, kept)
+        assert not moves.is_dual(graph, lower, kept)
 
 
 def test_it_does_not_claim_what_it_was_not_made_for():

@@ -10,6 +10,7 @@ from itertools import accumulate
 from types import MappingProxyType
 
 from ir.objective import Objective
+from partitioner.solver.dag.units import Classes
 from partitioner.solver.problem import Curve, Problem, Wafer
 from partitioner.solver.score import MOST_USERS, least_slowest, least_time
 
@@ -85,18 +86,10 @@ def _balance(problem: Problem, kept: Kept) -> int:
 
 def _traffic(problem: Problem, kept: Kept) -> int:
     """Parts of a connected graph on different wafers are joined by as many values as there are wafers but one."""
-    parent = list(range(len(problem.items)))
-
-    def root(item: int) -> int:
-        while parent[item] != item:
-            parent[item] = item = parent[parent[item]]
-        return item
-
+    components = Classes(len(problem.items))
     for flow in problem.flows:
-        for target in flow.targets:
-            parent[root(target)] = root(flow.source)
-    components = sum(root(item) == item for item in range(len(problem.items)))
-    joined = max(0, _machines(problem, kept) - components)
+        components.join((flow.source, *flow.targets))
+    joined = max(0, _machines(problem, kept) - len(set(components.labels())))
     cheapest = min((1, *problem.link_cost.values()))
     sent = sorted(flow.bytes_per_token for flow in problem.flows for _ in flow.targets)
     return cheapest * sum(sent[:joined])

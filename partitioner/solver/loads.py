@@ -7,12 +7,13 @@ placement worse.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import astuple, replace
 
 from ir.objective import Objective
 from partitioner.solver.chain import best_runs
 from partitioner.solver.dag.contiguous import place_contiguous
+from partitioner.solver.dag.exact import Progress
 from partitioner.solver.dag.problem import DagProblem, Kind, Node, Placement
 from partitioner.solver.problem import Assignment, Item, Problem, Wafer
 from partitioner.solver.score import pipeline
@@ -21,9 +22,7 @@ _MOST_UNITS = 1 << 50
 """Of all sums together, so that they are exact."""
 
 
-def least_load(
-    problem: Problem, objective: Objective, limit_s: float, progress: Callable[[int, int | None], None]
-) -> Placement | None:
+def least_load(problem: Problem, objective: Objective, limit_s: float, progress: Progress) -> Placement | None:
     """The placement, for each item its wafer, whose fullest or slowest wafer has least; ``None`` where ``objective``
     is no such sum, or where rules or links tell wafers apart.
 
@@ -32,7 +31,7 @@ def least_load(
     sums = objective is Objective.BALANCE or (objective is Objective.BOTTLENECK and problem.take_turns)
     if not sums or not problem.is_plain or problem.misfits or any(_can_overfill(problem, w) for w in problem.wafers):
         return None
-    kinds = sorted({wafer for wafer in problem.wafers if wafer.tiles}, key=lambda w: (w.tiles, w.slowness_permille))
+    kinds = sorted({wafer for wafer in problem.wafers if wafer.tiles}, key=astuple)
     if not kinds:
         return None
     nodes = tuple(

@@ -55,8 +55,8 @@ def applies(problem: Problem) -> bool:
 
 def fewest_moves(problem: Problem) -> Moved | None:
     """Of the placements that reach the problem's thresholds, one that moves the fewest bytes of weights; of these one
-    with the least on the fullest wafer, and of these one with the least traffic over equal links. ``None`` if no
-    placement reaches the thresholds.
+    with the least on the fullest wafer, and of these one with the least traffic over equal links. ``None`` if none
+    is found that reaches the thresholds; where values skip items and links are slow, there may be one all the same.
 
     The problem is one that :func:`applies` allows.
     """
@@ -72,12 +72,12 @@ def _search(problem: Problem, cautious: bool) -> Moved | None:
     threshold of a link, and if it does not, it is the best.
     """
     chain = Chain(problem, cautious)
-    received = _received(problem)
-    found = _Search(chain, received).best()
+    received = first_readers(problem)
+    found = LongestPaths(chain, received).best()
     if found is None:
         return None
     assignment, kept, potentials = found
-    proof = "" if cautious or not _is_dual(chain, potentials, kept) else PROOF
+    proof = "" if cautious or not is_dual(chain, potentials, kept) else PROOF
     fullest = score(problem, assignment, Objective.BALANCE)
     least = counting_bound(problem, Objective.BALANCE)
     sizes = sorted({size for size in _run_bytes(chain) if least <= size <= fullest})
@@ -85,7 +85,7 @@ def _search(problem: Problem, cautious: bool) -> Moved | None:
     while low < high:
         middle = (low + high) // 2
         at_most = replace(problem, thresholds=(*problem.thresholds, (Objective.BALANCE, sizes[middle])))
-        narrower = _Search(Chain(at_most, cautious), received).best()
+        narrower = LongestPaths(Chain(at_most, cautious), received).best()
         if narrower is None or narrower[1] < kept:
             low = middle + 1
         else:
@@ -164,7 +164,7 @@ class _Spans:
 _Found = tuple[Assignment, int, Array]
 
 
-class _Search:
+class LongestPaths:
     """Longest paths; arrays are over [cut, whether the wafer across it is in use, numbers in use]."""
 
     def __init__(self, chain: Chain, received: Sequence[Sequence[tuple[int, int]]]) -> None:
@@ -259,7 +259,7 @@ def _one_more(wafers: Wafers, kind: int, states: int) -> tuple[Array, Array]:
     return before, after
 
 
-def _received(problem: Problem) -> list[list[tuple[int, int]]]:
+def first_readers(problem: Problem) -> list[list[tuple[int, int]]]:
     """[start of a run] -> (the item that reads it first, bytes per token) of each value made before."""
     arrives: list[list[tuple[int, int]]] = [[] for _ in problem.items]
     for flow in problem.flows:
@@ -274,7 +274,7 @@ def _received(problem: Problem) -> list[list[tuple[int, int]]]:
 # --- the second argument ----------------------------------------------------------------------------------------------
 
 
-def _is_dual(chain: Chain, potentials: Array, value: int) -> bool:
+def is_dual(chain: Chain, potentials: Array, value: int) -> bool:
     """Whether the potentials [cut, flag, numbers in use] prove that no more than ``value`` bytes can be kept.
 
     Every run that some wafer can hold is counted out from its items, and every wafer that held some of them tried.

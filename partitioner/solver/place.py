@@ -191,12 +191,7 @@ class _Search:
         if self.scores:
             return False
         limit_s = self._clock.share(share).deterministic_time
-        counted = counting_bound(self._problem, objective, self._kept)
-
-        def tell(value: int, bound: int | None) -> None:
-            self._tell(objective, value, counted if bound is None else bound)
-
-        found = least_load(self._problem, objective, limit_s, tell)
+        found = least_load(self._problem, objective, limit_s, lambda value, bound: self._tell(objective, value, bound))
         if found is None or not found.machines or faults(self._problem, found.machines):
             return False
         for better in (found.machines, best_order(self._problem, found.machines, self._objectives)):

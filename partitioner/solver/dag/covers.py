@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from partitioner.solver.dag.combining import Column, completed, load_of
 from partitioner.solver.dag.frontier import Pricing, pricing
 from partitioner.solver.dag.units import Units
 
@@ -25,13 +26,16 @@ _CELLS = 12_000_000
 """Of a dynamic programme's table, over all steps: about a tenth of a second."""
 _SMOOTH = 0.9
 """Of the prices: the part kept from the best so far (Wentges, "Weighted Dantzig-Wolfe decomposition", 1997)."""
+_FADING = 0.9
+"""Of that part, with each price that was no better (after Pessoa et al., "Automation and combination of linear
+programming based stabilization techniques in column generation", 2018)."""
 
+_CLASSES = 4
+"""Sets of heaviest units that are tried as what machines must cover."""
 _ROUNDS = 40
 """With one target, before another is tried."""
 
 Prices = npt.NDArray[np.float64]
-Column = tuple[int, tuple[int, ...]]
-"""A kind, and the units on one machine of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +48,7 @@ class Step:
     bound: int
     columns: tuple[Column, ...]
     cells: int
-    dive: Callable[[], tuple[int, ...]]
+    dive: Callable[[], tuple[int, ...] | None]
 
 
 def cover_bounds(units: Units, value: int, bound: int, starts: Sequence[Column]) -> Iterator[Step]:
@@ -56,11 +60,9 @@ def cover_bounds(units: Units, value: int, bound: int, starts: Sequence[Column])
     cover = _Cover(units, priced)
     exact = _Cover(units, {kind: found.exactly() for kind, found in priced.items()})
     best, low, high = bound, bound, value
-    center = np.array([float(next((time for kind in kinds if (time := times[kind])), 0)) for times in units.times])
-    center /= max(center.sum(), 1.0)
     for column in starts:
         cover.add(column)
-    walk = _Walk(center)
+    walk = _Walk(_first_prices(units, kinds))
     target = value - 1
     while high - low > 1:
         master = _Master(units, cover.columns(target))
@@ -89,6 +91,16 @@ def cover_bounds(units: Units, value: int, bound: int, starts: Sequence[Column])
         target = (low + high) // 2 if target == high - 1 or high < value else high - 1
 
 
+def _first_prices(units: Units, kinds: Sequence[int]) -> list[Prices]:
+    """The units' times; and the same price for all units with at least some time, where times differ most."""
+    times = np.array([float(next((time for kind in kinds if (time := times[kind])), 0)) for times in units.times])
+    falling = np.sort(times)[::-1]
+    drops = falling[:-1] / np.maximum(falling[1:], 1.0)
+    heavy = sorted(np.argsort(-drops[: 2 * len(units.kind_of) + 2], kind="stable")[:_CLASSES])
+    found = [times, *((times >= falling[last]) * 1.0 for last in heavy)]
+    return [prices / max(prices.sum(), 1.0) for prices in found]
+
+
 def _coverage(units: Units, columns: Sequence[Column]) -> Prices:
     """How often the best content of each kind, on all of its machines, covers each unit."""
     covered = np.zeros(len(units))
@@ -102,23 +114,26 @@ def _coverage(units: Units, columns: Sequence[Column]) -> Prices:
 class _Walk:
     """The prices to try next: between the best so far and the master's, and along a subgradient of the bound."""
 
-    center: Prices
+    starts: list[Prices]
     best: int = -1
     pace: float = 0.3
     is_stuck: bool = False
+    center: Prices = field(default_factory=lambda: np.zeros(0))
     _at: Prices = field(default_factory=lambda: np.zeros(0))
     _covered: Prices = field(default_factory=lambda: np.zeros(0))
     _failures: int = 0
+    _misses: int = 0
 
     def next(self, duals: Prices) -> list[Prices]:
         """Prices that sum up to 1."""
         master = duals / max(duals.sum(), 1e-9)
         if self.best < 0:
-            return [self.center]
+            return self.starts
         if self.is_stuck:
             return [master]
+        kept = _SMOOTH * _FADING**self._misses
         moved = self._at * np.exp(self.pace * np.clip(1 - self._covered, -2, 2))
-        return [moved / moved.sum(), _SMOOTH * self.center + (1 - _SMOOTH) * master]
+        return [moved / moved.sum(), kept * self.center + (1 - kept) * master]
 
     def learn(self, prices: Prices, reached: int, covered: Prices) -> None:
         """Take what ``prices`` led to."""
@@ -127,7 +142,9 @@ class _Walk:
         self._covered = 0.7 * self._covered + 0.3 * covered
         if reached > self.best:
             self.center, self.best, self._failures, self._at = prices, reached, 0, prices
+            self._misses = 0
             return
+        self._misses += 1
         self._failures += 1
         if self._failures >= 6:
             self.pace, self._failures, self._at = self.pace * 0.7, 0, self.center
@@ -150,15 +167,7 @@ class _Cover:
 
     def load(self, column: Column) -> int:
         """Of a machine with this content."""
-        kind, held = column
-        inside = set(held)
-        load = sum(self.units.times[unit][kind] or 0 for unit in held)
-        if self.units.kinds[kind].charged:
-            crossed = {
-                n for unit in held for n in self.units.nets_of[unit] if not inside.issuperset(self.units.nets[n][0])
-            }
-            load += sum(self.units.nets[net][1] for net in crossed)
-        return load
+        return load_of(self.units, column)
 
     def columns(self, most: int) -> list[Column]:
         """Those with loads up to ``most``."""
@@ -184,11 +193,10 @@ class _Cover:
             cells += found.path.states * cap
         return self._bound(tables, sum(profits)), tuple(columns), cells
 
-    def dive(self, prices: Prices, most: int) -> tuple[int, ...]:
-        """A machine for each unit, with loads about ``most``; what is left over lies on the last machine that may."""
+    def dive(self, prices: Prices, most: int) -> tuple[int, ...] | None:
+        """A machine for each unit, with loads about ``most`` before what is left over is added."""
         units = self.units
         left = [int(price / max(float(prices.sum()), 1e-12) * 1000 * len(units.kind_of) + 0.5) for price in prices]
-        fallback = [max(d for d, kind in enumerate(units.kind_of) if times[kind] is not None) for times in units.times]
         placed = [-1] * len(units)
         for machine, kind in enumerate(units.kind_of):
             found = self.priced[kind]
@@ -199,7 +207,7 @@ class _Cover:
             for unit in found.content(self._exact(table, level)):
                 if placed[unit] < 0:
                     placed[unit], left[unit] = machine, 0
-        return tuple(fallback[unit] if machine < 0 else machine for unit, machine in enumerate(placed))
+        return completed(units, placed)
 
     @staticmethod
     def _exact(table: npt.NDArray[np.int64], level: int) -> int:

@@ -24,11 +24,11 @@ from partitioner.solver.dag.prefixes import (
 )
 from partitioner.solver.dag.suffixes import all_suffixes, nothing_within
 
-Progress = Callable[[int, int | None], None]
+Progress = Callable[[int, int], None]
 """Told the value of the best placement so far, and a lower bound."""
 
 
-def quiet(_incumbent: int, _bound: int | None) -> None:
+def quiet(_incumbent: int, _bound: int) -> None:
     """Progress that nobody follows."""
 
 
@@ -47,6 +47,7 @@ FROM_THE_BACK = "a search over suffixes, from the last machine, finds {nothing}"
 BY_MODEL = "CP-SAT finds {nothing}"
 BY_MODEL_AS_IT_IS = "nor does it find any in the model as it is, without presolve"
 FLUID = "work that is divided like a fluid takes as long"
+LIGHTER = "a search in which what takes no time weighs nothing finds {nothing}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,7 @@ def allowance(time_limit_s: float) -> Work:
 
 def solve(graph: ItemGraph, work: Work, progress: Progress) -> Answer:
     """The best placement of the graph, as far as ``work`` goes."""
-    if unable := _unplaceable(graph, work):
+    if unable := _unplaceable(graph):
         return Answer(-1, (), 0, unable)
     if memory_is_loose(graph):
         return _search(merged(graph, with_bytes=True), work, progress)
@@ -88,7 +89,7 @@ def solve(graph: ItemGraph, work: Work, progress: Progress) -> Answer:
     return _bracket(graph, work, progress)
 
 
-def _unplaceable(graph: ItemGraph, work: Work) -> tuple[str, ...]:
+def _unplaceable(graph: ItemGraph) -> tuple[str, ...]:
     """Two arguments for that some item finds no machine at all, if so."""
     kinds = [index for index, kind in enumerate(graph.kinds) if kind.machines]
     for item in graph.items:
@@ -96,7 +97,7 @@ def _unplaceable(graph: ItemGraph, work: Work) -> tuple[str, ...]:
         if all(limit is not None and item.bytes > limit for limit in limits):
             why = f"no kind of machine can run and hold node {item.nodes[0]} and those that must be with it"
             alone = ItemGraph((item,), (0,), (0,), (), graph.kinds)
-            if nothing_within(alone, [0, 1], worst_load(alone), work):
+            if nothing_within(alone, [0, 1], worst_load(alone), allowance(1.0)):
                 return why, "a search finds no place for them even where they are alone"
     return ()
 
@@ -114,7 +115,8 @@ def _bracket(graph: ItemGraph, work: Work, progress: Progress) -> Answer:
     if lower.is_proven and lower.value == upper.value:
         return replace(upper, bound=lower.bound, proofs=lower.proofs)
     most = upper.value - 1 if upper.stages else worst_load(graph)
-    better = _modelled(graph, None, min(lower.bound, most), most, work)
+    why = LIGHTER if lower.is_proven else FLUID
+    better = _modelled(graph, None, min(lower.bound, most), most, work, why)
     if better.stages:
         return better
     return replace(upper, bound=upper.value if better.is_proven else lower.bound, proofs=better.proofs)
@@ -167,8 +169,10 @@ def _confirmed(graph: ItemGraph, best: Found | None, low: int, work: Work) -> An
     return _answer(graph, best, low)
 
 
-def _modelled(graph: ItemGraph, best: Found | None, low: int, most: int, work: Work) -> Answer:
-    """The best of at most ``most`` by CP-SAT. Only what a second run confirms counts as proven."""
+def _modelled(graph: ItemGraph, best: Found | None, low: int, most: int, work: Work, why: str = FLUID) -> Answer:
+    """The best of at most ``most`` by CP-SAT. Only what a second run confirms, or ``why`` none is below ``low``, counts
+    as proven.
+    """
     from partitioner.solver.dag.nested import solve_nested
 
     seconds = MODEL_SHARE * work.pairs / PAIRS_PER_SECOND / 2
@@ -177,7 +181,7 @@ def _modelled(graph: ItemGraph, best: Found | None, low: int, most: int, work: W
     if found.stages and (best is None or found.value < best[0]):
         best = found.value, found.stages
     if found.status == "OPTIMAL" and found.value == low:
-        return _answer(graph, best, low, BY_MODEL, FLUID)
+        return _answer(graph, best, low, BY_MODEL, why)
     if found.status in ("OPTIMAL", "INFEASIBLE"):
         under = most if best is None else best[0] - 1
         again = solve_nested(graph, low, under, (), 0.4 * seconds, presolve=False)

@@ -87,18 +87,18 @@ def clusters(units: Units, levels: int = 6) -> list[tuple[int, ...]]:
 
 
 def anneal(
-    units: Units, start: Sequence[int], target: int, moves: int, random: Random, hot: float = 0.02
+    units: Units, start: Sequence[int], target: int, most: int, moves: int, random: Random, hot: float = 0.02
 ) -> Iterator[tuple[int, ...]]:
-    """Placements whose largest load is at most ``target``, each with a smaller one than the last.
+    """Placements whose largest load is at most ``most``, each with a smaller one than the last.
 
-    ``start`` may exceed the limits in load, not in bytes; ``moves`` are tried; the temperature falls from ``hot``
-    times the target to a thousandth of that.
+    Loads are to be at most ``target``, which may be too little. ``start`` may exceed the limits in load, not in bytes;
+    ``moves`` are tried; the temperature falls from ``hot`` times the target to a thousandth of that.
     """
     state = State(units, start)
     neighbours = _neighbours(units)
     sets = [members for members in clusters(units) if len(members) > 1]
     machines = len(units.kind_of)
-    heat = hot * max(1, target)
+    heat = hot * max(target, 1)
     cooling = 0.001 ** (1 / max(moves, 1))
     for _ in range(moves):
         heat *= cooling
@@ -113,8 +113,9 @@ def anneal(
                 goal = int(random.random() * machines)
             if goal != state.at[unit]:
                 _try(state, unit, goal, target, heat, random)
-        if max(state.loads) <= target:
-            target = max(state.loads) - 1
+        if max(state.loads) <= most:
+            most = max(state.loads) - 1
+            target = min(target, most)
             yield tuple(state.at)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from partitioner.solver.dag.items import ItemGraph, bits
 from partitioner.solver.dag.prefixes import Stage
+from partitioner.solver.dag.running import Effort, run
 
 if TYPE_CHECKING:
     from ortools.sat.python import cp_model
@@ -27,19 +28,11 @@ def solve_nested(
 ) -> Nested:
     """Minimise the largest load within ``low`` to ``high``; begin from ``hint``. The same input gives the same answer.
 
-    ``INFEASIBLE`` says that nothing is within ``high``.
+    ``INFEASIBLE`` says that nothing is within ``high``. KeyboardInterrupt ends the search and passes on.
     """
-    from ortools.sat.python import cp_model
-
     row = _Row(graph, low, high)
     row.follow(hint)
-    solver = cp_model.CpSolver()
-    solver.parameters.num_workers = 8
-    solver.parameters.interleave_search = True
-    solver.parameters.random_seed = 0
-    solver.parameters.max_deterministic_time = deterministic_time
-    solver.parameters.cp_model_presolve = presolve
-    status = solver.status_name(solver.solve(row.model))
+    status, solver = run(row.model, Effort(deterministic_time, workers=8, presolve=presolve))
     if status not in ("OPTIMAL", "FEASIBLE"):
         return Nested(status, -1, ())
     return Nested(status, round(solver.objective_value), row.stages(solver))

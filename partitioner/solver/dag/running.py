@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from threading import Thread
 from typing import TYPE_CHECKING
@@ -12,12 +13,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """CP-SAT's limit, in its deterministic seconds, and how it goes about; ``wall_s`` is a net below that limit."""
+    """CP-SAT's limit in deterministic seconds, and how it goes about; ``end_s`` is a net, on the monotonic clock."""
 
     work_s: float
     workers: int = 1
     presolve: bool = True
-    wall_s: float = 1e9
+    end_s: float = 1e18
 
 
 def run(model: cp_model.CpModel, effort: Effort) -> tuple[str, cp_model.CpSolver]:
@@ -28,7 +29,7 @@ def run(model: cp_model.CpModel, effort: Effort) -> tuple[str, cp_model.CpSolver
     solver.parameters.num_workers = effort.workers
     solver.parameters.interleave_search = effort.workers > 1
     solver.parameters.max_deterministic_time = effort.work_s
-    solver.parameters.max_time_in_seconds = max(0.1, effort.wall_s)
+    solver.parameters.max_time_in_seconds = min(1e9, max(0.1, effort.end_s - time.monotonic()))
     solver.parameters.cp_model_presolve = effort.presolve
     solver.parameters.catch_sigint_signal = False
     # Python handles signals between steps of the main thread alone, which must not be inside the solver for long.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from graphlib import CycleError, TopologicalSorter
 
 from partitioner.solver.dag.problem import DagProblem
 
@@ -72,22 +73,16 @@ def is_ordered(problem: DagProblem, machines: Sequence[int]) -> bool:
         elif passes == (True, True):
             backward.add((machines[target], machines[source]))
     onward = {(target, source) for source, target in backward}
-    return _is_acyclic(forward | backward, problem.machines) or _is_acyclic(forward | onward, problem.machines)
+    return _is_acyclic(forward | backward) or _is_acyclic(forward | onward)
 
 
-def _is_acyclic(edges: set[tuple[int, int]], count: int) -> bool:
-    """Whether an order of ``count`` vertices follows all ``edges`` (Kahn's algorithm)."""
-    entering = [0] * count
-    for _, target in edges:
-        entering[target] += 1
-    free = [vertex for vertex in range(count) if not entering[vertex]]
-    ordered = 0
-    while free:
-        vertex = free.pop()
-        ordered += 1
-        for source, target in edges:
-            if source == vertex:
-                entering[target] -= 1
-                if not entering[target]:
-                    free.append(target)
-    return ordered == count
+def _is_acyclic(edges: set[tuple[int, int]]) -> bool:
+    """Whether some order of the vertices follows all ``edges``."""
+    sorter: TopologicalSorter[int] = TopologicalSorter()
+    for source, target in edges:
+        sorter.add(target, source)
+    try:
+        sorter.prepare()
+    except CycleError:
+        return False
+    return True
