@@ -11,7 +11,7 @@ from ir.objective import Objective
 from ir.rules import RuleKind
 from partitioner.solver.dag.problem import DagProblem, Kind, Node
 from partitioner.solver.problem import Curve, Flow, Item, Problem, Restriction, Wafer, equal_wafers
-from partitioner.solver.score import faults, score
+from partitioner.solver.score import MOST_USERS, faults, score
 
 
 def draw_problem(draw: Random) -> Problem:
@@ -142,7 +142,7 @@ def _thresholds(draw: Random, problem: Problem, scale: int) -> tuple[tuple[Objec
             if not faults(problem, placed):
                 limit = score(problem, placed, objective) + draw.choice((-1, 0, 0, 1))
                 break
-        found.append((objective, limit))
+        found.append((objective, min(limit, MOST_USERS)))
     return tuple(found)
 
 

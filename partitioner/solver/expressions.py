@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, TypeAlias
 from ir.objective import Objective
 from partitioner.solver.model import Formulation
 from partitioner.solver.problem import Curve
-from partitioner.solver.score import MOST_USERS
 
 if TYPE_CHECKING:
     from ortools.sat.python import cp_model
@@ -255,8 +254,6 @@ def _hold_link(form: Formulation, one: int, other: int, held: Expression, longes
 def _require_room(form: Formulation, users: int) -> None:
     """The caches of so many users fit beside the rest on every wafer that holds caches."""
     more = users - form.problem.users
-    if users > MOST_USERS:
-        form.model.add_bool_or([])  # no placement is said to have more
     # What is larger than any wafer is as good as a byte too large, and might else not fit in 64 bits.
     too_large = 1 + max(form.wafer(kind).bytes for kind in range(len(form.kinds)))
     needs = [min(item.bytes + more * item.state_bytes, too_large) for item in form.problem.items]
