@@ -20,7 +20,8 @@ from partitioner.solver.dag.problem import DagProblem, Kind, Node
 WORK_BITS = 40
 """All times and charges of an instance add up to fewer units than two to this: values agree to 1e-9, sums are exact."""
 MOST_DEVICES = 10_000
-"""A search names each of them."""
+MOST_NODES = 20_000
+"""A search names each of them, and keeps sets of them."""
 MOST_BITS = 1000
 """No unit is finer than two to minus this."""
 MOST_BYTES = 2.0**50
@@ -108,6 +109,8 @@ def read_instance(path: Path) -> Instance:
     if not isinstance(data, dict):
         raise InstanceError("the top level must be an object")
     nodes = _objects(data, "nodes")
+    if len(nodes) > MOST_NODES:
+        raise InstanceError(f"it has {len(nodes):,} nodes; at most {MOST_NODES:,} are taken")
     ids = [_integer(node, "id", f"nodes[{index}]") for index, node in enumerate(nodes)]
     if len(set(ids)) != len(ids):
         raise InstanceError(f"id {next(i for i in ids if ids.count(i) > 1)} belongs to two nodes")

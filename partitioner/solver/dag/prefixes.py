@@ -75,9 +75,9 @@ def all_prefixes(graph: ItemGraph, at_most: int) -> list[int] | None:
                         if not graph.before[target] & ~larger:
                             freed |= 1 << target
                     following[larger] = freed
+            if len(found) + len(following) > at_most:
+                return None
         found.extend(following)
-        if len(found) > at_most:
-            return None
         layer = following
     return found
 

@@ -31,6 +31,7 @@ def run(model: cp_model.CpModel, effort: Effort) -> tuple[str, cp_model.CpSolver
     solver.parameters.max_deterministic_time = effort.work_s
     solver.parameters.max_time_in_seconds = min(1e9, max(0.1, effort.end_s - time.monotonic()))
     solver.parameters.cp_model_presolve = effort.presolve
+    solver.parameters.keep_all_feasible_solutions_in_presolve = True  # or a hint that is one may end the process
     solver.parameters.catch_sigint_signal = False
     # Python handles signals between steps of the main thread alone, which must not be inside the solver for long.
     thread = Thread(target=solver.solve, args=(model,))
