@@ -543,7 +543,7 @@ TYPES = {
     "null": type(None),
 }
 KNOWN = {"$ref", "$defs", "title", "description", "type", "properties", "required", "items", "default"}
-KNOWN |= {"additionalProperties"}
+KNOWN |= {"additionalProperties", "minimum", "maximum", "exclusiveMinimum"}
 
 
 def satisfies(value, schema, definitions) -> bool:
@@ -556,6 +556,11 @@ def satisfies(value, schema, definitions) -> bool:
     if "enum" in schema:
         return value in schema["enum"]
     if not isinstance(value, TYPES[schema["type"]]) or (isinstance(value, bool) and schema["type"] != "boolean"):
+        return False
+    if isinstance(value, int | float) and not (
+        schema.get("minimum", value) <= value <= schema.get("maximum", value)
+        and schema.get("exclusiveMinimum", value - 1) < value
+    ):
         return False
     if isinstance(value, list):
         return all(satisfies(item, schema["items"], definitions) for item in value)

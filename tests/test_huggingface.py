@@ -417,6 +417,7 @@ KNOWN = {
     "qwen2-72b": Known(72.71, 145.4, {(4096, 0): 80}),
     "qwen3-235b-a22b": Known(235.09, 470.2, {(2048, 0): 94}, 94),
     "mixtral-8x7b": Known(46.7, 93.4, {(4096, 0): 32}, 32),
+    "mixtral-8x22b": Known(140.6, 281.2, {(4096, 0): 56}, 56),
     "gpt-oss-120b": Known(116.83, 65.25, {(2048, 128): 18, (2048, 0): 18}, 36),
     "gpt-oss-20b": Known(20.91, 13.76, {(2048, 128): 12, (2048, 0): 12}, 24),
     # Published: 355 B without the layer that predicts a second token.
