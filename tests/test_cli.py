@@ -1,6 +1,7 @@
 """The command line: exit codes, diagnostics, what stays on disk, and that the same input gives the same bytes."""
 
 import json
+import operator
 import os
 import re
 import resource
@@ -543,7 +544,8 @@ TYPES = {
     "null": type(None),
 }
 KNOWN = {"$ref", "$defs", "title", "description", "type", "properties", "required", "items", "default"}
-KNOWN |= {"additionalProperties", "minimum", "maximum", "exclusiveMinimum"}
+BOUNDS = {"minimum": operator.ge, "exclusiveMinimum": operator.gt, "exclusiveMaximum": operator.lt}
+KNOWN |= {"additionalProperties", *BOUNDS}
 
 
 def satisfies(value, schema, definitions) -> bool:
@@ -557,10 +559,7 @@ def satisfies(value, schema, definitions) -> bool:
         return value in schema["enum"]
     if not isinstance(value, TYPES[schema["type"]]) or (isinstance(value, bool) and schema["type"] != "boolean"):
         return False
-    if isinstance(value, int | float) and not (
-        schema.get("minimum", value) <= value <= schema.get("maximum", value)
-        and schema.get("exclusiveMinimum", value - 1) < value
-    ):
+    if not all(holds(value, schema[name]) for name, holds in BOUNDS.items() if name in schema):
         return False
     if isinstance(value, list):
         return all(satisfies(item, schema["items"], definitions) for item in value)
