@@ -112,6 +112,11 @@ class Transfer:
     bytes_per_token: int
 
 
+def relative_gap(value: int, bound: int) -> float:
+    """Distance of ``value`` from ``bound``, relative to the value."""
+    return abs(value - bound) / max(1, abs(value))
+
+
 @dataclass(frozen=True, slots=True)
 class Score:
     """What a placement reaches in one objective, those before it being kept.
@@ -128,7 +133,7 @@ class Score:
     @property
     def gap(self) -> float:
         """Relative distance of the value from the bound."""
-        return abs(self.value - self.bound) / max(1, abs(self.value))
+        return relative_gap(self.value, self.bound)
 
 
 OPTIMAL, FEASIBLE = "optimal", "feasible"

@@ -17,6 +17,7 @@ from ir.rules import Rule
 from ir.types import DType
 from partitioner.case import Case
 from partitioner.problem import ExpertLayout
+from partitioner.solver.chain import least
 from partitioner.solver.filling import fill
 
 Fits = Callable[[Case], bool]
@@ -181,15 +182,7 @@ def _nearest(most: int, changed: Callable[[int], Case], named: Callable[[int], L
 
 def _least(low: int, high: int, holds: Callable[[int], bool]) -> int | None:
     """The least number for which ``holds`` does, if from some number on it always does; ``None`` if there is none."""
-    if low > high or not holds(high):
-        return None
-    while low < high:
-        middle = (low + high) // 2
-        if holds(middle):
-            high = middle
-        else:
-            low = middle + 1
-    return low
+    return least(low, high, holds) if low <= high and holds(high) else None
 
 
 def may_fit(case: Case) -> bool:

@@ -17,9 +17,9 @@ from partitioner.solver.dag.free import place_free
 from partitioner.solver.dag.frontier import pricing
 from partitioner.solver.dag.orders import cut, exchanges
 from partitioner.solver.dag.problem import DagProblem, Kind, Node
-from partitioner.solver.dag.running import Effort
 from partitioner.solver.dag.score import broken_rules, largest_load
 from partitioner.solver.dag.units import loads_of, units_of
+from partitioner.solver.running import Effort
 
 
 def a_problem(seed: int, most_nodes: int = 7) -> DagProblem:

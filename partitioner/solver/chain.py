@@ -125,7 +125,7 @@ def _with_threshold(found: _Found, objective: Objective) -> _Found:
     if objective is Objective.MACHINES:
         value = _fewest(found)
     else:
-        key = _least(*_range(found.chain, objective), lambda key: _fits(found, _at(found.thresholds, objective, key)))
+        key = least(*_range(found.chain, objective), lambda key: _fits(found, _at(found.thresholds, objective, key)))
         value = MOST_USERS - key if objective is Objective.ROOM else key
     proof = proof_of_threshold(found.chain, objective, value, found.thresholds, found.sums, found.kept)
     thresholds = replace(found.thresholds, **{objective.value: value})
@@ -150,7 +150,7 @@ def _range(chain: Chain, objective: Objective) -> tuple[int, int]:
     return 0, sum(times) + int(chain.held_fs.max())
 
 
-def _least(low: int, high: int, holds: Callable[[int], bool]) -> int:
+def least(low: int, high: int, holds: Callable[[int], bool]) -> int:
     """The least number for which ``holds``, which it does for ``high`` and for all from some number on."""
     while low < high:
         middle = (low + high) // 2

@@ -5,18 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from queue import Queue
-from threading import Thread
 from typing import TYPE_CHECKING
 
 from ir.objective import Objective
 from partitioner.solver.counting import counting_bound
 from partitioner.solver.problem import Assignment, Problem
+from partitioner.solver.running import Effort, run
 from partitioner.solver.score import score
 
 if TYPE_CHECKING:
-    from ortools.sat.python import cp_model
-
     from partitioner.solver.model import Formulation
 
 
@@ -128,67 +125,15 @@ def _most_room(
 
 
 def _answer(form: Formulation, limits: Limits, presolve: bool, found: Callable[[int, int], None]) -> Answer:
-    """Run CP-SAT so that the answer depends on the input alone."""
-    from ortools.sat.python import cp_model
-
-    solver = cp_model.CpSolver()
-    solver.parameters.num_workers = 8
-    solver.parameters.interleave_search = True
-    solver.parameters.random_seed = limits.seed
-    solver.parameters.max_deterministic_time = limits.deterministic_time
-    solver.parameters.cp_model_presolve = presolve
-    # Its dual reductions make some feasible models infeasible, and with a hint the process then aborts (see above).
-    solver.parameters.keep_all_feasible_solutions_in_presolve = True
-    solver.parameters.catch_sigint_signal = False  # it would be swallowed: Python is to see it
-    code, interrupted = _run(solver, form.model, found)
-    status = solver.status_name(code)
-    work = solver.response_proto.deterministic_time
+    effort = Effort(limits.deterministic_time, workers=8, presolve=presolve, seed=limits.seed)
+    outcome = run(form.model, effort, found)
+    status, solver, work = outcome.status, outcome.solver, outcome.solver.response_proto.deterministic_time
     if status not in ("OPTIMAL", "FEASIBLE"):
-        return Answer(status, None, -1, None, work, interrupted)
+        return Answer(status, None, -1, None, work, outcome.interrupted)
     holds = [solver.boolean_value(literal) for row in form.on for literal in row]
     kinds = [[solver.boolean_value(literal) for literal in row] for row in form.is_kind]
     value, bound = round(solver.objective_value), round(solver.best_objective_bound)
-    return Answer(status, form.assignment(holds, kinds), value, bound, work, interrupted)
-
-
-def _run(
-    solver: cp_model.CpSolver, model: cp_model.CpModel, found: Callable[[int, int], None]
-) -> tuple[cp_model.cp_model_pb2.CpSolverStatus, bool]:
-    """Solve in a thread of its own, so that this one hears of placements, and of interrupts, while it waits."""
-    from ortools.sat.python import cp_model
-
-    news: Queue[tuple[int, int] | None] = Queue()
-    codes: list[cp_model.cp_model_pb2.CpSolverStatus] = []
-    errors: list[BaseException] = []
-
-    class Watch(cp_model.CpSolverSolutionCallback):  # type: ignore[misc]  # its module has no types
-        def on_solution_callback(self) -> None:
-            news.put((round(self.objective_value), round(self.best_objective_bound)))
-
-    def work() -> None:
-        try:
-            codes.append(solver.solve(model, Watch()))
-        except BaseException as error:  # told in the thread that waits
-            errors.append(error)
-        finally:
-            news.put(None)
-
-    thread = Thread(target=work, daemon=True)
-    interrupted = False
-    thread.start()
-    while True:
-        try:
-            step = news.get()
-            if step is None:
-                break
-            found(*step)
-        except KeyboardInterrupt:
-            interrupted = True
-            solver.stop_search()
-    thread.join()
-    if errors:
-        raise errors[0]
-    return codes[0], interrupted
+    return Answer(status, form.assignment(holds, kinds), value, bound, work, outcome.interrupted)
 
 
 class Clock:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from ir.diagnostics import Diagnostic, InfeasibleError, TimeLimitError
 from ir.objective import DEFAULT_OBJECTIVES, Objective
-from ir.plan import Score
+from ir.plan import Score, relative_gap
 from partitioner.solver.chain import Runs, best_runs, why_no_runs
 from partitioner.solver.counting import counted_out, counting_bound
 from partitioner.solver.cpsat import DEFAULT_LIMITS, Answer, Clock, Limits, Task, is_within_reach, solve
@@ -51,7 +51,7 @@ class Incumbent:
     @property
     def gap(self) -> float:
         """Relative distance of the value from the bound."""
-        return abs(self.value - self.bound) / max(1, abs(self.value))
+        return relative_gap(self.value, self.bound)
 
 
 Progress = Callable[[Incumbent], None]

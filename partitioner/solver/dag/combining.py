@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from partitioner.solver.dag.local_search import State
-from partitioner.solver.dag.running import Effort, run
 from partitioner.solver.dag.units import Units
+from partitioner.solver.running import Effort, run_whole
 
 Column = tuple[int, tuple[int, ...]]
 """A kind, and the units on one machine of it."""
@@ -40,7 +40,7 @@ def combine(units: Units, columns: Sequence[Column], most: int, effort: Effort) 
     work = [max(time or 0 for time in times) for times in units.times]
     grain = max(1, sum(work) >> 30)
     model.minimize(cp_model.LinearExpr.weighted_sum(missing, [1 + time // grain for time in work]))
-    status, solver = run(model, effort)
+    status, solver = run_whole(model, effort)
     spent = solver.response_proto.deterministic_time
     if status not in ("OPTIMAL", "FEASIBLE"):
         return None, spent

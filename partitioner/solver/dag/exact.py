@@ -23,8 +23,8 @@ from partitioner.solver.dag.prefixes import (
     table,
     worst_load,
 )
-from partitioner.solver.dag.running import Effort
 from partitioner.solver.dag.suffixes import all_suffixes, nothing_within
+from partitioner.solver.running import Effort
 
 Progress = Callable[[int, int], None]
 """Told the value of the best placement so far, and a lower bound."""

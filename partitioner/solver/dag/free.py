@@ -23,8 +23,8 @@ from partitioner.solver.dag.neighbourhoods import Tried, share_anew
 from partitioner.solver.dag.orders import cut_orders
 from partitioner.solver.dag.parts import Found, Part, pack
 from partitioner.solver.dag.problem import DagProblem, Placement
-from partitioner.solver.dag.running import Effort
 from partitioner.solver.dag.units import Units, loads_of, units_of
+from partitioner.solver.running import Effort
 
 Progress = Callable[[int, int], None]
 """Called with the best value and the best bound so far whenever one of them improves."""

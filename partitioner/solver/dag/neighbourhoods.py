@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from itertools import combinations
 
 from partitioner.solver.dag.parts import Part
-from partitioner.solver.dag.running import Effort
 from partitioner.solver.dag.units import Units, loads_of
+from partitioner.solver.running import Effort
 
 _MOST_LITERALS = 4000
 

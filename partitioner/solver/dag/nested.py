@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from partitioner.solver.dag.items import ItemGraph, bits
 from partitioner.solver.dag.prefixes import Stage
-from partitioner.solver.dag.running import Effort, run
+from partitioner.solver.running import Effort, run_whole
 
 if TYPE_CHECKING:
     from ortools.sat.python import cp_model
@@ -35,7 +35,7 @@ def solve_nested(graph: ItemGraph, low: int, high: int, hint: Sequence[Stage], e
     """
     row = _Row(graph, low, high)
     row.follow(hint)
-    status, solver = run(row.model, effort)
+    status, solver = run_whole(row.model, effort)
     if status == "INFEASIBLE":
         return Nested(status, -1, (), high + 1)
     bound = max(low, math.ceil(solver.best_objective_bound - 1e-6))

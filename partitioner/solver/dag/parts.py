@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from partitioner.solver.dag.running import Effort, run
 from partitioner.solver.dag.units import Units, loads_of
+from partitioner.solver.running import Effort, run_whole
 
 if TYPE_CHECKING:
     from ortools.sat.python import cp_model
@@ -105,7 +105,7 @@ class Part:
         for unit, row in self.on.items():
             for index, literal in enumerate(row):
                 self.model.add_hint(literal, index == position[self.machines[unit]])
-        status, solver = run(self.model, effort)
+        status, solver = run_whole(self.model, effort)
         spent = solver.response_proto.deterministic_time
         if status not in ("OPTIMAL", "FEASIBLE"):
             return Found(status, (), 0, spent)
@@ -167,7 +167,7 @@ def _packing(units: Units, effort: Effort) -> tuple[str, tuple[int, ...]]:
     for machine, limit in enumerate(units.limits):
         sizes = zip(units.bytes, on, strict=True)
         model.add(cp_model.LinearExpr.sum([size * row[machine] for size, row in sizes]) <= limit)
-    status, solver = run(model, effort)
+    status, solver = run_whole(model, effort)
     if status not in ("OPTIMAL", "FEASIBLE"):
         return status, ()
     return status, tuple(next(d for d, literal in enumerate(row) if solver.value(literal)) for row in on)
