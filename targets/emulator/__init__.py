@@ -1,7 +1,8 @@
 """A functional executor: runs a partitioned model on emulated tiles, and counts what moves."""
 
-from targets.emulator.executor import Counters, Emulator
+from targets.counters import Counters, Traffic
+from targets.emulator.arithmetic import Arithmetic, Order, Precision
+from targets.emulator.executor import Emulator
 from targets.emulator.generate import Generated, generate
-from targets.emulator.mesh import Traffic
 
-__all__ = ["Counters", "Emulator", "Generated", "Traffic", "generate"]
+__all__ = ["Arithmetic", "Counters", "Emulator", "Generated", "Order", "Precision", "Traffic", "generate"]

@@ -1,15 +1,15 @@
 """The emulator: runs a partitioned model step by step, each block on the tiles that its plan names.
 
-A step visits the blocks in the model's order, once for each turn of users who meet the same copies of blocks. Each
-wafer knows only the graph's inputs, what its own blocks computed, and what the plan's transfers brought. Weights are
-read from tile memories alone. Products and look-ups run on tiles
-(:mod:`targets.emulator.kernels`); every other operator runs by its reference meaning on values of the block's region.
+A step of one user is a flight through the stages of the pipeline: a stage is a run of blocks on one wafer. Each wafer
+knows only the step's inputs, what its own blocks computed, and what the plan's transfers brought. Whoever drives the
+emulator decides which flight advances next, so several users can be under way, each at another stage.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 
 import torch
 
@@ -19,56 +19,71 @@ from ir.interpret import bind_symbols
 from ir.layout import MatrixLayout, sliced_layouts
 from ir.model import Model
 from ir.ops import torch_dtype
-from ir.plan import Plan
+from ir.plan import PlacedBlock, Plan
 from ir.types import evaluate
+from targets.counters import Counters
+from targets.emulator.arithmetic import Arithmetic
 from targets.emulator.history import History
 from targets.emulator.ledger import WaferLedger, claim
-from targets.emulator.memory import expert_slice, load_region
-from targets.emulator.mesh import Meter, Traffic
-from targets.emulator.program import Program, flipped_weights, write_programs
+from targets.emulator.memory import HostMemory, TileWeights, expert_slice
+from targets.emulator.meter import Meter
 from targets.emulator.run import BlockMemory, Scope, attend
 from targets.emulator.turns import joined, part_of, plans_of_turns
+from targets.emulator.weights import Tensors, WeightSource
+from targets.program.instructions import Program, write_programs
 
 Tensor = torch.Tensor
+Histories = Mapping[int, History]
+"""What a user's attentions remember, by node."""
 
 
 @dataclass(frozen=True, slots=True)
-class Counters:
-    """What one step took. All figures are counted while it ran.
+class Stage:
+    """Blocks that follow each other on one wafer; ``copy`` tells apart the stages of users who meet other copies."""
+
+    wafer: int
+    programs: tuple[Program, ...]
+
+
+@dataclass(slots=True)
+class Flight:
+    """One user's step under way.
 
     Attributes:
-        multiply_adds: in products and attention.
-        transfer_bytes: sent from wafer to wafer.
-        mesh: traffic of each collective inside wafers, by name.
+        bindings: what the graph's symbols stand for.
+        values: what each wafer knows, by its number.
+        stage: the next one to run, an index into the user's stages.
+        outputs: of the graph, as far as they are computed.
+        histories: what the user's attentions will remember once the step is done.
     """
 
-    multiply_adds: int = 0
-    transfer_bytes: int = 0
-    mesh: Mapping[str, Traffic] = field(default_factory=dict)
-
-    @property
-    def mesh_hops(self) -> int:
-        """Hops of all collectives, one after another."""
-        return sum(traffic.hops for traffic in self.mesh.values())
-
-    @property
-    def mesh_bytes(self) -> int:
-        """Bytes over all links of all meshes."""
-        return sum(traffic.bytes for traffic in self.mesh.values())
+    user: int
+    inputs: Mapping[str, Tensor]
+    bindings: Mapping[str, int]
+    values: dict[int, dict[str, Tensor]]
+    outputs: dict[str, Tensor]
+    histories: dict[int, History]
+    meter: Meter = field(default_factory=Meter)
+    stage: int = 0
 
 
 class Emulator:
-    """A model loaded onto the emulated tiles that its plan names.
+    """A model on the emulated tiles that its plan names.
 
     Attributes:
-        memories: the tile memories of each block, by its name; of further copies by ``PlacedBlock.title``.
         ledgers: what each tile of each wafer in use holds, in bytes.
         counters: what the last step took.
-        tokens: tokens of each user that the caches have seen.
     """
 
-    def __init__(self, model: Model, plan: Plan, weights: Mapping[str, Tensor]) -> None:
-        """Load ``weights``, by parameter name; they are held in the element types that the graph states.
+    def __init__(
+        self,
+        model: Model,
+        plan: Plan,
+        weights: WeightSource | Mapping[str, Tensor],
+        arithmetic: Arithmetic | None = None,
+        host_bytes: int | None = None,
+    ) -> None:
+        """Lay ``weights`` out; each is read when it is first used, and the host keeps ``host_bytes`` of them at most.
 
         Raises:
             UsageError: W0606, a weight is missing or has another shape.
@@ -77,23 +92,38 @@ class Emulator:
         """
         self.model = model
         self.plan = plan
-        self._turns = tuple(write_programs(model, turn) for turn in plans_of_turns(model, plan))
-        _require_weights(model.placed, weights)
+        self.arithmetic = arithmetic or Arithmetic.of(model.graph)
+        turns = [write_programs(model, turn) for turn in plans_of_turns(model, plan)]
+        self._stages = tuple(_stages(programs) for programs in turns)
+        source = Tensors(weights) if isinstance(weights, Mapping) else weights
+        _require_weights(model.placed, source)
+        self._host = HostMemory(source, self.arithmetic, host_bytes)
         self.ledgers = {wafer: WaferLedger(wafer, plan.machine) for wafer in plan.wafers_used}
-        programs = {program.placed.title: program for turn in self._turns for program in turn}
-        flipped = flipped_weights(tuple(programs.values()))
-        self.memories = {title: self._load(program, weights, flipped) for title, program in programs.items()}
+        programs = {program.placed.title: program for turn in turns for program in turn}
+        self.memories = {title: self._lay_out(program) for title, program in programs.items()}
         self.reset()
 
     def reset(self) -> None:
-        """Forget all tokens."""
-        self.tokens = 0
+        """Forget all tokens of all users."""
         self.counters = Counters()
-        self._histories: tuple[dict[int, History], ...] = tuple({} for _ in self._turns)
+        self._histories: dict[int, Histories] = {}
+        self._tokens: dict[int, int] = {}
+
+    def tokens(self, user: int = 0) -> int:
+        """Tokens of ``user`` that the caches have seen."""
+        return self._tokens.get(user, 0)
+
+    def forget(self, user: int, tokens: int) -> None:
+        """Forget the last ``tokens`` tokens of ``user``, which must be some of the last step's."""
+        types = self.model.graph.types
+        self._histories[user] = {n: h.without(tokens, types) for n, h in self._histories.get(user, {}).items()}
+        self._tokens[user] = self.tokens(user) - tokens
 
     @torch.no_grad()
     def step(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Run the model for the new tokens in ``inputs`` (graph input -> tensor), after those that it remembers.
+
+        Of several users, numbers 0 and so on, one makes its step after the other.
 
         Returns:
             The graph's outputs by name.
@@ -105,61 +135,83 @@ class Emulator:
         """
         graph = self.model.graph
         bindings = _bind(graph, inputs)
-        self._require_room(bindings)
-        meter, histories = Meter(), tuple(dict(own) for own in self._histories)
         users = bindings.get("users", 1)
-        parts: dict[str, list[tuple[range, Tensor]]] = {name: [] for name in graph.outputs}
-        for turn in range(min(users, len(self._turns))):
-            own = range(turn, users, len(self._turns))
+        self._require_users(users)
+        flights = []
+        for user in range(users):
+            own = range(user, users, users)
             mine = {name: part_of(value, graph.types[name], own) for name, value in inputs.items()}
-            bound = {**bindings, "users": len(own)} if "users" in bindings else bindings
-            found = self._run(self._turns[turn], mine, bound, meter, histories[turn])
-            for name, own_parts in parts.items():
-                own_parts.append((own, found[name]))
-        self._histories = histories
-        self.tokens += bindings.get("tokens", 0)
-        self.counters = Counters(meter.multiply_adds, meter.transfer_bytes, meter.moved)
-        return {name: joined(own_parts, graph.types[name]) for name, own_parts in parts.items()}
+            flights.append(self.begin(mine, user))
+        for flight in flights:
+            while not self.is_done(flight):
+                self.advance(flight)
+        counted = Counters()
+        for flight in flights:
+            self.finish(flight)
+            counted += flight.meter.counters()
+        self.counters = counted
+        return {
+            name: joined([(range(f.user, users, users), f.outputs[name]) for f in flights], graph.types[name])
+            for name in graph.outputs
+        }
 
-    def _run(
-        self,
-        programs: Sequence[Program],
-        inputs: Mapping[str, Tensor],
-        bindings: Mapping[str, int],
-        meter: Meter,
-        histories: dict[int, History],
-    ) -> dict[str, Tensor]:
-        """The graph's outputs for the users of one turn; their ``histories`` (by attention node) are extended."""
-        graph = self.model.graph
-        wafers: dict[int, dict[str, Tensor]] = {wafer: dict(inputs) for wafer in self.plan.wafers_used}
-        outputs = {name: inputs[name] for name in graph.outputs if name in inputs}
-        for program in programs:
-            scope = Scope(program, self.memories[program.placed.title], meter, bindings, wafers[program.placed.wafer])
-            self._run_block(scope, histories)
-            _send(scope, wafers)
+    def begin(self, inputs: Mapping[str, Tensor], user: int = 0) -> Flight:
+        """One user's step, about to enter the first stage; raises as :meth:`step` does."""
+        graph, device = self.model.graph, self.arithmetic.device
+        bindings = _bind(graph, inputs)
+        self._require_users(user + 1)
+        self._require_room(self.tokens(user) + bindings.get("tokens", 0))
+        held = {
+            name: value.to(device=device, dtype=self.arithmetic.dtype(graph.types[name].dtype))
+            for name, value in inputs.items()
+        }
+        values = {wafer: dict(held) for wafer in self.plan.wafers_used}
+        outputs = {name: held[name] for name in graph.outputs if name in held}
+        return Flight(user, held, bindings, values, outputs, dict(self._histories.get(user, {})))
+
+    def stages(self, user: int) -> tuple[Stage, ...]:
+        """The stages that a user's step passes, in order."""
+        return self._stages[user % len(self._stages)]
+
+    def is_done(self, flight: Flight) -> bool:
+        """Whether it has passed all stages."""
+        return flight.stage == len(self.stages(flight.user))
+
+    @torch.no_grad()
+    def advance(self, flight: Flight) -> None:
+        """Run the next stage of a step."""
+        stage = self.stages(flight.user)[flight.stage]
+        outputs = self.model.graph.outputs
+        for program in stage.programs:
+            known = flight.values[stage.wafer]
+            memory = self.memories[program.placed.title]
+            types = self.model.graph.types
+            scope = Scope(program, memory, self.arithmetic, types, flight.meter, flight.bindings, known)
+            self._run_block(scope, flight.histories)
+            _send(scope, flight.values)
             computed = {value.name for instruction in program.instructions for value in instruction.node.results}
-            outputs |= {name: scope.read(name) for name in graph.outputs if name in computed}
-        return outputs
+            flight.outputs |= {name: scope.read(name) for name in outputs if name in computed}
+        flight.stage += 1
+
+    def finish(self, flight: Flight) -> None:
+        """Remember what a step that is done has added."""
+        self._histories[flight.user] = flight.histories
+        self._tokens[flight.user] = self.tokens(flight.user) + flight.bindings.get("tokens", 0)
 
     def _run_block(self, scope: Scope, histories: dict[int, History]) -> None:
         """Run a block's nodes on its wafer's values, and extend its ``histories`` (by attention node)."""
         types = self.model.graph.types
-        for name, links in scope.program.routes:
-            value = scope.read(name)
-            scope.mesh().shift(value.numel() * value.element_size(), links)
         for instruction in scope.program.instructions:
             cached = instruction.cache
             if cached is None:
                 scope.run(instruction)
                 continue
             node, new = cached.cache.node, {name: scope.read(name) for name in cached.cache.values}
-            users, tokens = scope.bindings.get("users", 1), scope.bindings["tokens"]
-            history = histories.get(node, History()).append(new, types, users, tokens)
-            attend(instruction, cached, scope, history, types)
-            cache = cached.cache
-            histories[node] = (history.in_chunk if cache.chunked else history.last)(cache.window, types)
+            seen = histories.get(node, History()).visible(cached.cache, types)
+            histories[node] = seen.append(new, types, scope.bindings["tokens"])
+            attend(instruction, cached, scope, histories[node])
 
-    def _load(self, program: Program, weights: Mapping[str, Tensor], flipped: frozenset[str]) -> BlockMemory:
+    def _lay_out(self, program: Program) -> BlockMemory:
         """Place a block's weights on its tiles and its experts', and enter them in the ledger of its wafer.
 
         Where experts have regions of their own, caches and activations are shared out among them.
@@ -173,7 +225,7 @@ class Emulator:
         shared = (0, 0) if placed.experts else spread
         ledger = self.ledgers[placed.wafer]
         ledger.add(placed.title, placed.region, claim(own, *shared, placed.region))
-        layouts: dict[int, Sequence[MatrixLayout]] = {}
+        layouts: Mapping[int, Sequence[MatrixLayout]] = {}
         if placed.sliced:
             region, count = placed.region, len(placed.experts)
             ledger.add(f"{placed.title}, experts", region, claim(slices, *spread, region, count))
@@ -183,23 +235,40 @@ class Emulator:
             for expert in placed.experts:
                 amounts = claim(slices, caches, activations, expert.region)
                 ledger.add(f"{placed.title}.{expert.index}", expert.region, amounts)
-        experts = {}
-        for expert in placed.experts:
-            mine = {p.name: weights[p.name][expert.index] for p in slices}
-            experts[expert.index] = load_region(slices, mine, expert.region, flipped, layouts.get(expert.index))
-        return BlockMemory(load_region(own, weights, placed.region, flipped), experts)
+        return BlockMemory(TileWeights.on(placed.region, own, self._host), self._experts(placed, slices, layouts))
 
-    def _require_room(self, bindings: Mapping[str, int]) -> None:
-        """Raise W0602 unless the step's users and tokens fit in the caches."""
-        cached = next((program for program in self._turns[0] if program.block.caches), None)
-        if cached is None:
-            return
-        planned = self.plan.workload
-        users, tokens = bindings.get("users", 1), self.tokens + bindings.get("tokens", 0)
-        if users > planned.users or tokens > planned.context:
-            message = f"{users} users of {tokens} tokens do not fit in the caches"
-            facts = {"planned_users": planned.users, "planned_context": planned.context}
-            raise CheckError(Diagnostic("W0602", message, cached.where, {**facts}, ("plan for a longer context",)))
+    def _experts(
+        self, placed: PlacedBlock, slices: Sequence[Parameter], layouts: Mapping[int, Sequence[MatrixLayout]]
+    ) -> dict[int, TileWeights]:
+        return {
+            expert.index: TileWeights.on(expert.region, slices, self._host, expert.index, layouts.get(expert.index))
+            for expert in placed.experts
+        }
+
+    def _require_users(self, users: int) -> None:
+        """Raise W0602 unless the caches have room for so many users."""
+        if users > self.plan.workload.users and self._first_cached:
+            self._refuse(f"{users} users do not fit in the caches")
+
+    def _require_room(self, tokens: int) -> None:
+        """Raise W0602 unless the caches have room for so many tokens of each user."""
+        if tokens > self.plan.workload.context and self._first_cached:
+            self._refuse(f"{tokens} tokens of a user do not fit in the caches")
+
+    @property
+    def _first_cached(self) -> Program | None:
+        return next((p for stage in self._stages[0] for p in stage.programs if p.block.caches), None)
+
+    def _refuse(self, message: str) -> None:
+        planned, cached = self.plan.workload, self._first_cached
+        facts = {"planned_users": planned.users, "planned_context": planned.context}
+        where = cached.where if cached else ""
+        raise CheckError(Diagnostic("W0602", message, where, {**facts}, ("plan for a longer context or more users",)))
+
+
+def _stages(programs: Sequence[Program]) -> tuple[Stage, ...]:
+    runs = groupby(programs, key=lambda program: program.placed.wafer)
+    return tuple(Stage(wafer, tuple(run)) for wafer, run in runs)
 
 
 def _bind(graph: Graph, inputs: Mapping[str, Tensor]) -> dict[str, int]:
@@ -225,18 +294,19 @@ def _send(scope: Scope, wafers: dict[int, dict[str, Tensor]]) -> None:
     """Carry what other wafers read of a block to them."""
     for transfer in scope.program.sends:
         value = scope.read(transfer.value)
-        scope.meter.transfer_bytes += value.numel() * value.element_size()
+        sent = value.numel() * scope.element_bytes(transfer.value)
+        scope.meter.links[transfer.source_wafer, transfer.target_wafer] += sent
         wafers.setdefault(transfer.target_wafer, {})[transfer.value] = value
 
 
-def _require_weights(parameters: Sequence[Parameter], weights: Mapping[str, Tensor]) -> None:
+def _require_weights(parameters: Sequence[Parameter], weights: WeightSource) -> None:
     """Raise W0606 for each parameter without a weight of its shape."""
     faults = []
     for parameter in parameters:
-        given = weights.get(parameter.name)
+        given = weights.shape(parameter.name)
         if given is None:
             faults.append(Diagnostic("W0606", "no weight is given", parameter.name))
-        elif tuple(given.shape) != parameter.shape:
-            faults.append(Diagnostic("W0606", f"{tuple(given.shape)} is not {parameter.shape}", parameter.name))
+        elif given != parameter.shape:
+            faults.append(Diagnostic("W0606", f"{given} is not {parameter.shape}", parameter.name))
     if faults:
         raise UsageError(*faults)

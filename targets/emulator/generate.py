@@ -9,7 +9,8 @@ import torch
 
 from ir.diagnostics import Diagnostic, UsageError
 from ir.graph import Graph
-from targets.emulator.executor import Counters, Emulator
+from targets.counters import Counters
+from targets.emulator.executor import Emulator
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,8 @@ class Generated:
 def generate(emulator: Emulator, prompt_ids: Sequence[int], tokens: int) -> Generated:
     """Continue a prompt by ``tokens`` tokens, each the likeliest (the lowest id of equals).
 
-    The first step is the whole prompt; every other is one token. What the emulator remembered before is forgotten.
+    The prompt passes in pieces as long as the plan's prefill chunk, and counts as one step; every other is one token.
+    What the emulator remembered before is forgotten.
 
     Raises:
         UsageError: W0604, the prompt is empty or holds an id outside the vocabulary; W0605, prompt and new tokens
@@ -43,17 +45,21 @@ def generate(emulator: Emulator, prompt_ids: Sequence[int], tokens: int) -> Gene
     counters: list[Counters] = []
     new = list(prompt_ids)
     for _ in range(tokens):
-        last = _last_logits(emulator, new)
+        counted = Counters()
+        chunk = emulator.plan.workload.chunk
+        for start in range(0, len(new), chunk):
+            last = _last_logits(emulator, new[start : start + chunk])
+            counted += emulator.counters
         new = [int(last.argmax())]
         chosen += new
         logits.append(last)
-        counters.append(emulator.counters)
+        counters.append(counted)
     return Generated(tuple(chosen), tuple(logits), tuple(counters))
 
 
 def _last_logits(emulator: Emulator, new: Sequence[int]) -> torch.Tensor:
     """The logits [vocabulary] of the last of ``new`` tokens."""
-    seen = emulator.tokens
+    seen = emulator.tokens()
     tensors = {
         "input_ids": torch.tensor([new]),
         "position_ids": torch.arange(seen, seen + len(new))[None],

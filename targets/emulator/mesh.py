@@ -1,115 +1,44 @@
 """How data moves between the tiles of a region: the collectives, and what they cost.
 
-A region is a mesh of tiles, rows x columns. Arrays that live on it have the leading axes (row, column) and then a
-tile's own memory. A kernel may touch a tile's own memory and what arrived through one of the collectives here, so
-whatever it does could be done by tiles.
-
-Two figures are counted for each collective: *hops*, the links on its longest path, and *bytes*, summed over all links
-that they cross. Padding that only the host's arrays have is never counted.
+A region is a mesh of tiles, rows x columns. A kernel may touch a tile's own memory and what arrived through one of the
+collectives here, so whatever it does could be done by tiles. Two figures are counted for each: *hops*, the links on its
+longest path, and *bytes*, summed over all links that they cross. Elements lie as :mod:`targets.program.homes` says.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from enum import IntEnum
-from typing import Self
+from dataclasses import dataclass
 
-import torch
-
-
-class Axis(IntEnum):
-    """An axis of the mesh: ``ROWS`` numbers the rows (moving along it is moving down), ``COLUMNS`` the columns."""
-
-    ROWS = 0
-    COLUMNS = 1
-
-    @property
-    def other(self) -> Axis:
-        """The axis across."""
-        return Axis(1 - self)
-
-
-@dataclass(frozen=True, slots=True)
-class Traffic:
-    """What collectives of one kind moved: how often they ran, hops added up over them, bytes over links."""
-
-    calls: int = 0
-    hops: int = 0
-    bytes: int = 0
-
-    def __add__(self, other: Self) -> Self:
-        return type(self)(self.calls + other.calls, self.hops + other.hops, self.bytes + other.bytes)
-
-
-@dataclass(slots=True)
-class Meter:
-    """Counts while a step runs. ``moved`` maps the collective's name to its traffic."""
-
-    multiply_adds: int = 0
-    transfer_bytes: int = 0
-    moved: dict[str, Traffic] = field(default_factory=dict)
-
-    def record(self, collective: str, hops: int, link_bytes: int) -> None:
-        """Count one run of ``collective``."""
-        self.moved[collective] = self.moved.get(collective, Traffic()) + Traffic(1, hops, link_bytes)
+from ir.plan import Rectangle
+from targets.emulator.meter import Meter
+from targets.emulator.ways import Way
 
 
 @dataclass(frozen=True, slots=True)
 class Mesh:
     """The tiles of one region and the meter that its collectives report to."""
 
-    rows: int
-    columns: int
+    region: Rectangle
     meter: Meter
 
-    def length(self, axis: Axis) -> int:
-        """Tiles along ``axis``."""
-        return (self.rows, self.columns)[axis]
+    def move(self, collective: str, way: Way, element_bytes: int, times: int = 1) -> None:
+        """Elements of ``element_bytes`` go their way, for each of ``times`` tokens, which follow each other."""
+        if way.hops and times:
+            self.meter.record(collective, way.hops, way.links * element_bytes * times)
 
-    def broadcast(self, slices: torch.Tensor, along: Axis, payload_bytes: int) -> torch.Tensor:
-        """Slices [lines, ...] enter at the region's edge, one for each line of tiles that runs ``along`` an axis.
+    def chain(self, length: int, payload_bytes: int) -> None:
+        """Values pass from tile to tile along lines of ``length``; ``payload_bytes`` in all lines together."""
+        if length > 1 and payload_bytes:
+            self.meter.record("chain", length - 1, payload_bytes * (length - 1))
 
-        Each travels its line to the end, so that all tiles of the line hold it afterwards.
+    def all_reduce(self, payload_bytes: int) -> None:
+        """What all tiles add up, along each row and then down the first column, goes back to all of them."""
+        if self.region.tiles > 1 and payload_bytes:
+            hops = self.region.rows + self.region.columns - 2
+            self.meter.record("all_reduce", 2 * hops, 2 * (self.region.tiles - 1) * payload_bytes)
 
-        Returns:
-            What each line's tiles hold [lines, ...]: one copy stands for all tiles of the line.
-        """
-        links = self.length(along) - 1
-        self.meter.record("broadcast", links, payload_bytes * links)
-        return slices
-
-    def chain(
-        self, along: Axis, first: torch.Tensor, step: Callable[[int, torch.Tensor], torch.Tensor], payload_bytes: int
-    ) -> torch.Tensor:
-        """Pass a value through the tiles ``along`` an axis, in all lines at once.
-
-        Args:
-            along: the axis that the value travels.
-            first: what the first tile of each line passes on.
-            step: ``step(n, arrived)`` is what tile ``n`` >= 1 passes on; it may touch that tile's memory only.
-            payload_bytes: bytes that cross from one tile to the next, all lines together.
-        """
-        links = self.length(along) - 1
-        self.meter.record("chain", links, payload_bytes * links)
-        passed = first
-        for position in range(1, links + 1):
-            passed = step(position, passed)
-        return passed
-
-    def chain_reduce(self, partials: torch.Tensor, along: Axis, payload_bytes: int) -> torch.Tensor:
-        """The sum of ``partials`` [tiles along the axis, ...], accumulated tile after tile in mesh order."""
-        shares = partials.unbind()
-        return self.chain(along, shares[0].clone(), lambda n, arrived: arrived.add_(shares[n]), payload_bytes)
-
-    def gather(self, link_bytes: int) -> None:
-        """Count the collection of something spread over the region: along the rows to the edge, then down it.
-
-        Args:
-            link_bytes: each share's bytes times the links between its tile and the last tile of the region.
-        """
-        self.meter.record("gather", self.rows + self.columns - 2, link_bytes)
-
-    def shift(self, payload_bytes: int, links: int) -> None:
-        """Count the way of ``payload_bytes`` over ``links`` links from one region of the wafer to another."""
-        self.meter.record("shift", links, payload_bytes * links)
+    def broadcast(self, payload_bytes: int) -> None:
+        """All tiles get the same."""
+        if self.region.tiles > 1 and payload_bytes:
+            hops = self.region.rows + self.region.columns - 2
+            self.meter.record("broadcast", hops, (self.region.tiles - 1) * payload_bytes)

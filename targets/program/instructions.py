@@ -17,6 +17,7 @@ from ir.model import Block, BlockKind, Cache, Model
 from ir.ops import OPS, Kind
 from ir.plan import PlacedBlock, Plan, Rectangle, Transfer
 from ir.types import DType, Size, symbols_of
+from targets.program.kinds import KernelKind, is_apart, kind_of
 
 WEIGHT_OPERANDS = {"linear": (1,), "grouped_linear": (1, 3), "embedding": (0,)}
 """Which operands of an operator are weights that it can read on their tiles."""
@@ -33,9 +34,10 @@ class TileWeight:
 
 @dataclass(frozen=True, slots=True)
 class Instruction:
-    """One node; ``weights`` are its operands that stay on their tiles, ``work`` its multiply-adds otherwise."""
+    """One node and how it runs; ``weights`` are its operands that stay on their tiles, ``work`` its multiply-adds."""
 
     node: Node
+    kind: KernelKind
     weights: Mapping[int, TileWeight] = field(default_factory=dict)
     work: Size = 0
     cache: CachedAttention | None = None
@@ -57,17 +59,18 @@ class CachedAttention:
 class Program:
     """What one block runs, and where.
 
-    ``stacked`` are the weights that lie slice by slice on the regions of the routed experts; ``routes`` the values
-    that another block of the wafer computed, with the links between the two regions; ``sends`` the transfers of what
-    this block computes.
+    ``stacked`` are the weights that lie slice by slice on the regions of the routed experts; ``relays`` the values
+    that it reads of other blocks of its wafer, with the regions where they lie; ``sends`` the transfers of what this
+    block computes; ``apart`` the values, of all in the graph, that lie apart and not on every tile.
     """
 
     block: Block
     placed: PlacedBlock
     stacked: frozenset[str]
     instructions: tuple[Instruction, ...]
-    routes: tuple[tuple[str, int], ...]
+    relays: tuple[tuple[str, Rectangle], ...]
     sends: tuple[Transfer, ...]
+    apart: frozenset[str]
 
     @property
     def where(self) -> str:
@@ -77,15 +80,16 @@ class Program:
 
 @dataclass(frozen=True, slots=True)
 class _Site:
-    """A block of the graph on its wafer; ``stacked`` as in :class:`Program`."""
+    """A block of the graph on its wafer; ``stacked`` and ``apart`` as in :class:`Program`."""
 
     graph: Graph
     block: Block
     placed: PlacedBlock
     stacked: frozenset[str]
+    apart: frozenset[str]
 
 
-def _site(graph: Graph, block: Block, placed: PlacedBlock) -> _Site:
+def _site(graph: Graph, block: Block, placed: PlacedBlock, apart: frozenset[str]) -> _Site:
     traced = (
         _trace(graph, graph.nodes[index].inputs[position])
         for index in block.nodes
@@ -94,12 +98,17 @@ def _site(graph: Graph, block: Block, placed: PlacedBlock) -> _Site:
         if position < len(graph.nodes[index].inputs)
     )
     stacked = frozenset(weight.parameter for weight in traced if weight)
-    return _Site(graph, block, placed, stacked.intersection(block.parameters))
+    return _Site(graph, block, placed, stacked.intersection(block.parameters), apart)
 
 
-def distance(a: Rectangle, b: Rectangle) -> int:
-    """Links between the corners of two regions of one wafer."""
-    return abs(a.row - b.row) + abs(a.column - b.column)
+def _values_apart(graph: Graph) -> frozenset[str]:
+    """Values that lie apart: weights, numbers that the step brings, and what is computed of such (see ``kinds``)."""
+    apart = set(graph.parameter) | {value.name for value in graph.inputs if value.type.dtype.is_float}
+    for node in graph.nodes:
+        kind = kind_of(graph, node, on_tiles=False, apart=apart)
+        if is_apart(node, kind):
+            apart.update(value.name for value in node.results)
+    return frozenset(apart)
 
 
 def write_programs(model: Model, plan: Plan) -> tuple[Program, ...]:
@@ -112,7 +121,8 @@ def write_programs(model: Model, plan: Plan) -> tuple[Program, ...]:
     placed = {block.name: block for block in plan.blocks}
     if faults := [fault for block in model.blocks for fault in _misplaced(block, placed.get(block.name))]:
         raise CheckError(*faults)
-    sites = [_site(model.graph, block, placed[block.name]) for block in model.blocks]
+    apart = _values_apart(model.graph)
+    sites = [_site(model.graph, block, placed[block.name], apart) for block in model.blocks]
     live = _live_nodes(model.graph, sites, {transfer.value for transfer in plan.transfers})
     home = {
         value.name: block
@@ -124,13 +134,13 @@ def write_programs(model: Model, plan: Plan) -> tuple[Program, ...]:
     for site in sites:
         block, here = site.block, site.placed
         instructions = tuple(_instruction(site, index) for index in block.nodes if index in live)
-        routes = tuple(
-            (name, distance(placed[home[name].name].region, here.region))
+        relays = tuple(
+            (name, placed[home[name].name].region)
             for name in _read_from_others(instructions)
             if name in home and home[name] is not block and placed[home[name].name].wafer == here.wafer
         )
         sends = tuple(t for t in plan.transfers if (t.source, t.source_wafer) == (block.name, here.wafer))
-        programs.append(Program(block, here, site.stacked, instructions, routes, sends))
+        programs.append(Program(block, here, site.stacked, instructions, relays, sends, apart))
     return tuple(programs)
 
 
@@ -162,12 +172,13 @@ def _instruction(site: _Site, index: int) -> Instruction:
     weights = _tile_weights(site, node)
     operands = [site.graph.types[name] for name in node.inputs]
     work = OPS[node.op].work(operands, [value.type for value in node.results], node.attributes)
+    kind = kind_of(site.graph, node, bool(weights), site.apart)
     cache = next((cache for cache in site.block.caches if cache.node == index), None)
     if cache is None:
-        return Instruction(node, weights, work)
+        return Instruction(node, kind, weights, work)
     indices, constants = _past(site, cache)
     recompute = tuple(_instruction(site, i) for i in indices)
-    return Instruction(node, weights, work, CachedAttention(cache, recompute, constants))
+    return Instruction(node, kind, weights, work, CachedAttention(cache, recompute, constants))
 
 
 def _past(site: _Site, cache: Cache) -> tuple[tuple[int, ...], tuple[str, ...]]:

@@ -1,0 +1,107 @@
+"""How far elements travel over a mesh: counted element by element, once for each weight and region."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from ir.layout import Ints, Split
+from ir.plan import Rectangle
+from targets.program.homes import Tiles, homes
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """``hops`` of the longest path, and ``links`` that the elements of one token cross, all together."""
+
+    hops: int
+    links: int
+
+    @staticmethod
+    def of(links: Ints) -> Way:
+        """The way of elements that cross so many links each."""
+        return Way(int(links.max(initial=0)), int(links.sum()))
+
+
+def between(source: Tiles, target: Tiles) -> Ints:
+    """Links from tile to tile for each element."""
+    links: Ints = np.abs(source[0] - target[0]) + np.abs(source[1] - target[1])
+    return links
+
+
+@lru_cache(maxsize=65536)
+def relay_way(elements: int, source: Rectangle, target: Rectangle) -> Way:
+    """From the homes in one region to those in another."""
+    return Way.of(between(homes(elements, source), homes(elements, target)))
+
+
+@dataclass(frozen=True, slots=True)
+class Vectors:
+    """Vectors of a token that make the same way, by their numbers ``which`` among ``of`` that share the token's homes:
+    all heads of a value [tokens, heads, width], or the one that an expert was chosen for.
+    """
+
+    which: range = range(1)
+    of: int = 1
+
+    def homes(self, length: int, region: Rectangle) -> Tiles:
+        """The tiles of their elements, ``length`` each, on ``region``."""
+        row, column = homes(self.of * length, region)
+        place = slice(self.which.start * length, self.which.stop * length)
+        return row[place], column[place]
+
+
+@lru_cache(maxsize=65536)
+def enter_way(inputs: Split, vectors: Vectors, home: Rectangle, region: Rectangle, by_columns: bool) -> Way:
+    """From homes in ``home`` onto the lines of ``region`` that hold the inputs, and along each to its other end.
+
+    A line is a row of tiles, or, ``by_columns``, a column of tiles.
+    """
+    row, column = vectors.homes(inputs.length, home)
+    line = np.tile(_lines(inputs), len(vectors.which))
+    if by_columns:
+        across, along = np.abs(region.column + line - column), _outside(row, region.row, region.rows)
+        length = region.rows - 1
+    else:
+        across, along = np.abs(region.row + line - row), _outside(column, region.column, region.columns)
+        length = region.columns - 1
+    return Way.of(across + along + length)
+
+
+def _lines(split: Split) -> Ints:
+    """The part that each element belongs to."""
+    return np.repeat(np.arange(split.parts), np.diff(split.bounds()))
+
+
+def _outside(place: Ints, first: int, count: int) -> Ints:
+    """How far each place lies outside of ``count`` neighbours from ``first`` on."""
+    return np.maximum(0, np.maximum(first - place, place - (first + count - 1)))
+
+
+@lru_cache(maxsize=65536)
+def leave_way(outputs: Split, vectors: Vectors, region: Rectangle, home: Rectangle, by_columns: bool) -> Way:
+    """From the last tiles of the lines of ``region`` that sum the outputs to their homes in ``home``."""
+    line = np.tile(_lines(outputs), len(vectors.which))
+    last_row, last_column = region.row + region.rows - 1, region.column + region.columns - 1
+    if by_columns:
+        source = (region.row + line, np.full_like(line, last_column))
+    else:
+        source = (np.full_like(line, last_row), region.column + line)
+    return Way.of(between(source, vectors.homes(outputs.length, home)))
+
+
+@lru_cache(maxsize=65536)
+def look_up_way(width: Split, region: Rectangle) -> Way:
+    """From the rows of tiles that hold a table's columns, along which all of them pass, to the homes."""
+    row, _ = homes(width.length, region)
+    return Way.of(np.abs(region.row + _lines(width) - row) + region.columns - 1)
+
+
+@lru_cache(maxsize=65536)
+def spread_way(elements: int, source: Rectangle, region: Rectangle) -> Way:
+    """From the corner of a region that has all of them to all tiles of another."""
+    links = abs(source.row - region.row) + abs(source.column - region.column)
+    hops = links + region.rows + region.columns - 2
+    return Way(hops, elements * (links + region.tiles - 1))

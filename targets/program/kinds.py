@@ -1,0 +1,92 @@
+"""How an operator runs on tiles, told from the graph alone.
+
+A value either lies apart, each element on its home tile (:mod:`targets.program.homes`), or every tile has it: what the
+step hands to all (token ids, positions), what an all-reduce yields, and what is computed from these alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from enum import StrEnum
+
+from ir.graph import Graph, Node
+from ir.ops import ELEMENT_BY_ELEMENT
+from ir.types import symbols_of
+
+
+class KernelKind(StrEnum):
+    """What an operator does on tiles."""
+
+    PRODUCT = "product"
+    """A vector times a matrix that stays: inputs travel along lines of tiles, partial sums across them."""
+    EXPERTS = "experts"
+    """Such products by the matrices of each token's experts."""
+    LOOKUP = "lookup"
+    """Rows of a table that lies on the tiles."""
+    ATTENTION = "attention"
+    """Queries stream past the remembered tokens, which lie over all tiles of the region."""
+    ELEMENT = "element"
+    """Each element alone, on its home tile."""
+    MOVE = "move"
+    """The same elements in another order, number or shape: they change their tiles."""
+    REDUCTION = "reduction"
+    """Elements of a token meet: on each tile, then by an all-reduce. Every tile has the sums (or choices)."""
+    COMBINE = "combine"
+    """Elements of a token meet along an axis that is not the last: those of one sum travel to where it lies."""
+    EVERYWHERE = "everywhere"
+    """Every tile computes what it needs of it, from what all tiles have."""
+    REFERENCE = "reference"
+    """No kernel for tiles: operands are gathered on one, which computes by the operator's reference meaning."""
+
+
+SUMS = frozenset({"sum", "mean", "amax", "amin", "argmax", "argmin", "prod"})
+NORMS = frozenset({"layer_norm", "rms_norm"})
+ALONG = frozenset({"softmax", "log_softmax", "topk"})
+"""Operators that meet along one axis."""
+MOVES = frozenset({"reshape", "transpose", "expand", "slice", "flip", "concat", "pad"})
+
+
+def is_apart(node: Node, kind: KernelKind) -> bool:
+    """Whether the results of ``node`` lie apart, and not on every tile."""
+    if kind is KernelKind.REDUCTION:
+        return node.op in NORMS or node.op in ("softmax", "log_softmax")
+    return kind is not KernelKind.EVERYWHERE
+
+
+def kind_of(graph: Graph, node: Node, on_tiles: bool, apart: Iterable[str]) -> KernelKind:
+    """How ``node`` runs; ``on_tiles``: its weights are read on their tiles, ``apart`` the values that lie apart."""
+    if on_tiles:
+        return {
+            "linear": KernelKind.PRODUCT,
+            "grouped_linear": KernelKind.EXPERTS,
+            "embedding": KernelKind.LOOKUP,
+        }[node.op]
+    if node.op == "attention":
+        return KernelKind.ATTENTION
+    if not set(apart).intersection(node.inputs):
+        return KernelKind.EVERYWHERE
+    if node.op in ELEMENT_BY_ELEMENT:
+        return KernelKind.ELEMENT
+    if node.op in MOVES:
+        return KernelKind.MOVE
+    return _meeting(graph, node)
+
+
+def _meeting(graph: Graph, node: Node) -> KernelKind:
+    """How an operator runs whose elements meet."""
+    shape = graph.types[node.inputs[0]].shape
+    last = len(shape) - 1
+    if node.op in NORMS:
+        return KernelKind.REDUCTION
+    if node.op == "gather":
+        chosen = node.attributes["dim"] % len(shape) == last and not symbols_of(shape[last])
+        return KernelKind.REDUCTION if chosen else KernelKind.REFERENCE
+    if node.op not in SUMS | ALONG:
+        return KernelKind.REFERENCE
+    axes = node.attributes["dims"] if node.op in SUMS else (node.attributes["dim"],)
+    axes = {axis % len(shape) for axis in axes}
+    if any(symbols_of(shape[axis]) for axis in axes):
+        return KernelKind.REFERENCE
+    if last in axes:
+        return KernelKind.REDUCTION
+    return KernelKind.COMBINE if node.op in SUMS and node.op not in ("argmax", "argmin") else KernelKind.REFERENCE
