@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -13,13 +13,12 @@ from ir.ops import OPS
 from ir.ops import evaluate as evaluate_op
 from ir.types import TensorType, evaluate, for_one_token
 from targets.emulator.arithmetic import Arithmetic
-from targets.emulator.history import History
 from targets.emulator.memory import TileWeights
 from targets.emulator.mesh import Mesh
 from targets.emulator.meter import Meter
 from targets.emulator.products import count_product, product
 from targets.emulator.ways import Vectors, look_up_way
-from targets.program.instructions import CachedAttention, Instruction, Program, is_transposed
+from targets.program.instructions import Instruction, Program, is_transposed
 from targets.program.kinds import KernelKind
 
 Tensor = torch.Tensor
@@ -112,33 +111,6 @@ def _by_reference(instruction: Instruction, scope: Scope) -> tuple[Tensor, ...]:
     return _in_place(instruction, scope)
 
 
-def attend(instruction: Instruction, cached: CachedAttention, scope: Scope, history: History) -> None:
-    """Let the new tokens' queries meet all of ``history``, whose keys and values are computed again."""
-    node = instruction.node
-    constants = {name: scope.read(name) for name in cached.constants}
-    bindings = {**scope.bindings, "tokens": history.tokens}
-    past = replace(scope, bindings=bindings, values={**constants, **history.values})
-    for earlier in cached.recompute:
-        past.run(earlier)
-    query, *sinks = (scope.read(name) for name in (node.inputs[0], *node.inputs[3:]))
-    key, value = (past.read(name) for name in node.inputs[1:3])
-    scope.meter.op = (scope.program.placed.title, node.result.name)
-    scope.values[node.result.name] = _attention(instruction, scope, [query, key, value, *sinks])[0]
-
-
-def _attention(instruction: Instruction, scope: Scope, operands: list[Tensor]) -> tuple[Tensor, ...]:
-    query, key, value = operands[:3]
-    attributes = instruction.node.attributes
-    seen = min(key.shape[2], attributes["window"] or attributes.get("chunk", 0) or key.shape[2])
-    scope.meter.multiply_adds(query.shape[:3].numel() * seen * (query.shape[3] + value.shape[3]))
-    return reference(instruction, scope, operands)
-
-
-def _attention_in_step(instruction: Instruction, scope: Scope) -> tuple[Tensor, ...]:
-    """Attention that remembers nothing: of an encoder, or among a picture's patches."""
-    return _attention(instruction, scope, [scope.read(name) for name in instruction.node.inputs])
-
-
 def _product(instruction: Instruction, scope: Scope) -> tuple[Tensor, ...]:
     name, _weight, *bias = instruction.node.inputs
     weight, transposed = instruction.weights[1], is_transposed(instruction)
@@ -215,7 +187,6 @@ _KERNELS: dict[KernelKind, Kernel] = {
     KernelKind.PRODUCT: _product,
     KernelKind.EXPERTS: _experts,
     KernelKind.LOOKUP: _lookup,
-    KernelKind.ATTENTION: _attention_in_step,
     KernelKind.ELEMENT: _in_place,
     KernelKind.MOVE: _in_place,
     KernelKind.REDUCTION: _in_place,
