@@ -12,7 +12,7 @@ import numpy as np
 from ir.graph import Node
 from ir.layout import Ints, MatrixLayout
 from ir.plan import Rectangle
-from ir.types import Dim, TensorType, evaluate, for_one_token
+from ir.types import Dim, Size, TensorType, evaluate, for_one_token
 from targets.cost.laid_out import LaidOut
 from targets.cost.moves import NOTHING, sources
 from targets.cost.paths import Path, Stretches, Vectors, across, at_home, between, enter, leave, look_up, travel
@@ -49,11 +49,12 @@ class Site:
 
     def elements(self, name: str) -> int:
         """Of a value, for one token."""
-        return for_one_token(self.types[name].elements)
+        return _sizes(self.types[name])[1]
 
     def tokens(self, name: str) -> int:
         """Of a value: how often it has its elements for one token."""
-        return evaluate(self.types[name].elements, self.bindings) // max(1, self.elements(name))
+        size, elements = _sizes(self.types[name])
+        return evaluate(size, self.bindings) // max(1, elements)
 
     def element_bytes(self, name: str) -> int:
         """Of a value on the machine."""
@@ -80,6 +81,13 @@ class Site:
         chosen = self.types[node.inputs[2]]
         places = for_one_token(chosen.shape[1])
         return even_routing(len(self.program.placed.experts), places, evaluate(chosen.shape[0], self.bindings))
+
+
+@lru_cache(maxsize=4096)
+def _sizes(type_: TensorType) -> tuple[Size, int]:
+    """How many elements, and how many for one token."""
+    size = type_.elements
+    return size, for_one_token(size)
 
 
 def moved(collective: str, path: Path, element_bytes: int) -> Iterator[OpCount]:
@@ -252,13 +260,18 @@ def _combine(instruction: Instruction, site: Site) -> Iterator[OpCount]:
     """Each element goes to the home of the one that it is added to."""
     node = instruction.node
     (name,) = node.inputs
-    shape = _one_token(site.types[name])
-    kept = tuple(1 if axis in node.attributes["dims"] else size for axis, size in enumerate(shape))
+    path = _way_to_sums(_one_token(site.types[name]), node.attributes["dims"], site.region)
+    yield from moved("combine", path, site.token_bytes(name))
+
+
+@lru_cache(maxsize=4096)
+def _way_to_sums(shape: Sizes, dims: Sizes, region: Rectangle) -> Path:
+    """How far elements go that meet along the axes ``dims``."""
+    kept = tuple(1 if axis in dims else size for axis, size in enumerate(shape))
     elements = int(np.prod(kept, dtype=np.int64))
     sums = np.broadcast_to(np.arange(elements).reshape(kept), shape).ravel()
-    source = site.homes(name).tiles(np.arange(len(sums)))
-    path = travel(source, at_home(elements, site.region).tiles(sums), np.ones_like(sums))
-    yield from moved("combine", path, site.token_bytes(name))
+    source = at_home(len(sums), region).tiles(np.arange(len(sums)))
+    return travel(source, at_home(elements, region).tiles(sums), np.ones_like(sums))
 
 
 def _everywhere(_instruction: Instruction, _site: Site) -> Iterator[OpCount]:

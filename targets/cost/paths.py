@@ -74,6 +74,11 @@ def on_layout(layout: MatrixLayout, region: Rectangle) -> Stretches:
     return Stretches(ends.ravel(), rows, region.column + np.tile(columns, lines // outputs).repeat(region.rows))
 
 
+def _merged(ends: Ints, others: Ints) -> Ints:
+    """The ends of what two rows of stretches cut each other into, of which some are empty."""
+    return np.sort(np.concatenate((ends, others)))
+
+
 def _parts(split: Split) -> Ints:
     """The part that each element belongs to."""
     return np.repeat(np.arange(split.parts), np.diff(split.bounds()))
@@ -97,7 +102,7 @@ def travel(source: tuple[Ints, Ints], target: tuple[Ints, Ints], counts: Ints) -
 
 def between(source: Stretches, target: Stretches) -> Path:
     """From where elements lie to where they shall lie."""
-    ends = np.union1d(source.ends, target.ends)
+    ends = _merged(source.ends, target.ends)
     counts = np.diff(ends, prepend=0)
     return travel(source.tiles(ends - 1), target.tiles(ends - 1), counts) if len(ends) else Path(0, 0)
 
@@ -147,7 +152,7 @@ def enter(inputs: Split, vectors: Vectors, home: Rectangle, region: Rectangle, b
     """
     source = vectors.at_home(inputs.length, home)
     line_ends, part = _lines(inputs, vectors.count)
-    ends = np.union1d(source.ends, line_ends)
+    ends = _merged(source.ends, line_ends)
     rows, columns = source.tiles(ends - 1)
     line = part[np.searchsorted(line_ends, ends - 1, side="right")]
     if by_columns:
@@ -175,7 +180,7 @@ def look_up(width: Split, vectors: Vectors, region: Rectangle) -> Path:
     """From the rows of tiles that hold a table's columns, along which all of them pass, to the homes."""
     home = vectors.at_home(width.length, region)
     line_ends, part = _lines(width, vectors.count)
-    ends = np.union1d(home.ends, line_ends)
+    ends = _merged(home.ends, line_ends)
     rows, columns = home.tiles(ends - 1)
     source = region.row + part[np.searchsorted(line_ends, ends - 1, side="right")]
     path = travel((source, columns), (rows, columns), np.diff(ends, prepend=0))
