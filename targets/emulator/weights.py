@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+
+from ir.graph import Parameter
+from ir.ops import torch_dtype
 
 Tensor = torch.Tensor
 
@@ -32,8 +35,8 @@ class WeightSource(Protocol):
     def shape(self, name: str) -> tuple[int, ...] | None:
         """The shape of a parameter; ``None`` if there is no such weight. Reads no values."""
 
-    def read(self, name: str, expert: int | None = None) -> Stored:
-        """A whole parameter, or of a stacked one [experts, ...] that of one expert.
+    def read(self, name: str, expert: int | None = None, rows: range | None = None) -> Stored:
+        """A whole parameter, or of a stacked one [experts, ...] that of one expert; of it these ``rows`` alone.
 
         Raises:
             UsageError: what is stored cannot be read, or is damaged.
@@ -71,7 +74,13 @@ class Tensors:
         """See :class:`WeightSource`."""
         return tuple(self.tensors[name].shape) if name in self.tensors else None
 
-    def read(self, name: str, expert: int | None = None) -> Stored:
+    def read(self, name: str, expert: int | None = None, rows: range | None = None) -> Stored:
         """See :class:`WeightSource`."""
         tensor = self.tensors[name].detach()
-        return Plain(tensor if expert is None else tensor[expert])
+        tensor = tensor if expert is None else tensor[expert]
+        return Plain(tensor if rows is None else tensor[rows.start : rows.stop])
+
+
+def unpacked(source: WeightSource, parameters: Iterable[Parameter]) -> dict[str, Tensor]:
+    """All of ``parameters`` by name, each whole in its own type."""
+    return {p.name: source.read(p.name).unpack(torch_dtype(torch, p.type.dtype), "cpu") for p in parameters}
