@@ -191,13 +191,13 @@ class CompiledModel:
         Raises:
             UsageError: W0610 or W0611, the weights cannot be had.
         """
-        from partitioner.frontends.original import open_original
+        from partitioner.frontends.weights import open_weights
         from targets.emulator import Emulator
 
-        weights = self.weights
-        if weights is None:
-            weights = open_original(self.lowered.origin, self.model.placed, seed, trust_code=self.trust_code).weights
-        return Emulator(self.model, self.plan, weights)
+        if self.weights is not None:
+            return Emulator(self.model, self.plan, self.weights)
+        found = open_weights(self.lowered.origin, self.model.placed, seed, trust_code=self.trust_code)
+        return Emulator(self.model, self.plan, found.source)
 
     def run(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """One step on emulated tiles, for inputs in the order of the model's.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from partitioner.cli.output import Output
 from partitioner.device_folder import is_device_plan
 from partitioner.folder import read_plan
 from partitioner.frontends.original import Original, open_original
+from partitioner.frontends.weights import Weights, open_weights
 from targets.emulator import Counters, Emulator, Generated, generate
 
 _TOLERANCE = {DType.F64: 1e-4, DType.F32: 1e-4}
@@ -25,6 +27,14 @@ _TOLERANCE = {DType.F64: 1e-4, DType.F32: 1e-4}
 _TOLERANCE_16_BIT = 0.25
 _SMALL_MODEL_BYTES = 64 << 20
 """Below this, waking a second thread for each product costs more than it gains."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """A plan's weights, and how to make the original with them."""
+
+    weights: Weights
+    original: Callable[[], Original]
 
 
 def run_plan(
@@ -44,7 +54,7 @@ def run_plan(
         CheckError: the plan is unsound; W0620, the run differs from the original.
     """
     begin = time.perf_counter()
-    emulator, original = _load(folder, seed, out, trust_code=trust_code)
+    emulator, loaded = _load(folder, seed, out, trust_code=trust_code)
     graph = emulator.model.graph
     further = {value.name for value in graph.inputs} - {"input_ids", "position_ids"}
     if further or not graph.inputs:
@@ -56,8 +66,8 @@ def run_plan(
     made = generate(emulator, prompt_ids, tokens)
     record: dict[str, Any] = {"tokens": list(made.tokens), "steps": len(made.tokens), **_totals(made.counters)}
     if compare:
-        record |= _compare_tokens(made, original, prompt_ids, emulator.model)
-    _finish(record, emulator, original, begin, out)
+        record |= _compare_tokens(made, loaded.original(), prompt_ids, emulator.model)
+    _finish(record, emulator, loaded.weights.note, begin, out)
 
 
 def run_inputs(folder: Path, inputs: Path, seed: int, out: Output, *, compare: bool, trust_code: bool = False) -> None:
@@ -68,19 +78,19 @@ def run_inputs(folder: Path, inputs: Path, seed: int, out: Output, *, compare: b
         CheckError: the plan is unsound; W0620, the run differs from the original.
     """
     begin = time.perf_counter()
-    emulator, original = _load(folder, seed, out, trust_code=trust_code)
+    emulator, loaded = _load(folder, seed, out, trust_code=trust_code)
     given = _read_arrays(inputs)
     outputs = emulator.step(given)
     shown = {name: {"shape": list(t.shape), "values": t.flatten()[:8].tolist()} for name, t in outputs.items()}
     record: dict[str, Any] = {"outputs": shown, **_totals([emulator.counters])}
     if compare:
-        reference = original.forward(given)
+        reference = loaded.original().forward(given)
         errors = [_error(ours, theirs) for ours, theirs in zip(outputs.values(), reference, strict=True)]
         record |= _verdict(max(errors), emulator.model, same=True) | {"max_abs_error": max(errors)}
-    _finish(record, emulator, original, begin, out)
+    _finish(record, emulator, loaded.weights.note, begin, out)
 
 
-def _load(folder: Path, seed: int, out: Output, *, trust_code: bool) -> tuple[Emulator, Original]:
+def _load(folder: Path, seed: int, out: Output, *, trust_code: bool) -> tuple[Emulator, _Loaded]:
     with out.progress() as progress:
         progress("checking the plan")
         if is_device_plan(folder):
@@ -92,8 +102,12 @@ def _load(folder: Path, seed: int, out: Output, *, trust_code: bool) -> tuple[Em
         progress("loading weights onto tiles")
         if model.weight_bytes < _SMALL_MODEL_BYTES:
             torch.set_num_threads(1)
-        original = open_original(stored.origin, model.placed, seed, trust_code=trust_code)
-        return Emulator(model, stored.plan, original.weights), original
+        weights = open_weights(stored.origin, model.placed, seed, trust_code=trust_code)
+
+        def original() -> Original:
+            return open_original(stored.origin, model.placed, seed, weights=weights, trust_code=trust_code)
+
+        return Emulator(model, stored.plan, weights.source), _Loaded(weights, original)
 
 
 def _read_arrays(path: Path) -> dict[str, torch.Tensor]:
@@ -139,10 +153,10 @@ def _totals(counters: Sequence[Counters]) -> dict[str, Any]:
     }
 
 
-def _finish(record: dict[str, Any], emulator: Emulator, original: Original, begin: float, out: Output) -> None:
+def _finish(record: dict[str, Any], emulator: Emulator, note: str, begin: float, out: Output) -> None:
     record |= {
         "wafers": len(emulator.plan.wafers_used),
-        "weights": original.note,
+        "weights": note,
         "wall_s": round(time.perf_counter() - begin, 3),
     }
     if not record.get("ok", True):
