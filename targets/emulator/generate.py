@@ -69,7 +69,7 @@ def generate_together(
         UsageError: as for :func:`generate`.
     """
     for prompt in prompts:
-        _require_prompt(emulator, prompt)
+        require_prompt(emulator, prompt.ids, prompt.tokens)
     chunk = emulator.plan.workload.chunk
     writers = [_Writer(number, prompt, chunk, draft, draft_tokens) for number, prompt in enumerate(prompts)]
     ticks = write_together(emulator, writers)
@@ -139,17 +139,17 @@ class _Writer:
         return Generated(tuple(self.chosen), tuple(self.logits), tuple(self.counters), self.proposed, self.accepted)
 
 
-def _require_prompt(emulator: Emulator, prompt: Prompt) -> None:
+def require_prompt(emulator: Emulator, prompt_ids: Sequence[int], tokens: int) -> None:
     vocabulary = _vocabulary(emulator.model.graph)
-    outside = [token for token in prompt.ids if not 0 <= token < vocabulary]
+    outside = [token for token in prompt_ids if not 0 <= token < vocabulary]
     if outside:
         message = f"the prompt's token {outside[0]} is outside the vocabulary of {vocabulary}"
         raise UsageError(Diagnostic("W0604", message, "prompt", {"outside": len(outside)}))
-    if not prompt.ids:
+    if not prompt_ids:
         raise UsageError(Diagnostic("W0604", "the prompt is empty", "prompt"))
     context = emulator.plan.workload.context
-    if len(prompt.ids) + prompt.tokens > context:
-        message = f"{len(prompt.ids)} + {prompt.tokens} tokens exceed the plan's context of {context}"
+    if len(prompt_ids) + tokens > context:
+        message = f"{len(prompt_ids)} + {tokens} tokens exceed the plan's context of {context}"
         raise UsageError(Diagnostic("W0605", message, "prompt", {}, ("ask for fewer tokens", "plan for more context")))
 
 
