@@ -27,7 +27,9 @@ from targets.emulator.history import History
 from targets.emulator.ledger import WaferLedger, claim
 from targets.emulator.memory import HostMemory, TileWeights, expert_slice
 from targets.emulator.meter import Meter
-from targets.emulator.run import BlockMemory, Scope, attend
+from targets.emulator.kernels import run
+from targets.emulator.run import attend
+from targets.emulator.scope import BlockMemory, Scope
 from targets.emulator.turns import joined, part_of, plans_of_turns
 from targets.emulator.weights import Tensors, WeightSource
 from targets.program.instructions import Program, write_programs
@@ -204,7 +206,7 @@ class Emulator:
         for instruction in scope.program.instructions:
             cached = instruction.cache
             if cached is None:
-                scope.run(instruction)
+                run(instruction, scope)
                 continue
             node, new = cached.cache.node, {name: scope.read(name) for name in cached.cache.values}
             seen = histories.get(node, History()).visible(cached.cache, types)
