@@ -24,15 +24,16 @@ from ir.types import evaluate
 from targets.counters import Counters
 from targets.emulator.arithmetic import Arithmetic
 from targets.emulator.history import History
+from targets.emulator.kernels import arrive, run
 from targets.emulator.ledger import WaferLedger, claim
 from targets.emulator.memory import HostMemory, TileWeights, expert_slice
 from targets.emulator.meter import Meter
-from targets.emulator.kernels import run
 from targets.emulator.run import attend
 from targets.emulator.scope import BlockMemory, Scope
-from targets.emulator.turns import joined, part_of, plans_of_turns
+from targets.emulator.turns import joined, part_of
 from targets.emulator.weights import Tensors, WeightSource
 from targets.program.instructions import Program, write_programs
+from targets.program.turns import plans_of_turns
 
 Tensor = torch.Tensor
 Histories = Mapping[int, History]
@@ -203,6 +204,7 @@ class Emulator:
     def _run_block(self, scope: Scope, histories: dict[int, History]) -> None:
         """Run a block's nodes on its wafer's values, and extend its ``histories`` (by attention node)."""
         types = self.model.graph.types
+        arrive(scope)
         for instruction in scope.program.instructions:
             cached = instruction.cache
             if cached is None:

@@ -20,16 +20,18 @@ from targets.program.instructions import Program
 Tensor = torch.Tensor
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class BlockMemory:
     """The weights of one block: on its own region, and on the region of each routed expert, by its number.
 
-    ``kernels`` are those made so far, by the first value that each computes.
+    ``kernels`` are those made so far, by the first value that each computes; ``arrivals`` count what comes from other
+    blocks, ``None`` before the first step.
     """
 
     own: TileWeights
     experts: Mapping[int, TileWeights]
     kernels: dict[str, Prepared] = field(default_factory=dict)
+    arrivals: Sequence[tuple[tuple[str, str], Callable[[Scope], None]]] | None = None
 
     def gather(self, name: str) -> Tensor | None:
         """A whole weight, a stacked one from all experts; ``None`` if it is not here."""

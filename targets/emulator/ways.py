@@ -153,7 +153,8 @@ def move_way(op: str, operands: Operands, attributes: tuple[tuple[str, Any], ...
 
     Which element is which is found by running the operator on their numbers.
     """
-    numbers, sources = [], []
+    numbers: list[torch.Tensor] = []
+    sources: list[Tiles] = []
     for shape, is_apart in operands:
         own = np.arange(prod(shape)) + sum(len(row) for row, _ in sources)
         numbers.append(torch.from_numpy(own if is_apart else np.full_like(own, _NOWHERE)).reshape(shape))

@@ -7,14 +7,14 @@ from collections.abc import Callable
 from targets.emulator.attention import attention
 from targets.emulator.kernels.elements import everywhere, in_place, move
 from targets.emulator.kernels.meeting import combine, reduction
+from targets.emulator.kernels.moves import arrivals, counting
 from targets.emulator.kernels.products import experts, lookup, product_of
 from targets.emulator.kernels.reference import by_reference
-from targets.emulator.kernels.moves import counting
 from targets.emulator.scope import Kernel, Prepared, Scope
 from targets.program.instructions import Instruction
 from targets.program.kinds import KernelKind
 
-__all__ = ["run"]
+__all__ = ["arrive", "run"]
 
 _MAKERS: dict[KernelKind, Callable[[Instruction, Scope], Kernel]] = {
     KernelKind.PRODUCT: product_of,
@@ -43,6 +43,22 @@ def run(instruction: Instruction, scope: Scope) -> None:
     scope.meter.op = kernel.op
     scope.values.update(zip(kernel.names, kernel.compute(scope), strict=True))
     kernel.count(scope)
+
+
+def arrive(scope: Scope) -> None:
+    """Bring what a block reads of others onto its tiles.
+
+    Raises:
+        CheckError: W0603, a value is not at hand.
+    """
+    memory = scope.memory
+    if memory.arrivals is None:
+        found = arrivals(scope)
+        memory.arrivals = [((scope.program.placed.title, name), counting(charges)) for name, charges in found]
+    for op, count in memory.arrivals:
+        scope.read(op[1])
+        scope.meter.op = op
+        count(scope)
 
 
 def _prepare(instruction: Instruction, scope: Scope) -> Prepared:

@@ -1,4 +1,4 @@
-"""What kernels move before and after they compute: settled for one token beforehand, counted in tokens while running."""
+"""What kernels move before and after they compute: settled for one token, counted in tokens while running."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from math import prod
 
 from ir.types import TensorType, for_one_token
 from targets.emulator.scope import Charge, Scope
-from targets.emulator.ways import Way, layout_way
+from targets.emulator.ways import Way, layout_way, relay_way, spread_way
 
 
 def counting(charges: Iterable[Charge]) -> Callable[[Scope], None]:
@@ -29,7 +29,7 @@ def charge(collective: str, way: Way, name: str, scope: Scope) -> Charge:
 
 
 def per_token(name: str, scope: Scope) -> tuple[str | None, int]:
-    """What is counted in tokens of ``name`` is counted by this value and its elements for one token: weights have one."""
+    """What counts the tokens of ``name``: the value itself and its elements for one token; nothing for weights."""
     if name in scope.program.block.parameters:
         return None, 1
     return name, max(1, scope.elements(name))
@@ -43,7 +43,7 @@ def broadcast(name: str, scope: Scope) -> Charge:
 
 
 def strangers(names: Iterable[str], elements: int, scope: Scope) -> list[Charge]:
-    """Those of ``names`` that lie apart, and not as a value with so many ``elements`` for one token, go to all tiles."""
+    """Those of ``names`` that lie apart, but not as a value of ``elements`` for each token, go to all tiles."""
     apart = (name for name in dict.fromkeys(names) if name in scope.program.apart)
     return [broadcast(name, scope) for name in apart if scope.elements(name) != elements]
 
@@ -72,3 +72,15 @@ def matrix_way(name: str, scope: Scope, *, to_homes: bool) -> Way | None:
 def one_token_shape(type_: TensorType) -> tuple[int, ...]:
     """The shape for one token of one user."""
     return tuple(for_one_token(size) for size in type_.shape)
+
+
+def arrivals(scope: Scope) -> list[tuple[str, list[Charge]]]:
+    """What a block moves to read values of other blocks, by value: from their region on its wafer, or, of other wafers,
+    from its edge, whose links bring home what lies apart.
+    """
+    region, apart = scope.program.placed.region, scope.program.apart
+    found = []
+    for name, source in scope.program.relays:
+        way = (relay_way if name in apart else spread_way)(scope.elements(name), source, region)
+        found.append((name, [charge("relay", way, name, scope)]))
+    return found + [(name, [broadcast(name, scope)]) for name in scope.program.arrivals if name not in apart]

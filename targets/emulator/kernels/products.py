@@ -133,9 +133,7 @@ def experts(instruction: Instruction, scope: Scope) -> Kernel:
         for expert, place in np.argwhere(routing).tolist():
             of_place = Vectors(range(place, place + 1), places)
             enters = (of_place if own_inputs else Vectors()) if is_apart else None
-            for collective, hops, link_bytes in product_moves(
-                matrix_of(expert), enters, of_place, home, element_bytes
-            ):
+            for collective, hops, link_bytes in product_moves(matrix_of(expert), enters, of_place, home, element_bytes):
                 scope.meter.record(collective, hops, link_bytes * int(routing[expert, place]))
         outputs = int(scope.types[node.result.name].shape[-1])  # type: ignore[arg-type]
         scope.meter.multiply_adds(chosen.numel() * x.shape[-1] * outputs)

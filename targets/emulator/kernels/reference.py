@@ -15,11 +15,9 @@ def by_reference(instruction: Instruction, scope: Scope) -> Kernel:
     node, region = instruction.node, scope.program.placed.region
     apart = [name for name in dict.fromkeys(node.inputs) if name in scope.program.apart]
     gathered = ((name, matrix_way(name, scope, to_homes=False)) for name in apart)
-    charges = [
-        charge("gather", way or corner_way(scope.elements(name), region), name, scope) for name, way in gathered
-    ]
-    for value in node.results:
-        charges.append(charge("scatter", corner_way(scope.elements(value.name), region), value.name, scope))
+    charges = [charge("gather", way or corner_way(scope.elements(name), region), name, scope) for name, way in gathered]
+    results = [value.name for value in node.results]
+    charges += [charge("scatter", corner_way(scope.elements(name), region), name, scope) for name in results]
     compute, work = meaning(instruction, scope), instruction.work
 
     def run(scope: Scope) -> tuple[Tensor, ...]:
