@@ -9,7 +9,7 @@ from targets.emulator.arithmetic import Order
 from targets.emulator.kernels.elements import moving
 from targets.emulator.kernels.moves import charge, collect, one_token_shape, per_token, strangers
 from targets.emulator.kernels.products import SUM_BYTES
-from targets.emulator.kernels.sums import MESH_MEANINGS
+from targets.emulator.kernels.reductions import MESH_MEANINGS
 from targets.emulator.kernels.tokens import Tokens, token_shape
 from targets.emulator.kernels.tree import Tree, at_homes, over_mesh
 from targets.emulator.scope import Charge, Kernel, Scope, Tensor

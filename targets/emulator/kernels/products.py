@@ -78,8 +78,8 @@ def product_of(instruction: Instruction, scope: Scope) -> Kernel:
     def run(scope: Scope) -> tuple[Tensor, ...]:
         x = scope.read(name)
         scope.meter.multiply_adds(x.numel() * outputs)
-        values = own.values(weight.parameter, weight.casts)
-        y = product(x, values, matrix.inputs, matrix.transposed, order, scope.read(bias[0]) if bias else None)
+        parts = own.parts(weight.parameter, weight.casts, matrix.transposed)
+        y = product(x, parts, matrix.inputs, matrix.transposed, order, scope.read(bias[0]) if bias else None)
         return (y,)
 
     return Kernel(run, charges)
@@ -101,7 +101,7 @@ def lookup(instruction: Instruction, scope: Scope) -> Kernel:
         wanted = scope.read(indices)
         if wanted.numel() and not 0 <= int(wanted.min()) <= int(wanted.max()) < rows:
             raise CheckError(Diagnostic("W0604", f"an index lies outside the table's {rows} rows", scope.program.where))
-        return (torch.nn.functional.embedding(wanted, own.values(weight.parameter, weight.casts)),)
+        return (own.rows(weight.parameter, wanted, weight.casts),)
 
     return Kernel(run, [charge("lookup", way, result, scope)])
 
@@ -149,9 +149,9 @@ def experts(instruction: Instruction, scope: Scope) -> Kernel:
         return (result.reshape(tokens, places, outputs),)
 
     def _expert(tiles: TileWeights, matrix: Matrix, x: Tensor) -> Tensor:
-        values = tiles.values(weight.parameter, weight.casts)
+        parts = tiles.parts(weight.parameter, weight.casts, matrix.transposed)
         added = tiles.values(bias.parameter, bias.casts) if bias else None
-        return product(x, values, matrix.inputs, matrix.transposed, order, added)
+        return product(x, parts, matrix.inputs, matrix.transposed, order, added)
 
     return Kernel(run)
 
