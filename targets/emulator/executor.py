@@ -23,16 +23,17 @@ from ir.plan import PlacedBlock, Plan
 from ir.types import evaluate
 from targets.counters import Counters
 from targets.emulator.arithmetic import Arithmetic
+from targets.emulator.attention import attend, attend_in_step
 from targets.emulator.history import History
 from targets.emulator.kernels import arrive, run
 from targets.emulator.ledger import WaferLedger, claim
 from targets.emulator.memory import HostMemory, TileWeights, expert_slice
 from targets.emulator.meter import Meter
-from targets.emulator.run import attend
 from targets.emulator.scope import BlockMemory, Scope
 from targets.emulator.turns import joined, part_of
 from targets.emulator.weights import Tensors, WeightSource
 from targets.program.instructions import Program, write_programs
+from targets.program.kinds import KernelKind
 from targets.program.turns import plans_of_turns
 
 Tensor = torch.Tensor
@@ -123,8 +124,7 @@ class Emulator:
 
     def forget(self, user: int, tokens: int) -> None:
         """Forget the last ``tokens`` tokens of ``user``, which must be some of the last step's."""
-        types = self.model.graph.types
-        self._histories[user] = {n: h.without(tokens, types) for n, h in self._histories.get(user, {}).items()}
+        self._histories[user] = {n: h.without(tokens) for n, h in self._histories.get(user, {}).items()}
         self._tokens[user] = self.tokens(user) - tokens
 
     @torch.no_grad()
@@ -221,17 +221,16 @@ class Emulator:
 
     def _run_block(self, scope: Scope, histories: dict[int, History]) -> None:
         """Run a block's nodes on its wafer's values, and extend its ``histories`` (by attention node)."""
-        types = self.model.graph.types
         arrive(scope)
         for instruction in scope.program.instructions:
-            cached = instruction.cache
-            if cached is None:
+            if instruction.kind is not KernelKind.ATTENTION:
                 run(instruction, scope)
-                continue
-            node, new = cached.cache.node, {name: scope.read(name) for name in cached.cache.values}
-            seen = histories.get(node, History()).visible(cached.cache, types)
-            histories[node] = seen.append(new, types, scope.bindings["tokens"])
-            attend(instruction, cached, scope, histories[node])
+            elif instruction.cache is None:
+                attend_in_step(instruction, scope)
+            else:
+                node = instruction.cache.cache.node
+                seen = histories.get(node, History())
+                histories[node] = attend(instruction, instruction.cache, scope, seen, self.plan.workload.context)
 
     def _lay_out(self, program: Program) -> BlockMemory:
         """Place a block's weights on its tiles and its experts', and enter them in the ledger of its wafer.

@@ -1,10 +1,12 @@
-"""The kernels: one maker for each kind, which settles what types, layouts and region decide and yields what runs."""
+"""The kernels: one maker for each kind, which settles what types, layouts and region decide and yields what runs.
+
+Attention, which reads what is remembered too, is apart (:mod:`targets.emulator.attention`).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from targets.emulator.attention import attention
 from targets.emulator.kernels.elements import everywhere, in_place, move
 from targets.emulator.kernels.meeting import combine, reduction
 from targets.emulator.kernels.moves import arrivals, counting
@@ -20,7 +22,6 @@ _MAKERS: dict[KernelKind, Callable[[Instruction, Scope], Kernel]] = {
     KernelKind.PRODUCT: product_of,
     KernelKind.EXPERTS: experts,
     KernelKind.LOOKUP: lookup,
-    KernelKind.ATTENTION: attention,
     KernelKind.ELEMENT: in_place,
     KernelKind.MOVE: move,
     KernelKind.REDUCTION: reduction,

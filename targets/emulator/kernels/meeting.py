@@ -8,7 +8,6 @@ from math import prod
 from targets.emulator.arithmetic import Order
 from targets.emulator.kernels.elements import moving
 from targets.emulator.kernels.moves import charge, collect, one_token_shape, per_token, strangers
-from targets.emulator.kernels.products import SUM_BYTES
 from targets.emulator.kernels.reductions import MESH_MEANINGS
 from targets.emulator.kernels.tokens import Tokens, token_shape
 from targets.emulator.kernels.tree import Tree, at_homes, over_mesh
@@ -16,6 +15,7 @@ from targets.emulator.scope import Charge, Kernel, Scope, Tensor
 from targets.emulator.ways import combine_way
 from targets.program.instructions import Instruction
 from targets.program.kinds import SUMS
+from targets.program.spread import SUM_BYTES
 
 
 def reduction(instruction: Instruction, scope: Scope) -> Kernel:

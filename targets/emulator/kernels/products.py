@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-import torch
 
 from ir.diagnostics import CheckError, Diagnostic
 from ir.layout import Ints, MatrixLayout, Split
@@ -17,9 +16,7 @@ from targets.emulator.products import product
 from targets.emulator.scope import Charge, Kernel, Scope, Tensor
 from targets.emulator.ways import Vectors, enter_way, leave_way, look_up_way
 from targets.program.instructions import Instruction, is_transposed
-
-SUM_BYTES = 4
-"""Of a partial sum on the mesh, at least: sums are taken in 32 bit."""
+from targets.program.spread import SUM_BYTES
 
 
 @dataclass(frozen=True, slots=True)
