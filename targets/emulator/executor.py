@@ -7,7 +7,7 @@ emulator decides which flight advances next, so several users can be under way, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
@@ -23,14 +23,17 @@ from ir.plan import PlacedBlock, Plan
 from ir.types import evaluate
 from targets.counters import Counters
 from targets.emulator.arithmetic import Arithmetic
+from targets.emulator.attention import attend, attend_in_step
 from targets.emulator.history import History
+from targets.emulator.kernels import arrive, run
 from targets.emulator.ledger import WaferLedger, claim
 from targets.emulator.memory import HostMemory, TileWeights, expert_slice
 from targets.emulator.meter import Meter
-from targets.emulator.run import BlockMemory, Scope, attend
+from targets.emulator.scope import BlockMemory, Scope
 from targets.emulator.turns import joined, part_of
 from targets.emulator.weights import Tensors, WeightSource
 from targets.program.instructions import Program, write_programs
+from targets.program.kinds import KernelKind
 from targets.program.turns import plans_of_turns
 
 Tensor = torch.Tensor
@@ -69,10 +72,11 @@ class Flight:
 
 
 class Emulator:
-    """A model on the emulated tiles that its plan names.
+    """A model on the emulated tiles that its plan names, or those wafers of it that are this process's own.
 
     Attributes:
-        ledgers: what each tile of each wafer in use holds, in bytes.
+        wafers: those that it runs.
+        ledgers: what each tile of each of them holds, in bytes.
         counters: what the last step took.
     """
 
@@ -83,8 +87,11 @@ class Emulator:
         weights: WeightSource | Mapping[str, Tensor],
         arithmetic: Arithmetic | None = None,
         host_bytes: int | None = None,
+        wafers: Collection[int] | None = None,
     ) -> None:
         """Lay ``weights`` out; each is read when it is first used, and the host keeps ``host_bytes`` of them at most.
+
+        With ``wafers``, only their weights are asked for: other processes run the stages of the others.
 
         Raises:
             UsageError: W0606, a weight is missing or has another shape.
@@ -96,11 +103,12 @@ class Emulator:
         self.arithmetic = arithmetic or Arithmetic.of(model.graph)
         turns = [write_programs(model, turn) for turn in plans_of_turns(model, plan)]
         self._stages = tuple(_stages(programs) for programs in turns)
+        self.wafers = tuple(wafer for wafer in plan.wafers_used if wafers is None or wafer in wafers)
+        programs = {p.placed.title: p for turn in turns for p in turn if p.placed.wafer in self.wafers}
         source = Tensors(weights) if isinstance(weights, Mapping) else weights
-        _require_weights(model.placed, source)
+        _require_weights(model.placed if wafers is None else _read_by(programs.values(), model), source)
         self._host = HostMemory(source, self.arithmetic, host_bytes)
-        self.ledgers = {wafer: WaferLedger(wafer, plan.machine) for wafer in plan.wafers_used}
-        programs = {program.placed.title: program for turn in turns for program in turn}
+        self.ledgers = {wafer: WaferLedger(wafer, plan.machine) for wafer in self.wafers}
         self.memories = {title: self._lay_out(program) for title, program in programs.items()}
         self.reset()
 
@@ -116,8 +124,7 @@ class Emulator:
 
     def forget(self, user: int, tokens: int) -> None:
         """Forget the last ``tokens`` tokens of ``user``, which must be some of the last step's."""
-        types = self.model.graph.types
-        self._histories[user] = {n: h.without(tokens, types) for n, h in self._histories.get(user, {}).items()}
+        self._histories[user] = {n: h.without(tokens) for n, h in self._histories.get(user, {}).items()}
         self._tokens[user] = self.tokens(user) - tokens
 
     @torch.no_grad()
@@ -135,7 +142,7 @@ class Emulator:
                 where it is read; W0604, a token outside the embedding. What the caches remember is then unchanged.
         """
         graph = self.model.graph
-        bindings = _bind(graph, inputs)
+        bindings = self.bind(inputs)
         users = bindings.get("users", 1)
         self._require_users(users)
         flights = []
@@ -159,16 +166,29 @@ class Emulator:
     def begin(self, inputs: Mapping[str, Tensor], user: int = 0) -> Flight:
         """One user's step, about to enter the first stage; raises as :meth:`step` does."""
         graph, device = self.model.graph, self.arithmetic.device
-        bindings = _bind(graph, inputs)
+        bindings = self.bind(inputs)
         self._require_users(user + 1)
         self._require_room(self.tokens(user) + bindings.get("tokens", 0))
         held = {
             name: value.to(device=device, dtype=self.arithmetic.dtype(graph.types[name].dtype))
             for name, value in inputs.items()
         }
-        values = {wafer: dict(held) for wafer in self.plan.wafers_used}
+        values = {wafer: dict(held) for wafer in self.wafers}
         outputs = {name: held[name] for name in graph.outputs if name in held}
         return Flight(user, held, bindings, values, outputs, dict(self._histories.get(user, {})))
+
+    def bind(self, inputs: Mapping[str, Tensor]) -> dict[str, int]:
+        """What the graph's symbols stand for in a step with ``inputs``.
+
+        Raises:
+            UsageError: W0609, the inputs are not the graph's.
+        """
+        return _bind(self.model.graph, inputs)
+
+    @property
+    def turns(self) -> tuple[tuple[Stage, ...], ...]:
+        """The stages of user 0, of user 1 and so on, as far as they differ."""
+        return self._stages
 
     def stages(self, user: int) -> tuple[Stage, ...]:
         """The stages that a user's step passes, in order."""
@@ -201,16 +221,16 @@ class Emulator:
 
     def _run_block(self, scope: Scope, histories: dict[int, History]) -> None:
         """Run a block's nodes on its wafer's values, and extend its ``histories`` (by attention node)."""
-        types = self.model.graph.types
+        arrive(scope)
         for instruction in scope.program.instructions:
-            cached = instruction.cache
-            if cached is None:
-                scope.run(instruction)
-                continue
-            node, new = cached.cache.node, {name: scope.read(name) for name in cached.cache.values}
-            seen = histories.get(node, History()).visible(cached.cache, types)
-            histories[node] = seen.append(new, types, scope.bindings["tokens"])
-            attend(instruction, cached, scope, histories[node])
+            if instruction.kind is not KernelKind.ATTENTION:
+                run(instruction, scope)
+            elif instruction.cache is None:
+                attend_in_step(instruction, scope)
+            else:
+                node = instruction.cache.cache.node
+                seen = histories.get(node, History())
+                histories[node] = attend(instruction, instruction.cache, scope, seen, self.plan.workload.context)
 
     def _lay_out(self, program: Program) -> BlockMemory:
         """Place a block's weights on its tiles and its experts', and enter them in the ledger of its wafer.
@@ -298,6 +318,12 @@ def _send(scope: Scope, wafers: dict[int, dict[str, Tensor]]) -> None:
         sent = value.numel() * scope.element_bytes(transfer.value)
         scope.meter.links[transfer.source_wafer, transfer.target_wafer] += sent
         wafers.setdefault(transfer.target_wafer, {})[transfer.value] = value
+
+
+def _read_by(programs: Iterable[Program], model: Model) -> list[Parameter]:
+    """The parameters that lie with ``programs``, each once."""
+    names = {name for program in programs for name in program.block.parameters}
+    return [parameter for parameter in model.placed if parameter.name in names]
 
 
 def _require_weights(parameters: Sequence[Parameter], weights: WeightSource) -> None:
