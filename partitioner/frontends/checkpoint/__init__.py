@@ -1,8 +1,8 @@
-"""Checkpoint folders of safetensors files: what is stored, which parameter it belongs to, and its exact values."""
+"""Checkpoints of safetensors: which tensors a folder holds, what they store, and how they become a model's weights."""
 
 from partitioner.frontends.checkpoint.folder import Checkpoint, open_checkpoint
 from partitioner.frontends.checkpoint.match import Match, match_checkpoint
-from partitioner.frontends.checkpoint.stored import as_stored
+from partitioner.frontends.checkpoint.stored import as_stored, most_stored_dtype
 from partitioner.frontends.checkpoint.weights import CheckpointWeights, open_checkpoint_weights
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "Match",
     "as_stored",
     "match_checkpoint",
+    "most_stored_dtype",
     "open_checkpoint",
     "open_checkpoint_weights",
 ]
