@@ -19,7 +19,7 @@ from ir.types import DType, TensorType
 from ir.verify import verify
 from ir.workload import Workload
 from partitioner.passes.cache import find_caches
-from targets.emulator import Emulator, Traffic, generate
+from targets.emulator import Arithmetic, Emulator, Order, Traffic, generate
 from targets.emulator.ledger import weight_bytes
 
 REGION = Rectangle(2, 1, 5, 7)
@@ -95,9 +95,29 @@ def test_linear_equals_the_plain_product(inputs, outputs, region, transposed, to
     expected = interpret(graph, {"x": x, **weights})["y"]
     close(emulator.step({"x": x})["y"], expected)
     assert emulator.counters.multiply_adds == tokens * inputs * outputs
-    enters, leaves = (region.rows, region.columns) if transposed else (region.columns, region.rows)
-    assert emulator.counters.mesh["broadcast"] == Traffic(1, enters - 1, 4 * tokens * inputs * (enters - 1))
-    assert emulator.counters.mesh["chain"] == Traffic(1, leaves - 1, 4 * tokens * outputs * (leaves - 1))
+    ways = links_of_a_product(emulator.memories["all"].own.layouts["w"], transposed, region)
+    assert emulator.counters.ops["all", "y"].mesh == {
+        name: Traffic(1, max(links), 4 * tokens * sum(links)) for name, links in ways.items() if max(links)
+    }
+
+
+def links_of_a_product(layout, transposed, region):
+    """Links that each element crosses: from its home to its line of tiles and along it, across, and home again."""
+    over_rows, over_columns = lines_and_homes(layout.inputs, region), lines_and_homes(layout.outputs, region)
+    last_row, last_column = region.rows - 1, region.columns - 1
+    if transposed:
+        enter = [abs(line - column) + last_row for line, _, column in over_columns]
+        leave = [abs(line - row) + last_column - column for line, row, column in over_rows]
+        return {"enter": enter, "chain": [last_column] * len(leave), "leave": leave}
+    enter = [abs(line - row) + last_column for line, row, _ in over_rows]
+    leave = [abs(line - column) + last_row - row for line, row, column in over_columns]
+    return {"enter": enter, "chain": [last_row] * len(leave), "leave": leave}
+
+
+def lines_and_homes(split, region):
+    """For each element the line of tiles that the layout gives it, and the row and column of its home."""
+    lines = [line for line, size in enumerate(np.diff(split.bounds())) for _ in range(size)]
+    return [(line, *divmod(e * region.tiles // split.length, region.columns)) for e, line in enumerate(lines)]
 
 
 def test_packed_groups_stay_on_one_tile():
@@ -106,27 +126,28 @@ def test_packed_groups_stay_on_one_tile():
     emulator = Emulator(*one_block(graph), weights := random_weights(graph))
     x = torch.randn(1, 2, 96)
     close(emulator.step({"x": x})["y"], interpret(graph, {"x": x, **weights})["y"])
-    matrix = emulator.memories["all"].own.matrices["w"]
-    assert sorted(matrix.inputs.sizes.tolist()) == [0, 0, 0, 0, 32, 32, 32]
+    matrix = emulator.memories["all"].own.layouts["w"]
+    assert sorted(np.diff(matrix.inputs.bounds()).tolist()) == [0, 0, 0, 0, 32, 32, 32]
 
 
-def test_every_share_is_in_use():
-    """Corrupting any one tile changes the result: nothing is read from elsewhere."""
+@pytest.mark.parametrize("order", Order)
+def test_every_share_is_in_use(order):
+    """Corrupting any one tile changes its own outputs: nothing is read from elsewhere."""
     text = LINEAR.format(inputs=37, outputs=53, shape="53, 37", transposed="false", encoding="f32")
     graph = graph_of(text)
-    emulator = Emulator(*one_block(graph), random_weights(graph))
+    emulator = Emulator(*one_block(graph), random_weights(graph), Arithmetic(order=order))
     x = torch.ones(1, 1, 37)
     before = emulator.step({"x": x})["y"]
-    matrix = emulator.memories["all"].own.matrices["w"]
+    memory = emulator.memories["all"].own
+    inputs, outputs = (split.bounds() for split in (memory.layouts["w"].inputs, memory.layouts["w"].outputs))
     for row in range(REGION.rows):
         for column in range(REGION.columns):
-            share = matrix.shares[row, column]
-            saved = share.clone()
+            (top, bottom), (left, right) = outputs[column : column + 2], inputs[row : row + 2]
+            share = memory.values("w")[top:bottom, left:right]  # a view of what the host holds
             share += 1.0
             changed = (emulator.step({"x": x})["y"] - before).abs() > 1e-3
-            start, end = matrix.outputs.bounds[column : column + 2]
-            assert changed[0, 0].nonzero().flatten().tolist() == list(range(start, end))
-            share.copy_(saved)
+            assert changed[0, 0].nonzero().flatten().tolist() == list(range(top, bottom))
+            share -= 1.0
 
 
 def test_weights_through_casts_and_transpositions_stay_on_their_tiles():
@@ -144,8 +165,10 @@ def test_weights_through_casts_and_transpositions_stay_on_their_tiles():
     weights = {name: value.bfloat16() for name, value in random_weights(graph).items()}
     emulator = Emulator(*one_block(graph), weights)
     x = torch.randn(1, 3, 24).bfloat16()
-    close(emulator.step({"x": x})["y"], interpret(graph, {"x": x, **weights})["y"])
-    assert emulator.counters.mesh["gather"].calls == 1  # the norm's scale; the product's weight was never collected
+    wide = {name: value.float() for name, value in {"x": x, **weights}.items()}
+    close(emulator.step({"x": x})["y"], interpret(graph, wide)["y"])
+    assert not emulator.counters.by_reference
+    assert "collect" not in emulator.counters.mesh  # the product's weight never left its tiles
 
 
 def test_a_weight_that_is_no_plain_matrix_is_collected():
@@ -198,18 +221,45 @@ def test_experts_run_on_their_own_regions(transposed):
     inputs = {"x": torch.randn(5, 1, 12), "chosen": torch.tensor([[0, 1], [1, 2], [2, 0], [0, 2], [1, 0]])}
     result = emulator.step(inputs)["y"]
     close(result, interpret(graph, {**inputs, **weights})["y"])
-    links = {0: 0, 1: 5, 2: 3}  # from the block's corner to each chosen expert's
-    tokens = {0: 4, 1: 3, 2: 3}
-    moved = sum(4 * (12 + 18) * tokens[e] * links[e] for e in links)
-    assert emulator.counters.mesh["shift"] == Traffic(6, 2 * sum(links.values()), moved)
     assert emulator.counters.multiply_adds == 10 * 12 * 18
-    assert [emulator.memories["all"].experts[e].matrices["up"].shares.shape[:2] for e in range(4)] == [
-        (region.rows, region.columns) for region in regions
-    ]
-    emulator.memories["all"].experts[3].matrices["up"].shares[:] = torch.nan  # chosen by no token
+    assert emulator.counters.routing["y"].tolist() == [[2, 2], [2, 1], [1, 2], [0, 0]]
+    experts = emulator.memories["all"].experts
+    lengths = {e: (r.columns if transposed else r.rows) - 1 for e, r in enumerate(regions)}
+    chained = [(tokens, lengths[e]) for e, tokens in {0: 4, 1: 3, 2: 3}.items() if lengths[e]]
+    # Each chosen expert's runs once at each of two places of the choice.
+    hops, moved = 2 * sum(length for _, length in chained), sum(4 * 18 * tokens * length for tokens, length in chained)
+    assert emulator.counters.mesh["chain"] == Traffic(2 * len(chained), hops, moved)
+    assert [
+        (layout.inputs.parts, layout.outputs.parts) for layout in (experts[e].layouts["up"] for e in range(4))
+    ] == [(region.rows, region.columns) for region in regions]
+    experts[3].values("up")[:] = torch.nan  # chosen by no token
     assert torch.equal(emulator.step(inputs)["y"], result)
-    emulator.memories["all"].experts[2].matrices["up"].shares[:] = torch.nan
+    experts[2].values("up")[:] = torch.nan
     assert torch.equal(emulator.step(inputs)["y"].isnan().all(-1), inputs["chosen"] == 2)
+
+
+def test_the_way_to_an_expert_and_back_is_counted_element_by_element():
+    graph = graph_of(EXPERTS.format(up="18, 12", transposed="false"))
+    model, _ = one_block(graph, kind=BlockKind.EXPERTS, experts=4)
+    home, region = Rectangle(0, 0, 15, 12), Rectangle(4, 7, 5, 3)
+    emulator = Emulator(model, plan_of(model, [(0, home)], experts=[region] * 4), random_weights(graph))
+    emulator.step({"x": torch.randn(1, 1, 12), "chosen": torch.tensor([[2, 2]])})
+    layout = emulator.memories["all"].experts[2].layouts["up"]
+    lines_in, lines_out = (
+        [line for line, size in enumerate(np.diff(split.bounds())) for _ in range(size)]
+        for split in (layout.inputs, layout.outputs)
+    )
+    enter, leave = [], []
+    for element, line in enumerate(lines_in):
+        row, column = divmod(element * home.tiles // 12, home.columns)
+        to_the_line = abs(region.row + line - row) + max(0, region.column - column, column - 8)
+        enter.append(to_the_line + region.columns - 1)
+    for place in range(2):
+        for element, line in enumerate(lines_out):
+            row, column = divmod((18 * place + element) * home.tiles // 36, home.columns)
+            leave.append(abs(region.row + 2 - row) + abs(region.column + line - column))
+    assert emulator.counters.mesh["enter"] == Traffic(2, 2 * max(enter), 2 * 4 * sum(enter))
+    assert emulator.counters.mesh["leave"] == Traffic(2, max(leave[:18]) + max(leave[18:]), 4 * sum(leave))
 
 
 @pytest.mark.parametrize("transposed", [False, True])
@@ -224,9 +274,13 @@ def test_experts_that_share_a_region_compute_the_same(transposed):
     inputs = {"x": torch.randn(5, 1, 12), "chosen": torch.tensor([[0, 1], [1, 2], [2, 0], [0, 2], [1, 0]])}
     result = emulator.step(inputs)["y"]
     close(result, interpret(graph, {**inputs, **weights})["y"])
-    assert emulator.counters.mesh["shift"].bytes == 0  # they are where the router sends to
     assert emulator.counters.multiply_adds == 10 * 12 * 18
-    emulator.memories["all"].experts[2].matrices["up"].shares[3] = torch.nan  # a row of tiles of one expert
+    experts = emulator.memories["all"].experts
+    assert {tiles.region for tiles in experts.values()} == {REGION}
+    assert len({tiles.layouts["up"] for tiles in experts.values()}) > 1  # larger shares move on from one to the next
+    start, end = experts[2].layouts["up"].inputs.bounds()[3:5]
+    values = experts[2].values("up")
+    (values[start:end] if transposed else values[:, start:end])[:] = torch.nan  # a row of tiles of one expert
     assert torch.equal(emulator.step(inputs)["y"].isnan().any(-1), inputs["chosen"] == 2)
     held = emulator.ledgers[0].bytes
     assert held[0].sum() == model.blocks[0].weight_bytes
@@ -283,8 +337,8 @@ def test_experts_beside_a_router_in_one_block():
         close(outputs["y"], expected["y"])
         close(outputs["best"], expected["best"])
         memory = emulator.memories["all"]
-        assert "gate" in memory.own.matrices
-        assert [list(m.matrices) for m in memory.experts.values()] == [["up"]] * len(experts)
+        assert "gate" in memory.own.layouts
+        assert [list(tiles.layouts) for tiles in memory.experts.values()] == [["up"]] * len(experts)
 
 
 # --- Attention and its cache ------------------------------------------------------------------------------------------
@@ -341,8 +395,8 @@ def test_decode_equals_the_whole_sequence(cut, window, sizes):
     expected = interpret(model.graph, {"input_ids": IDS, **weights})["logits"]
     steps = [emulator.step({"input_ids": ids})["logits"] for ids in IDS.split(sizes, dim=1)]
     close(torch.cat(steps, dim=1), expected)
-    remembered = emulator._histories[0][model.blocks[1].caches[0].node]
-    assert remembered.tokens == (window or 10)
+    remembered = emulator._histories[0][model.blocks[1].caches[0].node].visible(model.blocks[1].caches[0], model.graph.types)
+    assert remembered.tokens == (window - 1 if window else 10)  # the next token sees itself too
 
 
 @pytest.mark.parametrize("sizes", [[10], [1] * 10, [6, 1, 3], [3, 5, 2]])
@@ -357,7 +411,7 @@ def test_decode_in_chunks_equals_the_whole_sequence_and_forgets_chunks_that_are_
     expected = interpret(model.graph, {"input_ids": IDS, **weights})["logits"]
     steps = [emulator.step({"input_ids": ids})["logits"] for ids in IDS.split(sizes, dim=1)]
     close(torch.cat(steps, dim=1), expected)
-    assert emulator._histories[0][cache.node].tokens == 10 % 4
+    assert emulator._histories[0][cache.node].visible(cache, model.graph.types).tokens == 10 % 4
 
 
 def test_the_cache_matters():
@@ -404,8 +458,9 @@ def test_a_latent_is_enough_to_remember(sizes):
     expected = interpret(model.graph, {"input_ids": IDS, **weights})["logits"]
     steps = [emulator.step({"input_ids": ids})["logits"] for ids in IDS.split(sizes, dim=1)]
     close(torch.cat(steps, dim=1), expected)
-    (parted,) = emulator._histories[0][13].parted.values()
-    assert parted.shape == (2, 10, 1, 7)  # users, tokens, and seven values each: nothing else is remembered
+    for user in range(2):
+        (remembered,) = emulator._histories[user][13].values.values()
+        assert remembered.shape == (10, 7)  # seven values of each token: nothing else is remembered
 
 
 def test_a_cache_that_does_not_suffice_is_refused():
@@ -453,9 +508,17 @@ def test_the_way_between_regions_of_a_wafer_is_counted():
     together = replace(plan, blocks=tuple(replace(block, wafer=0) for block in plan.blocks), transfers=())
     emulator = Emulator(model, together, random_weights(model.graph))
     emulator.step({"input_ids": IDS[:, :1]})
-    ways = {"h": (2 + 1, 16), "o": (9 - 2 + 9 - 1, 24)}
-    hops, moved = sum(w for w, _ in ways.values()), sum(w * 4 * 2 * n for w, n in ways.values())
-    assert emulator.counters.mesh["shift"] == Traffic(2, hops, moved)
+    for reader, value, source, target in (("attention", "h", 0, 1), ("head", "o", 1, 2)):
+        elements = {"h": 16, "o": 24}[value]
+        places = (plan.blocks[source].region, plan.blocks[target].region)
+        links = []
+        for element in range(elements):
+            tiles = [divmod(element * region.tiles // elements, region.columns) for region in places]
+            rows, columns = ([r.row + t[0] for r, t in zip(places, tiles, strict=True)], [
+                r.column + t[1] for r, t in zip(places, tiles, strict=True)])  # fmt: skip
+            links.append(abs(rows[0] - rows[1]) + abs(columns[0] - columns[1]))
+        counted = emulator.counters.ops[reader, value].mesh["relay"]
+        assert counted == Traffic(2, 2 * max(links), 2 * 4 * sum(links))  # two users
 
 
 # --- Memory -----------------------------------------------------------------------------------------------------------
@@ -550,7 +613,7 @@ def test_tokens_beyond_the_planned_context_are_refused():
     emulator.step({"input_ids": IDS[:, :9]})
     with pytest.raises(CheckError, match="W0602"):
         emulator.step({"input_ids": IDS[:, :2]})
-    assert emulator.tokens == 9
+    assert emulator.tokens() == 9
     emulator.step({"input_ids": IDS[:, 9:]})
     with pytest.raises(CheckError, match="W0602"):
         Emulator(model, replace(plan, workload=Workload(1, 10, 1)), random_weights(model.graph)).step(
@@ -580,7 +643,7 @@ def test_a_wrong_prompt_is_refused_before_anything_runs(prompt, tokens, code):
     emulator = Emulator(model, plan, random_weights(model.graph))
     with pytest.raises(UsageError, match=code):
         generate(emulator, prompt, tokens)
-    assert emulator.tokens == 0
+    assert emulator.tokens() == 0
 
 
 def test_generation_is_greedy_and_remembers():

@@ -23,6 +23,8 @@ from partitioner.problem import Copy, shared_groups
 from partitioner.viewer.report import render_report
 from targets.cost.pipeline import pipeline_cost
 from targets.emulator import Emulator
+from targets.emulator.memory import HostMemory
+from targets.emulator.weights import Tensors
 from targets.machines import load_target, load_wafers, with_changes
 
 MINI = load_wafers("mini")
@@ -249,8 +251,12 @@ def test_users_are_served_by_copies_in_turn(model, runs_like_the_original, tmp_p
 def test_a_copy_that_is_broken_fails_its_own_users_alone(model, original):
     plan = copied(model)
     emulator = Emulator(model, plan, original.weights)
-    for held in emulator.memories["embedding #1"].own.matrices.values():
-        held.shares.fill_(torch.nan)
+    broken = HostMemory(
+        Tensors({name: torch.full_like(weight, torch.nan) for name, weight in original.weights.items()}),
+        emulator.arithmetic,
+    )
+    memory = emulator.memories["embedding #1"]
+    emulator.memories["embedding #1"] = replace(memory, own=replace(memory.own, host=broken))
     inputs = {"input_ids": IDS, "position_ids": torch.arange(6)[None].expand(USERS, -1).contiguous()}
     found = emulator.step({value.name: inputs[value.name] for value in model.graph.inputs})
     broken = found[model.graph.outputs[0]].isnan().flatten(1).any(dim=1)

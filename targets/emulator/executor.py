@@ -29,10 +29,11 @@ from targets.emulator.ledger import WaferLedger, claim
 from targets.emulator.memory import HostMemory, TileWeights, expert_slice
 from targets.emulator.meter import Meter
 from targets.emulator.run import BlockMemory, Scope, attend
-from targets.emulator.turns import joined, part_of, plans_of_turns
+from targets.emulator.turns import joined, part_of
 from targets.emulator.watch import Watcher
 from targets.emulator.weights import Tensors, WeightSource
 from targets.program.instructions import CachedAttention, Instruction, Program, write_programs
+from targets.program.turns import plans_of_turns
 
 Tensor = torch.Tensor
 Histories = Mapping[int, History]

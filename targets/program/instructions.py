@@ -60,8 +60,9 @@ class Program:
     """What one block runs, and where.
 
     ``stacked`` are the weights that lie slice by slice on the regions of the routed experts; ``relays`` the values
-    that it reads of other blocks of its wafer, with the regions where they lie; ``sends`` the transfers of what this
-    block computes; ``apart`` the values, of all in the graph, that lie apart and not on every tile.
+    that it reads of other blocks of its wafer, with the regions where they lie; ``arrivals`` those that it reads of
+    blocks of other wafers; ``sends`` the transfers of what this block computes; ``apart`` the values, of all in the
+    graph, that lie apart and not on every tile.
     """
 
     block: Block
@@ -69,6 +70,7 @@ class Program:
     stacked: frozenset[str]
     instructions: tuple[Instruction, ...]
     relays: tuple[tuple[str, Rectangle], ...]
+    arrivals: tuple[str, ...]
     sends: tuple[Transfer, ...]
     apart: frozenset[str]
 
@@ -134,13 +136,15 @@ def write_programs(model: Model, plan: Plan) -> tuple[Program, ...]:
     for site in sites:
         block, here = site.block, site.placed
         instructions = tuple(_instruction(site, index) for index in block.nodes if index in live)
-        relays = tuple(
-            (name, placed[home[name].name].region)
+        others = {
+            name: placed[home[name].name]
             for name in _read_from_others(instructions)
-            if name in home and home[name] is not block and placed[home[name].name].wafer == here.wafer
-        )
+            if name in home and home[name] is not block
+        }
+        relays = tuple((name, other.region) for name, other in others.items() if other.wafer == here.wafer)
+        arrivals = tuple(name for name, other in others.items() if other.wafer != here.wafer)
         sends = tuple(t for t in plan.transfers if (t.source, t.source_wafer) == (block.name, here.wafer))
-        programs.append(Program(block, here, site.stacked, instructions, relays, sends, apart))
+        programs.append(Program(block, here, site.stacked, instructions, relays, arrivals, sends, apart))
     return tuple(programs)
 
 

@@ -2,6 +2,13 @@
 
 A value either lies apart, each element on its home tile (:mod:`targets.program.homes`), or every tile has it: what the
 step hands to all (token ids, positions), what an all-reduce yields, and what is computed from these alone.
+
+What each kind moves is said at :class:`KernelKind`, for the operands that lie apart; what all tiles have needs no way.
+Each operand of an operator counts once, and the way of each is one collective, but for those of a MOVE, which go as
+one. Weights of two axes and more lie by :mod:`ir.layout`. Where an operator other than REFERENCE reads one, and not on
+its tiles, all of its elements go to their homes first, each time (``collect``). Of a value's elements, those for one
+token are as many as there would be if all symbols were 1, and how often they are there is its number of tokens; so what
+has no symbols has one token.
 """
 
 from __future__ import annotations
@@ -15,28 +22,37 @@ from ir.types import symbols_of
 
 
 class KernelKind(StrEnum):
-    """What an operator does on tiles."""
+    """What an operator does on tiles, and what moves."""
 
     PRODUCT = "product"
-    """A vector times a matrix that stays: inputs travel along lines of tiles, partial sums across them."""
+    """A vector times a matrix that stays: inputs travel along lines of tiles (``enter``), partial sums of four bytes,
+    or of the elements' if these are wider, across them (``chain``), and results home (``leave``). A bias lies where
+    the results do; where there are several vectors for each token, it goes to all tiles (``broadcast``)."""
     EXPERTS = "experts"
-    """Such products by the matrices of each token's experts."""
+    """Such products by the matrices of each token's experts: for each expert and each place of the choice that has
+    tokens. Biases lie where the sums end. Each row of a graph without symbols counts as a token."""
     LOOKUP = "lookup"
-    """Rows of a table that lies on the tiles."""
+    """Rows of a table that lies on the tiles: each passes along its rows of tiles, and goes home from there."""
     ATTENTION = "attention"
     """Queries stream past the remembered tokens, which lie over all tiles of the region."""
     ELEMENT = "element"
-    """Each element alone, on its home tile."""
+    """Each element alone, on its home tile. An operand with as many elements for one token as the result lies there;
+    any other goes to all tiles (``broadcast``)."""
     MOVE = "move"
-    """The same elements in another order, number or shape: they change their tiles."""
+    """The same elements in another order, number or shape: they change their tiles (``move``)."""
     REDUCTION = "reduction"
-    """Elements of a token meet: on each tile, then by an all-reduce. Every tile has the sums (or choices)."""
+    """Elements of a token meet: on each tile, then by an ``all_reduce`` of four bytes, or of the elements' if these are
+    wider, for each value: one for each row that meets; two for a layer norm, for a softmax, and for the place of the
+    greatest element, which goes with it; of a top-k, k elements and their places; of a gather, its results. Every tile
+    has the sums (or choices). Further operands go to all tiles (``broadcast``), unless they have as many elements for
+    one token as the first."""
     COMBINE = "combine"
     """Elements of a token meet along an axis that is not the last: those of one sum travel to where it lies."""
     EVERYWHERE = "everywhere"
     """Every tile computes what it needs of it, from what all tiles have."""
     REFERENCE = "reference"
-    """No kernel for tiles: operands are gathered on one, which computes by the operator's reference meaning."""
+    """No kernel for tiles: operands go to the region's first tile (``gather``), which computes by the operator's
+    reference meaning, and results go home from there (``scatter``), each by itself."""
 
 
 SUMS = frozenset({"sum", "mean", "amax", "amin", "argmax", "argmin", "prod"})
