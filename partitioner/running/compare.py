@@ -58,11 +58,12 @@ def error_of(ours: Tensor, theirs: Tensor) -> float:
 
 @dataclass(frozen=True, slots=True)
 class TextComparison:
-    """One text beside the original's own continuation of the same prompt."""
+    """One text beside the original's own continuation of the same prompt; ``greatest``: of the original's logits."""
 
     tokens: tuple[int, ...]
     max_abs_logit_error: float
     tolerance: float
+    greatest: float
     ok: bool
 
 
@@ -79,7 +80,7 @@ def compare_text(prompt: Sequence[int], made: Generated, reference: Reference, b
     behind = theirs.max(-1).values - theirs.gather(-1, torch.tensor(made.tokens)[:, None])[:, 0]
     agree = chosen == list(made.tokens) or (not bound.exact and float(behind.max()) <= 2 * allowed)
     own = _own_text(prompt, made.tokens, chosen, reference)
-    return TextComparison(own, error, allowed, agree and error <= allowed)
+    return TextComparison(own, error, allowed, greatest(theirs), agree and error <= allowed)
 
 
 def text_logits(prompt: Sequence[int], tokens: Sequence[int], reference: Reference) -> Tensor:

@@ -17,6 +17,7 @@ from partitioner.folder import read_plan
 from partitioner.frontends.lowered import Origin
 from partitioner.frontends.original import Original, open_original
 from partitioner.frontends.reference import Reference, choose_reference, open_reference
+from partitioner.frontends.tokens import Words, open_words
 from partitioner.sound import require_sound
 from targets.emulator import Arithmetic, Emulator, Order, Precision
 
@@ -100,6 +101,15 @@ class Opened:
         """The plan's tiles with the weights on them; raises as :class:`Emulator` does."""
         it = self.runnable
         return Emulator(it.model, it.plan, self.original.weights, self.how.arithmetic(it.model), self.how.host_bytes)
+
+    @cached_property
+    def words(self) -> Words:
+        """The tokenizer beside the checkpoint.
+
+        Raises:
+            UsageError: W0664, there is none.
+        """
+        return open_words(self.runnable.origin)
 
     def reference(self, asked: str) -> Reference:
         """What to hold a run against.
