@@ -13,7 +13,7 @@ has no symbols has one token.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Set
 from enum import StrEnum
 
 from ir.graph import Graph, Node
@@ -69,7 +69,7 @@ def is_apart(node: Node, kind: KernelKind) -> bool:
     return kind is not KernelKind.EVERYWHERE
 
 
-def kind_of(graph: Graph, node: Node, on_tiles: bool, apart: Iterable[str]) -> KernelKind:
+def kind_of(graph: Graph, node: Node, on_tiles: bool, apart: Set[str]) -> KernelKind:
     """How ``node`` runs; ``on_tiles``: its weights are read on their tiles, ``apart`` the values that lie apart."""
     if on_tiles:
         return {
@@ -79,7 +79,7 @@ def kind_of(graph: Graph, node: Node, on_tiles: bool, apart: Iterable[str]) -> K
         }[node.op]
     if node.op == "attention":
         return KernelKind.ATTENTION
-    if not set(apart).intersection(node.inputs):
+    if apart.isdisjoint(node.inputs):
         return KernelKind.EVERYWHERE
     if node.op in ELEMENT_BY_ELEMENT:
         return KernelKind.ELEMENT
