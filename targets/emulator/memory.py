@@ -7,7 +7,7 @@ are rectangles; what each tile holds in bytes stands in the ledger (:mod:`target
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -17,6 +17,7 @@ from ir.layout import MatrixLayout, matrix_layouts
 from ir.plan import Rectangle
 from ir.types import DType
 from targets.emulator.arithmetic import Arithmetic, Precision
+from targets.emulator.parts import row_parts, rows_of
 from targets.emulator.weights import Plain, Stored, WeightSource
 
 Tensor = torch.Tensor
@@ -40,16 +41,30 @@ class HostMemory:
         if key in self._held:
             self._held.move_to_end(key)
             return self._held[key]
-        stored = self.source.read(parameter.name, expert)
-        if self.arithmetic.precision is Precision.FLOAT32:
-            dtype = self.arithmetic.dtype(parameter.type.dtype)
-            stored = Plain(stored.unpack(dtype, self.arithmetic.device).contiguous())
+        stored = self._as_held(parameter, self.source.read(parameter.name, expert))
         self._held[key] = stored
         self._bytes += stored.nbytes
         while self.limit_bytes is not None and self._bytes > self.limit_bytes and len(self._held) > 1:
             _, oldest = self._held.popitem(last=False)
             self._bytes -= oldest.nbytes
         return stored
+
+    def rows(self, parameter: Parameter, indices: Sequence[int]) -> Iterator[Stored]:
+        """Rows of a table one by one; of a table that would take much of what may be held, no others are read."""
+        size = parameter.elements * self.arithmetic.dtype(parameter.type.dtype).itemsize
+        whole = self.limit_bytes is None or size <= self.limit_bytes // 8
+        for index in indices:
+            taken = range(index, index + 1)
+            if whole:
+                yield rows_of(self.get(parameter, None), taken)
+            else:
+                yield self._as_held(parameter, self.source.read(parameter.name, None, taken))
+
+    def _as_held(self, parameter: Parameter, stored: Stored) -> Stored:
+        if self.arithmetic.precision is Precision.NATIVE:
+            return stored
+        dtype = self.arithmetic.dtype(parameter.type.dtype)
+        return Plain(stored.unpack(dtype, self.arithmetic.device).contiguous())
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +100,26 @@ class TileWeights:
 
     def values(self, name: str, casts: Sequence[DType] = ()) -> Tensor:
         """A weight as the tiles compute with it, cast to ``casts`` one after the other."""
-        parameter, arithmetic = self.parameters[name], self.host.arithmetic
-        stored = self.host.get(parameter, self.expert)
-        values = stored.unpack(arithmetic.dtype(parameter.type.dtype), arithmetic.device)
+        return self._unpacked(name, self.host.get(self.parameters[name], self.expert), casts)
+
+    def parts(self, name: str, casts: Sequence[DType], whole: bool) -> Iterator[Tensor]:
+        """A matrix [out, in] as :meth:`values` gives it, some rows at a time, so that little is unpacked at once;
+        at once where it is held unpacked, or where the ``whole`` is wanted.
+        """
+        stored = self.host.get(self.parameters[name], self.expert)
+        at_once = whole or isinstance(stored, Plain)
+        for part in [stored] if at_once else row_parts(stored):
+            yield self._unpacked(name, part, casts)
+
+    def rows(self, name: str, indices: Tensor, casts: Sequence[DType]) -> Tensor:
+        """The rows of a table [rows, width] that ``indices`` [...] name: [..., width]."""
+        chosen, place = torch.unique(indices, return_inverse=True)
+        found = [self._unpacked(name, row, casts) for row in self.host.rows(self.parameters[name], chosen.tolist())]
+        return torch.cat(found)[place] if found else self.values(name, casts)[indices]
+
+    def _unpacked(self, name: str, stored: Stored, casts: Sequence[DType]) -> Tensor:
+        arithmetic = self.host.arithmetic
+        values = stored.unpack(arithmetic.dtype(self.parameters[name].type.dtype), arithmetic.device)
         for dtype in casts:
             values = values.to(arithmetic.dtype(dtype))
         return values

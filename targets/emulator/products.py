@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from collections.abc import Iterable
 
 import torch
 from torch.nn.functional import linear
@@ -11,6 +11,7 @@ from ir.layout import MatrixLayout, Split
 from ir.plan import Rectangle
 from targets.emulator.arithmetic import Order
 from targets.emulator.mesh import Mesh
+from targets.emulator.sums import mesh_sums
 from targets.emulator.ways import Vectors, enter_way, leave_way
 
 Tensor = torch.Tensor
@@ -18,20 +19,15 @@ SUM_BYTES = 4
 """Of a partial sum on the mesh: products are summed in 32 bit."""
 
 
-def product(x: Tensor, weight: Tensor, inputs: Split, transposed: bool, order: Order) -> Tensor:
+def product(x: Tensor, parts: Iterable[Tensor], inputs: Split, transposed: bool, order: Order) -> Tensor:
     """X [tokens, in] times a weight [out, in] ([in, out] where ``transposed``) -> [tokens, out], summed in 32 bit.
 
-    In the order of the mesh, each line of tiles multiplies its share of the inputs, and adds it to what arrives.
+    ``parts`` are rows of the weight, one part after the other; where it is ``transposed``, the whole of it.
     """
-    if order is Order.HOST:
-        return x @ weight if transposed else linear(x, weight)
-    lines = weight if transposed else weight.T
-    wide = torch.promote_types(x.dtype, torch.float32)
-    total = x.new_zeros(len(x), lines.shape[1], dtype=wide)
-    for start, end in pairwise(inputs.bounds().tolist()):
-        if end > start:
-            total.addmm_(x[:, start:end].to(wide), lines[start:end].to(wide))
-    return total.to(x.dtype)
+    if order is Order.MESH:
+        return mesh_sums(x, (part.T for part in parts) if transposed else parts, inputs).to(x.dtype)
+    found = [x @ part if transposed else linear(x, part) for part in parts]
+    return found[0] if len(found) == 1 else torch.cat(found, dim=-1)
 
 
 def count_product(

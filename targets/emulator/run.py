@@ -145,8 +145,8 @@ def _product(instruction: Instruction, scope: Scope) -> tuple[Tensor, ...]:
     layout = scope.memory.own.layouts[weight.parameter]
     inputs = layout.outputs if transposed else layout.inputs
     x = scope.read(name)
-    values = scope.memory.own.values(weight.parameter, weight.casts)
-    y = product(x.reshape(-1, x.shape[-1]), values, inputs, transposed, scope.arithmetic.order)
+    parts = scope.memory.own.parts(weight.parameter, weight.casts, transposed)
+    y = product(x.reshape(-1, x.shape[-1]), parts, inputs, transposed, scope.arithmetic.order)
     count = scope.elements(name) // inputs.length
     vectors = Vectors(range(count), count)
     tokens = x.numel() // (inputs.length * count)
@@ -170,7 +170,7 @@ def _lookup(instruction: Instruction, scope: Scope) -> tuple[Tensor, ...]:
         raise CheckError(Diagnostic("W0604", f"an index lies outside the table's {rows} rows", scope.program.where))
     way = look_up_way(layout.inputs, scope.program.placed.region)
     scope.mesh.move("lookup", way, scope.element_bytes(instruction.node.result.name), indices.numel())
-    return (torch.nn.functional.embedding(indices, scope.memory.own.values(weight.parameter, weight.casts)),)
+    return (scope.memory.own.rows(weight.parameter, indices, weight.casts),)
 
 
 def _experts(instruction: Instruction, scope: Scope) -> tuple[Tensor, ...]:
@@ -192,9 +192,9 @@ def _experts(instruction: Instruction, scope: Scope) -> tuple[Tensor, ...]:
         layout = tiles.layouts[weights[1].parameter]
         mine = chosen == expert
         routing[expert] = mine.sum(dim=0)
-        values = tiles.values(weights[1].parameter, weights[1].casts)
+        shares = tiles.parts(weights[1].parameter, weights[1].casts, transposed)
         inputs = layout.outputs if transposed else layout.inputs
-        y = product(x[mine], values, inputs, transposed, scope.arithmetic.order)
+        y = product(x[mine], shares, inputs, transposed, scope.arithmetic.order)
         if 3 in weights:
             y = y + tiles.values(weights[3].parameter, weights[3].casts)
         parts.append((mine, y))

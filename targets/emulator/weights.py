@@ -32,8 +32,8 @@ class WeightSource(Protocol):
     def shape(self, name: str) -> tuple[int, ...] | None:
         """The shape of a parameter; ``None`` if there is no such weight. Reads no values."""
 
-    def read(self, name: str, expert: int | None = None) -> Stored:
-        """A whole parameter, or of a stacked one [experts, ...] that of one expert.
+    def read(self, name: str, expert: int | None = None, rows: range | None = None) -> Stored:
+        """A whole parameter, or of a stacked one [experts, ...] that of one expert; of it these ``rows`` alone.
 
         Raises:
             UsageError: what is stored cannot be read, or is damaged.
@@ -71,7 +71,8 @@ class Tensors:
         """See :class:`WeightSource`."""
         return tuple(self.tensors[name].shape) if name in self.tensors else None
 
-    def read(self, name: str, expert: int | None = None) -> Stored:
+    def read(self, name: str, expert: int | None = None, rows: range | None = None) -> Stored:
         """See :class:`WeightSource`."""
         tensor = self.tensors[name].detach()
-        return Plain(tensor if expert is None else tensor[expert])
+        tensor = tensor if expert is None else tensor[expert]
+        return Plain(tensor if rows is None else tensor[rows.start : rows.stop])
