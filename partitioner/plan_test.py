@@ -37,19 +37,19 @@ def test_the_run_takes_what_the_cost_model_predicts(run):
 
 '''
 
-_TEXT = '''
+_TEXT = """
 def test_tokens_are_the_originals(run):
     assert run.tokens == run.reference_tokens
 
 
 def test_logits_are_within_tolerance(run):
     assert run.max_abs_logit_error <= run.tolerance
-'''
+"""
 
-_STEP = '''
+_STEP = """
 def test_outputs_are_within_tolerance(run):
     assert run.ok, f"{run.errors} beside {run.tolerances}"
-'''
+"""
 
 
 def plan_test(*, continues_text: bool) -> str:

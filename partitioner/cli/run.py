@@ -118,7 +118,7 @@ def _about(runnable: Runnable, opened: Opened, done: TextRun | StepRun, details:
         "wafers": len(plan.wafers_used),
         "precision": opened.how.precision,
         "order": str(opened.emulator.arithmetic.order),
-        "weights": opened.original.note,
+        "weights": opened.weights.note,
     }
 
 
