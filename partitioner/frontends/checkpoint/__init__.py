@@ -1,4 +1,4 @@
-"""Checkpoints of safetensors: which tensors a folder holds, what they store, and how they become a model's weights."""
+"""Checkpoint folders of safetensors files: what is stored, which parameter it belongs to, and its exact values."""
 
 from partitioner.frontends.checkpoint.folder import Checkpoint, open_checkpoint
 from partitioner.frontends.checkpoint.match import Match, match_checkpoint
