@@ -85,15 +85,15 @@ class Counters:
 
     def __add__(self, other: Counters) -> Counters:
         return Counters(
-            _added(self.ops, other.ops, OpCount()),
-            _added(self.links, other.links, 0),
-            _added(self.by_reference, other.by_reference, 0),
-            _added(self.routing, other.routing, np.int64(0)),
+            _added(self.ops, other.ops),
+            _added(self.links, other.links),
+            _added(self.by_reference, other.by_reference),
+            _added(self.routing, other.routing),
         )
 
 
-def _added(one: Mapping[K, Any], other: Mapping[K, Any], nothing: object) -> dict[K, Any]:
-    return {key: one.get(key, nothing) + other.get(key, nothing) for key in {**one, **other}}
+def _added(one: Mapping[K, Any], other: Mapping[K, Any]) -> dict[K, Any]:
+    return {**one, **{key: one[key] + value if key in one else value for key, value in other.items()}}
 
 
 def _sum(parts: Iterable[Mapping[str, Traffic]]) -> dict[str, Traffic]:

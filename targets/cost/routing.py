@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
+from ir.layout import Ints
+
 
 def touched_share(experts: int, active: int, tokens: int) -> float:
     """Expected share of a layer's experts that ``tokens`` tokens touch: 1 - (1 - k/E)^tokens."""
@@ -18,3 +22,11 @@ def busiest_load(experts: int, active: int, tokens: int) -> float:
         return 1.0
     mean = tokens * active / max(1, experts)
     return min(float(tokens), max(1.0, mean + 3 * math.sqrt(mean)))
+
+
+def even_routing(experts: int, places: int, tokens: int) -> Ints:
+    """How many of ``tokens`` tokens each expert serves at each place of their choice [experts, places], where experts
+    are chosen in turn: place j of token t goes to expert t places + j, counted round.
+    """
+    chosen = np.arange(tokens * places).reshape(tokens, places) % experts
+    return np.stack([np.bincount(chosen[:, place], minlength=experts) for place in range(places)], axis=1)

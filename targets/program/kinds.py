@@ -79,7 +79,7 @@ def kind_of(graph: Graph, node: Node, on_tiles: bool, apart: Set[str]) -> Kernel
         }[node.op]
     if node.op == "attention":
         return KernelKind.ATTENTION
-    if not any(name in apart for name in node.inputs):
+    if apart.isdisjoint(node.inputs):
         return KernelKind.EVERYWHERE
     if node.op in ELEMENT_BY_ELEMENT:
         return KernelKind.ELEMENT

@@ -1,0 +1,149 @@
+"""What a step takes, said beforehand: every figure that the emulator counts while it runs (:mod:`targets.counters`).
+
+Both read the same programs, and what each kind of kernel moves is defined in :mod:`targets.program.kinds`. All else is
+derived apart: here in closed form, by stretches of elements (:mod:`targets.cost.paths`), without computing anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+
+from ir.model import Model
+from ir.plan import Plan
+from ir.types import evaluate
+from targets.cost.kernels import Site, broadcast, count, moved
+from targets.cost.laid_out import LaidOut, lay_out
+from targets.cost.paths import relay, spread
+from targets.counters import Counters, OpCount, Routing
+from targets.program.instructions import Program, write_programs
+from targets.program.kinds import KernelKind
+from targets.program.turns import plans_of_turns
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step of one user.
+
+    Attributes:
+        tokens: new ones.
+        remembered: tokens of this user before them.
+        user: the user's number, which decides whose copies of blocks are met.
+        sizes: what other symbols of the graph stand for.
+    """
+
+    tokens: int = 1
+    remembered: int = 0
+    user: int = 0
+    sizes: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def bindings(self) -> dict[str, int]:
+        """What the graph's symbols stand for."""
+        return {"users": 1, "tokens": self.tokens, **self.sizes}
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A plan read once, to predict any number of steps; ``turns``: the programs that each turn of users meets,
+    and where their weights lie.
+    """
+
+    model: Model
+    turns: tuple[tuple[tuple[Program, LaidOut], ...], ...]
+
+    @staticmethod
+    def of(model: Model, plan: Plan) -> Predictor:
+        """For ``plan``.
+
+        Raises:
+            CheckError: W0607, the plan does not fit the model; W0608, a cache does not suffice to compute keys and
+                values again.
+        """
+        turns = (write_programs(model, turn) for turn in plans_of_turns(model, plan))
+        return Predictor(model, tuple(tuple((p, lay_out(p, model.graph)) for p in programs) for programs in turns))
+
+    def step(self, step: Step, routing: Routing | None = None) -> Counters:
+        """What one step takes; see :func:`predict`."""
+        types, bindings = self.model.graph.types, step.bindings
+        total = Counters()
+        for program, weights in self.turns[step.user % len(self.turns)]:
+            total += _block(Site(program, weights, types, bindings, step.remembered, routing))
+        return total
+
+
+def predict(model: Model, plan: Plan, step: Step, routing: Routing | None = None) -> Counters:
+    """What the emulator counts in ``step``, exactly: operator by operator, collective by collective, link by link.
+
+    Which experts a token meets is known only afterwards. ``routing`` tells it as :attr:`Counters.routing` does, for
+    each product by experts. Without it, tokens choose experts in turn, which so serve as many to within one
+    (:func:`targets.cost.routing.even_routing`): multiply-adds are then those of any routing, and what moves is what
+    this one moves, in whole tokens.
+
+    Raises:
+        KeyError: a symbol of the graph has no size in ``step``, or ``routing`` lacks a choice.
+        CheckError: W0607, W0608, as :meth:`Predictor.of`.
+    """
+    return Predictor.of(model, plan).step(step, routing)
+
+
+def predict_run(
+    model: Model, plan: Plan, steps: Sequence[Step], routings: Iterable[Routing | None] | None = None
+) -> Counters:
+    """What ``steps`` take together (see :func:`steps_of`); ``routings`` of each, as in :func:`predict`."""
+    predictor = Predictor.of(model, plan)
+    told = list(routings) if routings is not None else [None] * len(steps)
+    total = Counters()
+    for step, routing in zip(steps, told, strict=True):
+        total += predictor.step(step, routing)
+    return total
+
+
+def steps_of(prompt: int, generated: int, chunk: int, user: int = 0) -> tuple[Step, ...]:
+    """The steps of a user who reads ``prompt`` tokens, ``chunk`` at once, and generates so many: the last one generated
+    is not read again.
+    """
+    starts = range(0, prompt, chunk)
+    read = [Step(min(chunk, prompt - start), start, user) for start in starts]
+    return (*read, *(Step(1, prompt + number, user) for number in range(generated - 1)))
+
+
+def _block(site: Site) -> Counters:
+    """One run of one block."""
+    program = site.program
+    title = program.placed.title
+    ops: dict[tuple[str, str], OpCount] = {}
+    by_reference: dict[str, int] = {}
+    for name, counted in chain(_brought(site), _computed(site)):
+        if counted != OpCount():
+            ops[title, name] = ops.get((title, name), OpCount()) + counted
+    instructions = program.instructions
+    for instruction in instructions:
+        if instruction.kind is KernelKind.REFERENCE:
+            by_reference[instruction.node.op] = by_reference.get(instruction.node.op, 0) + 1
+    links: dict[tuple[int, int], int] = {}
+    for sent in program.sends:
+        ends = (sent.source_wafer, sent.target_wafer)
+        links[ends] = links.get(ends, 0) + evaluate(site.types[sent.value].bytes, site.bindings)
+    routing = {i.node.result.name: site.routes(i.node) for i in instructions if i.kind is KernelKind.EXPERTS}
+    return Counters(ops, links, by_reference, routing)
+
+
+def _brought(site: Site) -> Iterator[tuple[str, OpCount]]:
+    """What a block reads of others, by the values' names: over the wafer's mesh, or from another wafer."""
+    for name, source in site.program.relays:
+        elements = site.elements(name)
+        way = relay if site.is_apart(name) else spread
+        yield from (
+            (name, piece) for piece in moved("relay", way(elements, source, site.region), site.token_bytes(name))
+        )
+    for name in site.program.arrivals:
+        if not site.is_apart(name):
+            yield from ((name, piece) for piece in broadcast(site, name))
+
+
+def _computed(site: Site) -> Iterator[tuple[str, OpCount]]:
+    """What its operators take, by the names of their first results."""
+    for instruction in site.program.instructions:
+        yield instruction.node.result.name, count(instruction, site)
