@@ -179,7 +179,7 @@ def test_weights_are_unpacked_as_by_the_publishers_libraries(name: str, folder_o
         assert weight.scheme
         parts = {suffix: tensors[weight.name + suffix] for suffix in weight.scheme.suffixes}
         wanted = UNPACKED[name](parts).to(torch.bfloat16)
-        got = read_weight(weight, torch.bfloat16)
+        got = read_weight(weight).unpack(torch.bfloat16, "cpu")
         assert got.shape == weight.shape
         assert torch.equal(got.view(torch.int16), wanted.contiguous().view(torch.int16)), weight.name
 
@@ -197,7 +197,7 @@ def test_every_four_bit_integer_is_unpacked(tmp_path) -> None:
         {f"x.{name}": part.to(torch.int32) if name == "weight_shape" else part for name, part in packed.items()},
     )
     (stored,) = stored_weights(opened(folder).tensors)
-    got = read_weight(stored, torch.bfloat16)
+    got = read_weight(stored).unpack(torch.bfloat16, "cpu")
     assert torch.equal(got, weight.to(torch.bfloat16))
 
 
@@ -207,7 +207,7 @@ def test_every_mxfp4_value_and_scale_is_unpacked(tmp_path) -> None:
     folder = write(tmp_path, {}, {"x_blocks": blocks, "x_scales": scales})
     (stored,) = stored_weights(opened(folder).tensors)
     for dtype in (torch.bfloat16, torch.float32):
-        got = read_weight(stored, dtype)
+        got = read_weight(stored).unpack(dtype, "cpu")
         wanted = convert_moe_packed_tensors(blocks, scales, dtype=dtype)
         assert got.shape == (1, 512, 254)
         assert torch.equal(got, wanted)
@@ -218,7 +218,7 @@ def test_every_fp8_value_is_unpacked(tmp_path) -> None:
     scales = torch.rand(3, 2, generator=torch.Generator().manual_seed(0)) + 0.01
     folder = write(tmp_path, {}, {"x.weight": codes, "x.weight_scale_inv": scales})
     (stored,) = stored_weights(opened(folder).tensors)
-    got = read_weight(stored, torch.float32)
+    got = read_weight(stored).unpack(torch.float32, "cpu")
     assert torch.equal(got.nan_to_num(7.0), by_torch({"": codes, "_scale_inv": scales}).nan_to_num(7.0))
     assert got.isnan().sum() == 2 * 300
 

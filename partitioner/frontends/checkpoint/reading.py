@@ -11,6 +11,7 @@ from ir.diagnostics import Diagnostic, UsageError
 from partitioner.frontends.checkpoint.headers import StoredTensor, malformed, open_regular
 from partitioner.frontends.checkpoint.match import Match
 from partitioner.frontends.checkpoint.schemes import StoredWeight
+from targets.emulator.weights import Plain, Stored
 
 _TORCH = {
     "BOOL": torch.bool,
@@ -45,17 +46,17 @@ def read_tensor(tensor: StoredTensor) -> torch.Tensor:
     return values.reshape(tensor.shape)
 
 
-def read_weight(weight: StoredWeight, dtype: torch.dtype) -> torch.Tensor:
-    """The values of a weight, unpacked.
+def read_weight(weight: StoredWeight) -> Stored:
+    """A weight as it is stored.
 
     Raises:
         UsageError: W0221, the file cannot be read, or describes the weight otherwise than its header.
     """
     parts = [read_tensor(part) for part in weight.parts]
     if weight.scheme is None:
-        return parts[0].to(dtype)
+        return Plain(parts[0])
     try:
-        return weight.scheme.unpack(parts, dtype)
+        return weight.scheme.hold(parts)
     except ValueError as error:
         raise malformed(f"{weight.name!r} cannot be unpacked: {error}", weight.parts[0].file) from None
 
@@ -72,7 +73,7 @@ def load_weights(model: Any, match: Match) -> None:
     for source in match.sources:
         dtype = tensors[source.target].dtype
         with torch.no_grad():
-            for name, values in source.values(model, lambda weight: read_weight(weight, dtype)).items():  # noqa: B023
+            for name, values in source.values(model, lambda weight: read_weight(weight).unpack(dtype, "cpu")).items():  # noqa: B023
                 tensor = tensors[name]
                 if id(tensor) in done and not torch.equal(tensor, values):
                     raise _untied(name)

@@ -1,7 +1,7 @@
 """How publishers store a quantized weight as several tensors, told from names, types and shapes alone.
 
-Each :class:`Scheme` says which tensors make a weight, its shape, and how to unpack it exactly. What is not stored by a
-scheme is stored as it is.
+Each :class:`Scheme` says which tensors make a weight, its shape, and how it is held as it is stored, to be unpacked
+exactly (:mod:`targets.emulator.encodings`). What is not stored by a scheme is stored as it is.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import torch
 from ir.diagnostics import Diagnostic, UnsupportedModelError
 from ir.encoding import ENCODINGS, Encoding, plain
 from ir.types import DType
-from partitioner.frontends.checkpoint import unpack
 from partitioner.frontends.checkpoint.headers import StoredTensor
+from targets.emulator.encodings import Fp8, Int4, Mxfp4, Transposed
+from targets.emulator.weights import Stored
 
 Shape = tuple[int, ...]
 
@@ -50,7 +51,7 @@ class Scheme:
         held: how many of them are bytes of the weight; the others only describe it.
         encoding: the IR's word for it.
         shape: from the shapes of the parts to that of the values; ``None`` where they do not fit together.
-        unpack: from the parts and the wanted type to the values.
+        hold: from the values of the parts to the weight; raises ValueError if they contradict each other.
     """
 
     suffixes: tuple[str, ...]
@@ -58,7 +59,7 @@ class Scheme:
     held: int
     encoding: Encoding
     shape: Callable[[Sequence[Shape]], Shape | None]
-    unpack: Callable[[Sequence[torch.Tensor], torch.dtype], torch.Tensor]
+    hold: Callable[[Sequence[torch.Tensor]], Stored]
 
 
 def _int4_shape(shapes: Sequence[Shape]) -> Shape | None:
@@ -85,14 +86,31 @@ def _mxfp4_shape(shapes: Sequence[Shape]) -> Shape | None:
     return experts, groups * 32, outputs
 
 
+def _int4(parts: Sequence[torch.Tensor]) -> Stored:
+    words, scales, stated = parts
+    weight = Int4(words, scales)
+    if stated.tolist() != [*weight.shape]:
+        raise ValueError(f"the stated shape {stated.tolist()} is not {[*weight.shape]}")
+    return weight
+
+
+def _fp8(parts: Sequence[torch.Tensor]) -> Stored:
+    return Fp8(*parts)
+
+
+def _mxfp4(parts: Sequence[torch.Tensor]) -> Stored:
+    """As transformers holds these experts, [expert, in, out]; rows of gate and up stay interleaved."""
+    return Transposed(Mxfp4(*parts))
+
+
 SCHEMES = (
     # compressed-tensors "pack-quantized", as Kimi K2.5 and K2.6 store their routed experts.
-    Scheme(("_packed", "_scale", "_shape"), ("I32", "BF16", "I32"), 2, ENCODINGS["int4_g32"], _int4_shape, unpack.int4),
+    Scheme(("_packed", "_scale", "_shape"), ("I32", "BF16", "I32"), 2, ENCODINGS["int4_g32"], _int4_shape, _int4),
     # DeepSeek-V3 and Kimi K2; the scales of Qwen3's are of another type.
-    Scheme(("", "_scale_inv"), ("F8_E4M3", "F32"), 2, ENCODINGS["fp8_b128"], _fp8_shape, unpack.fp8),
-    Scheme(("", "_scale_inv"), ("F8_E4M3", "BF16"), 2, ENCODINGS["fp8_b128_bf16"], _fp8_shape, unpack.fp8),
+    Scheme(("", "_scale_inv"), ("F8_E4M3", "F32"), 2, ENCODINGS["fp8_b128"], _fp8_shape, _fp8),
+    Scheme(("", "_scale_inv"), ("F8_E4M3", "BF16"), 2, ENCODINGS["fp8_b128_bf16"], _fp8_shape, _fp8),
     # gpt-oss; transformers holds these experts as [expert, in, out].
-    Scheme(("_blocks", "_scales"), ("U8", "U8"), 2, ENCODINGS["mxfp4"], _mxfp4_shape, unpack.mxfp4),
+    Scheme(("_blocks", "_scales"), ("U8", "U8"), 2, ENCODINGS["mxfp4"], _mxfp4_shape, _mxfp4),
 )
 
 _PLAIN = {
