@@ -59,9 +59,15 @@ def joined(parts: list[Stretches]) -> Stretches:
 
 @lru_cache(maxsize=4096)
 def at_home(elements: int, region: Rectangle) -> Stretches:
-    """``elements`` of one token on ``region``: tile t has those from t n / tiles to (t + 1) n / tiles, rounded up."""
-    tile = np.arange(region.tiles, dtype=np.int64)
-    ends = -(-(tile + 1) * elements // region.tiles)
+    """``elements`` of one token on ``region``: tile t has those from t n / tiles to (t + 1) n / tiles, rounded up.
+    Where there are fewer than tiles, each is a stretch.
+    """
+    if elements < region.tiles:
+        ends = np.arange(1, elements + 1, dtype=np.int64)
+        tile = (ends - 1) * region.tiles // max(1, elements)
+    else:
+        tile = np.arange(region.tiles, dtype=np.int64)
+        ends = -(-(tile + 1) * elements // region.tiles)
     return Stretches(ends, region.row + tile // region.columns, region.column + tile % region.columns)
 
 

@@ -7,7 +7,7 @@ emulator decides which flight advances next, so several users can be under way, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from time import perf_counter_ns
@@ -71,10 +71,11 @@ class Flight:
 
 
 class Emulator:
-    """A model on the emulated tiles that its plan names.
+    """A model on the emulated tiles that its plan names, or those wafers of it that are this process's own.
 
     Attributes:
-        ledgers: what each tile of each wafer in use holds, in bytes.
+        wafers: those that it runs.
+        ledgers: what each tile of each of them holds, in bytes.
         counters: what the last step took.
         watchers: are told of all that runs.
     """
@@ -86,8 +87,11 @@ class Emulator:
         weights: WeightSource | Mapping[str, Tensor],
         arithmetic: Arithmetic | None = None,
         host_bytes: int | None = None,
+        wafers: Collection[int] | None = None,
     ) -> None:
         """Lay ``weights`` out; each is read when it is first used, and the host keeps ``host_bytes`` of them at most.
+
+        With ``wafers``, only their weights are asked for: other processes run the stages of the others.
 
         Raises:
             UsageError: W0606, a weight is missing or has another shape.
@@ -100,11 +104,12 @@ class Emulator:
         self.arithmetic = arithmetic or Arithmetic.of(model.graph)
         turns = [write_programs(model, turn) for turn in plans_of_turns(model, plan)]
         self._stages = tuple(_stages(programs) for programs in turns)
+        self.wafers = tuple(wafer for wafer in plan.wafers_used if wafers is None or wafer in wafers)
+        programs = {p.placed.title: p for turn in turns for p in turn if p.placed.wafer in self.wafers}
         source = Tensors(weights) if isinstance(weights, Mapping) else weights
-        _require_weights(model.placed, source)
+        _require_weights(model.placed if wafers is None else _read_by(programs.values(), model), source)
         self._host = HostMemory(source, self.arithmetic, host_bytes)
-        self.ledgers = {wafer: WaferLedger(wafer, plan.machine) for wafer in plan.wafers_used}
-        programs = {program.placed.title: program for turn in turns for program in turn}
+        self.ledgers = {wafer: WaferLedger(wafer, plan.machine) for wafer in self.wafers}
         self.memories = {title: self._lay_out(program) for title, program in programs.items()}
         self.reset()
 
@@ -139,7 +144,7 @@ class Emulator:
                 where it is read; W0604, a token outside the embedding. What the caches remember is then unchanged.
         """
         graph = self.model.graph
-        bindings = _bind(graph, inputs)
+        bindings = self.bind(inputs)
         users = bindings.get("users", 1)
         self._require_users(users)
         flights = []
@@ -163,16 +168,29 @@ class Emulator:
     def begin(self, inputs: Mapping[str, Tensor], user: int = 0) -> Flight:
         """One user's step, about to enter the first stage; raises as :meth:`step` does."""
         graph, device = self.model.graph, self.arithmetic.device
-        bindings = _bind(graph, inputs)
+        bindings = self.bind(inputs)
         self._require_users(user + 1)
         self._require_room(self.tokens(user) + bindings.get("tokens", 0))
         held = {
             name: value.to(device=device, dtype=self.arithmetic.dtype(graph.types[name].dtype))
             for name, value in inputs.items()
         }
-        values = {wafer: dict(held) for wafer in self.plan.wafers_used}
+        values = {wafer: dict(held) for wafer in self.wafers}
         outputs = {name: held[name] for name in graph.outputs if name in held}
         return Flight(user, held, bindings, values, outputs, dict(self._histories.get(user, {})))
+
+    def bind(self, inputs: Mapping[str, Tensor]) -> dict[str, int]:
+        """What the graph's symbols stand for in a step with ``inputs``.
+
+        Raises:
+            UsageError: W0609, the inputs are not the graph's.
+        """
+        return _bind(self.model.graph, inputs)
+
+    @property
+    def turns(self) -> tuple[tuple[Stage, ...], ...]:
+        """The stages of user 0, of user 1 and so on, as far as they differ."""
+        return self._stages
 
     def stages(self, user: int) -> tuple[Stage, ...]:
         """The stages that a user's step passes, in order."""
@@ -313,6 +331,12 @@ def _bind(graph: Graph, inputs: Mapping[str, Tensor]) -> dict[str, int]:
         names = ", ".join(f"{value.name}: {value.type}" for value in graph.inputs)
         raise UsageError(Diagnostic("W0609", f"the step takes {names}", graph.name, {"fault": str(error)})) from None
     return bindings
+
+
+def _read_by(programs: Iterable[Program], model: Model) -> list[Parameter]:
+    """The parameters that lie with ``programs``, each once."""
+    names = {name for program in programs for name in program.block.parameters}
+    return [parameter for parameter in model.placed if parameter.name in names]
 
 
 def _require_weights(parameters: Sequence[Parameter], weights: WeightSource) -> None:

@@ -38,7 +38,7 @@ def generate(emulator: Emulator, prompt_ids: Sequence[int], tokens: int) -> Gene
         UsageError: W0604, the prompt is empty or holds an id outside the vocabulary; W0605, prompt and new tokens
             exceed the plan's context.
     """
-    _require_prompt(emulator, prompt_ids, tokens)
+    require_prompt(emulator, prompt_ids, tokens)
     emulator.reset()
     chosen: list[int] = []
     logits: list[torch.Tensor] = []
@@ -69,7 +69,7 @@ def _last_logits(emulator: Emulator, new: Sequence[int]) -> torch.Tensor:
     return outputs[graph.outputs[0]][0, -1]
 
 
-def _require_prompt(emulator: Emulator, prompt_ids: Sequence[int], tokens: int) -> None:
+def require_prompt(emulator: Emulator, prompt_ids: Sequence[int], tokens: int) -> None:
     vocabulary = _vocabulary(emulator.model.graph)
     outside = [token for token in prompt_ids if not 0 <= token < vocabulary]
     if outside:

@@ -145,8 +145,8 @@ def _product(instruction: Instruction, scope: Scope) -> tuple[Tensor, ...]:
     layout = scope.memory.own.layouts[weight.parameter]
     inputs = layout.outputs if transposed else layout.inputs
     x = scope.read(name)
-    matrix = scope.memory.own.parts(weight.parameter, weight.casts, transposed)
-    y = product(x.reshape(-1, x.shape[-1]), matrix, inputs, transposed, scope.arithmetic.order)
+    parts = scope.memory.own.parts(weight.parameter, weight.casts, transposed)
+    y = product(x.reshape(-1, x.shape[-1]), parts, inputs, transposed, scope.arithmetic.order)
     count = scope.elements(name) // inputs.length
     vectors = Vectors(range(count), count)
     tokens = x.numel() // (inputs.length * count)
@@ -192,9 +192,9 @@ def _experts(instruction: Instruction, scope: Scope) -> tuple[Tensor, ...]:
         layout = tiles.layouts[weights[1].parameter]
         mine = chosen == expert
         routing[expert] = mine.sum(dim=0)
-        matrix = tiles.parts(weights[1].parameter, weights[1].casts, transposed)
+        shares = tiles.parts(weights[1].parameter, weights[1].casts, transposed)
         inputs = layout.outputs if transposed else layout.inputs
-        y = product(x[mine], matrix, inputs, transposed, scope.arithmetic.order)
+        y = product(x[mine], shares, inputs, transposed, scope.arithmetic.order)
         if 3 in weights:
             y = y + tiles.values(weights[3].parameter, weights[3].casts)
         parts.append((mine, y))

@@ -18,6 +18,7 @@ from ir.ops import OPS, Kind
 from ir.plan import PlacedBlock, Plan, Rectangle, Transfer
 from ir.types import DType, Size, symbols_of
 from targets.program.kinds import KernelKind, is_apart, kind_of
+from targets.program.remembered import Look, look_at_cache
 
 WEIGHT_OPERANDS = {"linear": (1,), "grouped_linear": (1, 3), "embedding": (0,)}
 """Which operands of an operator are weights that it can read on their tiles."""
@@ -47,10 +48,16 @@ class Instruction:
 class CachedAttention:
     """An attention node's cache, and how keys and values come from it.
 
-    ``constants`` are the values that ``recompute`` reads of the step itself; they do not depend on its tokens.
+    Attributes:
+        look: what attention looks at, where it can look at what is cached; the ``products`` in its pieces, by node, are
+            then applied to queries and results.
+        recompute: else how keys and values are computed again for each remembered token.
+        constants: the values that ``recompute`` reads of the step itself; they do not depend on its tokens.
     """
 
     cache: Cache
+    look: Look | None
+    products: Mapping[int, Instruction]
     recompute: tuple[Instruction, ...]
     constants: tuple[str, ...]
 
@@ -162,7 +169,8 @@ def _misplaced(block: Block, placed: PlacedBlock | None) -> list[Diagnostic]:
 def flipped_weights(programs: Sequence[Program]) -> frozenset[str]:
     """Parameters that some product reads with its inputs along the columns of tiles."""
     everything = [i for program in programs for i in program.instructions]
-    everything += [i for instruction in everything if instruction.cache for i in instruction.cache.recompute]
+    caches = [instruction.cache for instruction in everything if instruction.cache]
+    everything += [i for cached in caches for i in (*cached.recompute, *cached.products.values())]
     return frozenset(i.weights[1].parameter for i in everything if 1 in i.weights and is_transposed(i))
 
 
@@ -182,7 +190,16 @@ def _instruction(site: _Site, index: int) -> Instruction:
         return Instruction(node, kind, weights, work)
     indices, constants = _past(site, cache)
     recompute = tuple(_instruction(site, i) for i in indices)
-    return Instruction(node, kind, weights, work, CachedAttention(cache, recompute, constants))
+    look = look_at_cache(site.graph, node, cache)
+    products = {i: _instruction(site, i) for i in sorted(look.products)} if look else {}
+    if look and all(_is_plain_product(product) for product in products.values()):
+        return Instruction(node, kind, weights, work, CachedAttention(cache, look, products, recompute, constants))
+    return Instruction(node, kind, weights, work, CachedAttention(cache, None, {}, recompute, constants))
+
+
+def _is_plain_product(instruction: Instruction) -> bool:
+    """Whether it is a product with a matrix on the block's tiles and no bias."""
+    return instruction.kind is KernelKind.PRODUCT and len(instruction.node.inputs) == 2
 
 
 def _past(site: _Site, cache: Cache) -> tuple[tuple[int, ...], tuple[str, ...]]:
