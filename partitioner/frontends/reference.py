@@ -56,7 +56,7 @@ def choose_reference(asked: str, origin: Origin) -> str:
 def open_reference(name: str, original: Original, graph: Graph, origin: Origin) -> Reference:
     """The reference called ``name`` (of :func:`choose_reference`) for a plan of ``graph``."""
     if original.module is not None:
-        module, paths = original.module, _modules(graph)
+        module, paths = original.module, modules_of(graph)
 
         def watched(inputs: Tensors, inner: frozenset[str]) -> tuple[list[Tensor], dict[str, Tensor]]:
             with _hooked(module, {value: paths[value] for value in inner if value in paths}) as found:

@@ -53,9 +53,9 @@ def _equip(module: nn.Module, own: Mapping[str, str], source: WeightSource) -> N
         delattr(module, name)
         setattr(module, name, _Stack(own[name], source))
     if type(module) is nn.Embedding:
-        module.forward = _Table(own["weight"], source)  # type: ignore[method-assign]
+        module.forward = _Table(own["weight"], source)  # type: ignore[assignment]
     elif type(module) is nn.Linear and module.bias is None and module.weight.numel() > _MOST_ELEMENTS:
-        module.forward = _Large(own["weight"], source)  # type: ignore[method-assign]
+        module.forward = _Large(own["weight"], source)
     else:
         _load_while_it_runs(module, {name: own[name] for name in own.keys() - stacks}, source)
 

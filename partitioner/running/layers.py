@@ -10,7 +10,7 @@ near tie is told, and the original then computes with the emulator's choice, so 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +19,6 @@ import torch
 
 from ir.diagnostics import CheckError, Diagnostic, Fact
 from ir.graph import Graph, Node
-from ir.model import Model
 from ir.types import symbols_of
 from partitioner.frontends.reference import modules_of
 from partitioner.frontends.tasks import step_outputs
@@ -155,7 +154,7 @@ def compare_layers(
         emulator.watchers = emulator.watchers[:-1]
     ours = {name: torch.cat(found) for name, found in seen.values.items()}
     beside = _Beside(ours, BOUNDS[emulator.arithmetic.precision], tell)
-    places = {paths[value]: (layer, value) for value, layer in leaving.items() if value in paths}
+    places = {_runs(module, paths[value]): (layer, value) for value, layer in leaving.items() if value in paths}
     twice = {name: _twice(graph, name, value) for name, value in inputs.items()}
     with torch.no_grad(), _hooked(module, beside, places, routers):
         both = step_outputs(module, twice)[0].float()
@@ -164,12 +163,9 @@ def compare_layers(
     own, fed = both.chunk(2)
     chosen = logits.argmax(-1, keepdim=True)
     behind = float((fed.amax(-1, keepdim=True) - fed.gather(-1, chosen)).max())
+    allowed = 2 * float((logits - fed).abs().max())
     return LayerCheck(
-        beside.bound,
-        tuple(beside.found),
-        *(tuple(it.argmax(-1).flatten().tolist()) for it in (logits, fed, own)),
-        behind,
-        2 * float((logits - fed).abs().max()),
+        beside.bound, tuple(beside.found), _likeliest(logits), _likeliest(fed), _likeliest(own), behind, allowed
     )
 
 
@@ -191,6 +187,16 @@ def require_close(check: LayerCheck, where: str) -> None:
         "token_behind": check.behind,
     }
     raise CheckError(Diagnostic("W0641", "the run is further from the original than rounding explains", where, facts))
+
+
+def _likeliest(logits: Tensor) -> tuple[int, ...]:
+    return tuple(logits.argmax(-1).flatten().tolist())
+
+
+def _runs(module: Any, paths: Sequence[str]) -> str:
+    """The outermost of the modules at ``paths`` that is run, and no list of such."""
+    named = dict(module.named_modules())
+    return next(path for path in reversed(paths) if not isinstance(named[path], torch.nn.ModuleList))
 
 
 def _scores(graph: Graph, node: Node) -> tuple[str, str]:
