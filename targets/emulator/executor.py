@@ -23,7 +23,7 @@ from ir.model import Model
 from ir.ops import torch_dtype
 from ir.plan import Plan
 from ir.types import evaluate
-from targets.counters import Counters
+from targets.counters import Counters, added_up
 from targets.emulator.arithmetic import Arithmetic
 from targets.emulator.attention import attend, attend_in_step
 from targets.emulator.history import History
@@ -174,11 +174,9 @@ class Emulator:
         for flight in flights:
             while not self.is_done(flight):
                 self.advance(flight)
-        counted = Counters()
         for flight in flights:
             self.finish(flight)
-            counted += flight.meter.counters()
-        self.counters = counted
+        self.counters = added_up([flight.meter.counters() for flight in flights])
         return {
             name: joined([(range(f.user, users, users), f.outputs[name]) for f in flights], graph.types[name])
             for name in graph.outputs
@@ -223,7 +221,6 @@ class Emulator:
     def advance(self, flight: Flight) -> None:
         """Run the next stage of a step."""
         stage = self.stages(flight.user)[flight.stage]
-        outputs = self.model.graph.outputs
         for program in stage.programs:
             self._require_memory(program, flight)
             known = flight.values[stage.wafer]
@@ -232,8 +229,7 @@ class Emulator:
             scope = Scope(program, memory, self.arithmetic, types, flight.meter, flight.bindings, known)
             self._run_block(scope, flight)
             self._send(scope, flight)
-            computed = {value.name for instruction in program.instructions for value in instruction.node.results}
-            flight.outputs |= {name: scope.read(name) for name in outputs if name in computed}
+            flight.outputs |= {name: scope.read(name) for name in program.outputs}
         flight.stage += 1
 
     def finish(self, flight: Flight) -> None:
