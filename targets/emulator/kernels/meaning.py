@@ -26,16 +26,18 @@ def meaning(instruction: Instruction, scope: Scope) -> Compute:
     attributes = bound(instruction)
     wanted = [arithmetic.dtype(type_.dtype) for type_ in results]
     types = {arithmetic.dtype(type_.dtype) for type_ in (*results, *(scope.types[name] for name in node.inputs))}
-    reference, is_plain = operation.reference, types <= _PLAIN
+    reference = operation.reference
 
-    def compute(scope: Scope, operands: list[Tensor]) -> tuple[Tensor, ...]:
-        given = attributes(scope.bindings)
-        found: Any = (
-            reference(torch, operands, given) if is_plain else evaluate_op(operation, torch, operands, given, results)
-        )
-        values: tuple[Tensor, ...] = found if isinstance(found, tuple) else (found,)
-        return tuple(v if v.dtype is dtype else v.to(dtype) for v, dtype in zip(values, wanted, strict=True))
+    def at_once(scope: Scope, operands: list[Tensor]) -> tuple[Tensor, ...]:
+        """The usual case, which runs often: one result, of types that torch computes with."""
+        value: Tensor = reference(torch, operands, attributes(scope.bindings))
+        return (value if value.dtype is wanted[0] else value.to(wanted[0]),)
 
+    def in_general(scope: Scope, operands: list[Tensor]) -> tuple[Tensor, ...]:
+        found = evaluate_op(operation, torch, operands, attributes(scope.bindings), results)
+        return tuple(value.to(dtype) for value, dtype in zip(found, wanted, strict=True))
+
+    compute = at_once if types <= _PLAIN and len(results) == 1 else in_general
     if node.inputs:
         return compute
     device = arithmetic.device
