@@ -17,9 +17,9 @@ from dataclasses import dataclass
 
 from ir.diagnostics import Diagnostic, Fact, UnsupportedModelError
 from ir.graph import Graph, Node
+from ir.liveness import token_dependent
 from ir.ops import OPS, Kind
 from ir.types import Dim, Size, symbols_of
-from partitioner.passes.cache import token_dependent
 
 STEP_SYMBOLS = ("users", "tokens")
 """What a step is of any number of; their order where an axis joins both."""
@@ -50,7 +50,7 @@ def require_step(graph: Graph) -> Graph:
     Raises:
         UnsupportedModelError: W0308, once for each kind of node that breaks it, at the first.
     """
-    breaches = find_breaches(graph) if takes_tokens(graph) and not _takes_whole_texts(graph) else ()
+    breaches = find_breaches(graph) if takes_tokens(graph) and not takes_whole_texts(graph) else ()
     alike: dict[tuple[str, str], list[Breach]] = {}
     for breach in breaches:
         alike.setdefault((breach.node.op, breach.reason), []).append(breach)
@@ -59,8 +59,8 @@ def require_step(graph: Graph) -> Graph:
     return graph
 
 
-def _takes_whole_texts(graph: Graph) -> bool:
-    """Whether some token sees tokens after it."""
+def takes_whole_texts(graph: Graph) -> bool:
+    """Whether some token sees tokens after it, so that a step is a text from its beginning to its end."""
     return any(
         OPS[node.op].kind is Kind.STATE
         and not node.attributes.get("causal", True)
