@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from math import prod
+from time import perf_counter_ns
 
 import torch
 
@@ -34,8 +35,9 @@ from targets.emulator.meter import Meter
 from targets.emulator.room import Room
 from targets.emulator.scope import BlockMemory, Scope
 from targets.emulator.turns import joined, part_of
+from targets.emulator.watch import Watcher
 from targets.emulator.weights import Tensors, WeightSource
-from targets.program.instructions import Program, write_programs
+from targets.program.instructions import Instruction, Program, write_programs
 from targets.program.kinds import KernelKind
 from targets.program.turns import plans_of_turns
 
@@ -81,6 +83,7 @@ class Emulator:
         wafers: those that it runs.
         ledgers: what each tile of each of them holds, in bytes.
         counters: what the last step took.
+        watchers: are told of all that runs.
     """
 
     def __init__(
@@ -103,6 +106,7 @@ class Emulator:
         """
         self.model = model
         self.plan = plan
+        self.watchers: tuple[Watcher, ...] = ()
         self.arithmetic = arithmetic or Arithmetic.of(model.graph)
         turns = [write_programs(model, turn) for turn in plans_of_turns(model, plan)]
         self._copies = {name: len(own) for name, own in plan.copies.items()}
@@ -124,8 +128,12 @@ class Emulator:
             self._rooms[title] = Room.of(program, model.graph, depends, ledger, full[title])
         self.reset()
 
-    def reset(self) -> None:
-        """Forget all tokens of all users."""
+    def reset(self, user: int | None = None) -> None:
+        """Forget all tokens of ``user``, or of all users."""
+        if user is not None:
+            self._histories.pop(user, None)
+            self._tokens.pop(user, None)
+            return
         self.counters = Counters()
         self._histories: dict[int, Histories] = {}
         self._tokens: dict[int, int] = {}
@@ -222,29 +230,47 @@ class Emulator:
             memory = self.memories[program.placed.title]
             types = self.model.graph.types
             scope = Scope(program, memory, self.arithmetic, types, flight.meter, flight.bindings, known)
-            self._run_block(scope, flight.histories)
-            _send(scope, flight.values)
+            self._run_block(scope, flight)
+            self._send(scope, flight)
             computed = {value.name for instruction in program.instructions for value in instruction.node.results}
             flight.outputs |= {name: scope.read(name) for name in outputs if name in computed}
         flight.stage += 1
 
     def finish(self, flight: Flight) -> None:
         """Remember what a step that is done has added."""
+        for watcher in self.watchers:
+            watcher.done(flight.user, self.tokens(flight.user), flight.bindings, flight.meter.counters())
         self._histories[flight.user] = flight.histories
         self._tokens[flight.user] = self.tokens(flight.user) + flight.bindings.get("tokens", 0)
 
-    def _run_block(self, scope: Scope, histories: dict[int, History]) -> None:
-        """Run a block's nodes on its wafer's values, and extend its ``histories`` (by attention node)."""
+    def _run_block(self, scope: Scope, flight: Flight) -> None:
+        """Run a block's nodes on its wafer's values, and extend its histories."""
         arrive(scope)
         for instruction in scope.program.instructions:
-            if instruction.kind is not KernelKind.ATTENTION:
-                run(instruction, scope)
-            elif instruction.cache is None:
-                attend_in_step(instruction, scope)
-            else:
-                node = instruction.cache.cache.node
-                seen = histories.get(node, History())
-                histories[node] = attend(instruction, instruction.cache, scope, seen, self.plan.workload.context)
+            begin_ns = perf_counter_ns() if self.watchers else 0
+            self._run_instruction(instruction, scope, flight.histories)
+            for watcher in self.watchers:
+                watcher.ran(flight.user, scope, instruction, begin_ns, perf_counter_ns())
+
+    def _run_instruction(self, instruction: Instruction, scope: Scope, histories: dict[int, History]) -> None:
+        if instruction.kind is not KernelKind.ATTENTION:
+            run(instruction, scope)
+        elif instruction.cache is None:
+            attend_in_step(instruction, scope)
+        else:
+            node = instruction.cache.cache.node
+            seen = histories.get(node, History())
+            histories[node] = attend(instruction, instruction.cache, scope, seen, self.plan.workload.context)
+
+    def _send(self, scope: Scope, flight: Flight) -> None:
+        """Carry what other wafers read of a block to them."""
+        for transfer in scope.program.sends:
+            value = scope.read(transfer.value)
+            sent = value.numel() * scope.element_bytes(transfer.value)
+            scope.meter.links[transfer.source_wafer, transfer.target_wafer] += sent
+            flight.values.setdefault(transfer.target_wafer, {})[transfer.value] = value
+            for watcher in self.watchers:
+                watcher.sent(flight.user, scope, transfer, sent, perf_counter_ns())
 
     def _cache_bytes(self, program: Program) -> int:
         """What the caches of a block take when they are full."""
@@ -304,15 +330,6 @@ def _bind(graph: Graph, inputs: Mapping[str, Tensor]) -> dict[str, int]:
         names = ", ".join(f"{value.name}: {value.type}" for value in graph.inputs)
         raise UsageError(Diagnostic("W0609", f"the step takes {names}", graph.name, {"fault": str(error)})) from None
     return bindings
-
-
-def _send(scope: Scope, wafers: dict[int, dict[str, Tensor]]) -> None:
-    """Carry what other wafers read of a block to them."""
-    for transfer in scope.program.sends:
-        value = scope.read(transfer.value)
-        sent = value.numel() * scope.element_bytes(transfer.value)
-        scope.meter.links[transfer.source_wafer, transfer.target_wafer] += sent
-        wafers.setdefault(transfer.target_wafer, {})[transfer.value] = value
 
 
 def _read_by(programs: Iterable[Program], model: Model) -> list[Parameter]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,6 +11,8 @@ import numpy as np
 from targets.counters import Counters, Ints, OpCount, Traffic
 
 Op = tuple[str, str]
+Moved = tuple[Op, str, int, int]
+"""What one run of a collective moved: the operator it ran for, its name, hops, and bytes over links."""
 
 
 @dataclass(slots=True)
@@ -21,7 +24,7 @@ class Meter:
 
     op: Op = ("", "")
     work: defaultdict[Op, int] = field(default_factory=lambda: defaultdict(int))
-    moved: list[tuple[Op, str, int, int]] = field(default_factory=list)
+    moved: list[Moved] = field(default_factory=list)
     links: defaultdict[tuple[int, int], int] = field(default_factory=lambda: defaultdict(int))
     by_reference: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
     routing: dict[str, Ints] = field(default_factory=dict)
@@ -34,17 +37,25 @@ class Meter:
         """Count one run of ``collective``: hops on its longest path, and bytes over all links."""
         self.moved.append((self.op, collective, hops, link_bytes))
 
+    def count_of(self, op: Op) -> OpCount:
+        """What one operator took so far."""
+        return self._counts([moved for moved in self.moved if moved[0] == op], {op: self.work.get(op, 0)})[op]
+
     def counters(self) -> Counters:
         """What was counted so far."""
-        sums: dict[Op, dict[str, list[int]]] = {op: {} for op in self.work}
-        for op, collective, hops, link_bytes in self.moved:
+        ops = self._counts(self.moved, self.work)
+        routing = {name: np.copy(counts) for name, counts in self.routing.items()}
+        return Counters(ops, dict(self.links), dict(self.by_reference), routing)
+
+    @staticmethod
+    def _counts(moved: Iterable[Moved], work: Mapping[Op, int]) -> dict[Op, OpCount]:
+        sums: dict[Op, dict[str, list[int]]] = {op: {} for op in work}
+        for op, collective, hops, link_bytes in moved:
             total = sums.setdefault(op, {}).setdefault(collective, [0, 0, 0])
             total[0] += 1
             total[1] += hops
             total[2] += link_bytes
-        ops = {
-            op: OpCount(self.work.get(op, 0), {name: Traffic(*total) for name, total in moved.items()})
-            for op, moved in sums.items()
+        return {
+            op: OpCount(work.get(op, 0), {name: Traffic(*total) for name, total in collectives.items()})
+            for op, collectives in sums.items()
         }
-        routing = {name: np.copy(counts) for name, counts in self.routing.items()}
-        return Counters(ops, dict(self.links), dict(self.by_reference), routing)
