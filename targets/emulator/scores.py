@@ -6,9 +6,7 @@ and results are as wide as all pieces of values together.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from itertools import groupby, pairwise
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -21,6 +19,8 @@ from targets.program.spread import Sight, Spread
 Tensor = torch.Tensor
 _SCORES_AT_ONCE = 1 << 22
 """Scores of a block of queries that the host holds at once."""
+_SUMS_AT_ONCE = 1 << 24
+"""Weighted values of a block of queries, of all tiles, that it holds at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +67,15 @@ class Meaning:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Which elements of a token lie where: those of each head's keys and values, by piece [cached heads, width]."""
+    """Which elements of a token lie where: those of each head's keys and values, by piece [cached heads, width].
+
+    Stacks lie one after the other, each of ``stack`` tokens (0: there is one).
+    """
 
     spread: Spread
     keys: tuple[Ints, ...]
     values: tuple[Ints, ...]
+    stack: int = 0
 
 
 def attention(operands: Operands, meaning: Meaning, layout: Layout, order: Order) -> Tensor:
@@ -81,13 +85,29 @@ def attention(operands: Operands, meaning: Meaning, layout: Layout, order: Order
     block = max(1, _SCORES_AT_ONCE // (operands.tokens * (1 if fused else heads)))
     if fused and _is_square(operands, meaning.sight):
         block = operands.new
-    run = _on_tiles if order is Order.MESH else _fused if fused else _at_once
+    if order is Order.MESH:
+        sums = layout.spread.region.tiles * heads * sum(piece.shape[3] for piece in operands.values)
+        block = min(block, max(1, _SUMS_AT_ONCE // sums))
+    run = _by_stack if order is Order.MESH else _fused if fused else _at_once
     parts = [
         run(part, meaning, layout)
         for start in range(0, operands.new, block)
         for part in [_block(operands, meaning, start, block)]
     ]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=3)
+
+
+def _by_stack(block: _Block, meaning: Meaning, layout: Layout) -> Tensor:
+    """Tile by tile, each stack on its own tiles."""
+    operands = block.operands
+    found = []
+    for number in range(operands.queries[0].shape[0]):
+        pieces = (
+            tuple(x[number : number + 1] for x in part) for part in (operands.queries, operands.keys, operands.values)
+        )
+        own = Operands(*pieces, operands.sinks, operands.first)
+        found.append(_on_tiles(replace(block, operands=own), meaning, layout, number * layout.stack))
+    return torch.cat(found)
 
 
 def _block(operands: Operands, meaning: Meaning, start: int, count: int) -> _Block:
@@ -190,106 +210,118 @@ def _masked(scores: Tensor, block: _Block, meaning: Meaning) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class _Share:
-    """What a tile holds of tokens that follow each other in ``order``: their elements from ``first`` to ``last``."""
+class _Tokens:
+    """Tokens on their tiles, those in use alone, whose numbers are counted row by row.
 
-    tile: int
-    tokens: slice
-    first: int
-    last: int
+    Attributes:
+        first, last: the first and the last tile of each token [tokens].
+        whole: for each tile the tokens that lie on no other [tiles, most]; ``-1`` where there are fewer.
+        parted: the tokens on several tiles.
+        bounds: for each of these its elements' tiles, counted from its first one [parted, width].
+    """
+
+    first: Tensor
+    last: Tensor
+    whole: Tensor
+    parted: Tensor
+    bounds: Tensor
+
+    @staticmethod
+    def on(spread: Spread, positions: Ints, device: torch.device) -> _Tokens:
+        """The tokens at ``positions``."""
+        place = positions % spread.capacity
+        first, last = spread.tile(place, 0 * place), spread.tile(place, 0 * place + spread.width - 1)
+        alone = np.flatnonzero(first == last)
+        alone = alone[np.argsort(first[alone], kind="stable")]
+        count = np.bincount(first[alone], minlength=spread.region.tiles)
+        start = np.cumsum(count) - count
+        whole = np.full((spread.region.tiles, max(1, int(count.max(initial=0)))), -1)
+        whole[first[alone], np.arange(len(alone)) - start[first[alone]]] = alone
+        parted = np.flatnonzero(first != last)
+        bounds = spread.tile(place[parted][:, None], np.arange(spread.width)[None]) - first[parted][:, None]
+        return _Tokens(*(torch.from_numpy(x).to(device) for x in (first, last, whole, parted, bounds)))
+
+    @property
+    def parts(self) -> range:
+        """Of parted tokens: on the first of their tiles, the next one, and so on."""
+        return range(int(self.bounds.max()) + 1 if len(self.parted) else 0)
+
+    def part(self, piece: Tensor, at: Tensor, number: int) -> Tensor:
+        """What of a piece [stacks, heads, parted, width] lies on a part's tiles, zero elsewhere."""
+        return piece * (self.bounds[:, at] == number).transpose(0, 1)
 
 
-def _on_tiles(block: _Block, meaning: Meaning, layout: Layout) -> Tensor:
-    """Each tile scores its own elements, and adds them to what tiles before it found for the same token; all have the
+def _on_tiles(block: _Block, meaning: Meaning, layout: Layout, place: int) -> Tensor:
+    """Of one stack, whose first token is at ``place``: each tile scores its own elements, and adds them to what tiles before it found for the same token; all have the
     maximum and the sum; each weighs its own values, which are summed along rows of tiles to the first column, and up.
     """
-    operands, spread = block.operands, layout.spread
-    place = np.arange(operands.first, operands.first + operands.tokens) % spread.capacity
-    order = np.argsort(place, kind="stable")
-    ordered = torch.from_numpy(order).to(operands.keys[0].device)
+    operands, region = block.operands, layout.spread.region
+    device = operands.keys[0].device
+    positions = place + operands.first + np.arange(operands.tokens)
+    tokens = _Tokens.on(layout.spread, positions, device)
     wide = torch.promote_types(operands.queries[0].dtype, torch.float32)
-    keys, values = (
-        [piece.index_select(2, ordered).to(wide) for piece in pieces] for pieces in (operands.keys, operands.values)
+    keys, values = ([piece.to(wide) for piece in pieces] for pieces in (operands.keys, operands.values))
+    key_at, value_at = (
+        [torch.from_numpy(numbers).to(device) for numbers in part] for part in (layout.keys, layout.values)
     )
     queries = [query.flatten(2, 3).to(wide) for query in operands.queries]
-    shares = [list(own) for _, own in groupby(_shares(spread, place[order]), key=lambda share: share.tile)]
-    scores = keys[0].new_zeros(*queries[0].shape[:3], operands.tokens)
-    for share in (share for own in shares for share in own):
-        for query, key, at in zip(queries, keys, layout.keys, strict=True):
-            held = _held(key, at, share)
-            if held is not None:
-                scores[..., share.tokens] += query @ held.transpose(2, 3)
     heads = operands.queries[0].shape[2:4]
-    back = torch.from_numpy(np.argsort(order)).to(scores.device)
-    unordered = torch.unflatten(scores[..., back], 2, heads)
-    scores = _masked(unordered, block, meaning)[..., ordered]
+    scores = _masked(torch.unflatten(_scored(queries, keys, key_at, tokens), 2, heads), block, meaning)
     greatest = scores.amax(-1, keepdim=True)
     sinks = None if operands.sinks is None else operands.sinks.to(wide)[None, :, :, None, None]
     greatest = greatest if sinks is None else torch.maximum(greatest, sinks)
     weights = torch.exp(scores - greatest)
-    total = _summed(((own[0].tile, _ending(weights, own, spread)) for own in shares[::-1]), spread.region.columns)
+    ending = weights.new_zeros(*weights.shape[:-1], region.tiles).index_add(-1, tokens.last, weights)
+    total = _summed(ending.movedim(-1, 2)[..., None], region.rows)
     total = total if sinks is None else total + torch.exp(sinks - greatest)
     shared = (weights / total).to(operands.queries[0].dtype).to(wide).flatten(2, 3)
     parts = [
-        _summed(_weighed(shared, value, at, shares[::-1]), spread.region.columns)
-        for value, at in zip(values, layout.values, strict=True)
+        _summed(_weighed(shared, value, at, tokens), region.rows) for value, at in zip(values, value_at, strict=True)
     ]
     return torch.unflatten(torch.cat(parts, dim=-1).to(operands.queries[0].dtype), 2, heads)
 
 
-def _shares(spread: Spread, place: Ints) -> Iterator[_Share]:
-    """Tile by tile; whole tokens of a tile as one share. Tokens at the same place, as a window that moves on has them,
-    are shares of their own.
+def _scored(queries: list[Tensor], keys: list[Tensor], key_at: list[Tensor], tokens: _Tokens) -> Tensor:
+    """Scores [stacks, cached heads, queries, tokens]: of parted tokens the sum of what their tiles find, in order."""
+    scores = sum(query @ key.transpose(2, 3) for query, key in zip(queries, keys, strict=True))
+    assert isinstance(scores, Tensor)
+    if len(tokens.parted):
+        found = scores.new_zeros(*scores.shape[:-1], len(tokens.parted))
+        parted = [key.index_select(2, tokens.parted) for key in keys]
+        for number in tokens.parts:
+            for query, key, at in zip(queries, parted, key_at, strict=True):
+                found += query @ tokens.part(key, at, number).transpose(2, 3)
+        scores[..., tokens.parted] = found
+    return scores
+
+
+def _weighed(weights: Tensor, value: Tensor, at: Tensor, tokens: _Tokens) -> Tensor:
+    """Each tile's weighted sum of its own values [stacks, cached heads, tiles, queries, width].
+
+    ``weights`` are [stacks, cached heads, queries, tokens], ``value`` [stacks, cached heads, tokens, width].
     """
-    first, last = spread.tile(place, 0 * place), spread.tile(place, 0 * place + spread.width - 1)
-    found: list[_Share] = []
-    start = 0
-    for index in range(len(place)):
-        if first[index] != last[index]:
-            bounds = spread.tile(place[index : index + 1], np.arange(spread.width))
-            cuts = [0, *(np.flatnonzero(np.diff(bounds)) + 1).tolist(), spread.width]
-            found += [_Share(int(bounds[low]), slice(index, index + 1), low, high) for low, high in pairwise(cuts)]
-            start = index + 1
-        elif index + 1 == len(place) or first[index + 1] != first[index] or last[index + 1] != first[index]:
-            found.append(_Share(int(first[index]), slice(start, index + 1), 0, spread.width))
-            start = index + 1
-    return iter(sorted(found, key=lambda share: share.tile))
+    tiles, most = tokens.whole.shape
+    chosen = tokens.whole.clamp(min=0).flatten()
+    share = weights[..., chosen] * (tokens.whole >= 0).flatten()
+    held = torch.unflatten(value.index_select(2, chosen), 2, (tiles, most))
+    found = torch.unflatten(share, 3, (tiles, most)).transpose(2, 3) @ held
+    if len(tokens.parted):
+        share = weights[..., tokens.parted].transpose(2, 3)[..., None]  # [stacks, cached heads, parted, queries, 1]
+        parted, first = value.index_select(2, tokens.parted), tokens.first[tokens.parted]
+        for number in tokens.parts:
+            own = share * tokens.part(parted, at, number)[..., None, :]
+            found.index_add_(2, (first + number).clamp(max=tiles - 1), own)
+    return found
 
 
-def _held(piece: Tensor, at: Ints, share: _Share) -> Tensor | None:
-    """The part of a piece [stacks, cached heads, tokens, width] that a share holds, zero elsewhere."""
-    own = (at >= share.first) & (at < share.last)
-    if not own.any():
-        return None
-    part = piece[:, :, share.tokens]
-    return part if own.all() else part * torch.from_numpy(own).to(part)[None, :, None]
+def _summed(parts: Tensor, rows: int) -> Tensor:
+    """The sum of what tiles have [stacks, cached heads, tiles, ...]: along each row to its first tile, then up."""
+    lines = torch.unflatten(parts, 2, (rows, -1))
+    return _chained(_chained(lines, 3), 2)
 
 
-def _ending(weights: Tensor, own: list[_Share], spread: Spread) -> Tensor:
-    """The sum of the weights of the tokens that end on a tile, which count there."""
-    total = weights.new_zeros(*weights.shape[:-1], 1)
-    for share in own:
-        if share.last == spread.width:
-            total += weights[..., share.tokens].sum(-1, keepdim=True)
-    return total
-
-
-def _weighed(weights: Tensor, value: Tensor, at: Ints, shares: list[list[_Share]]) -> Iterator[tuple[int, Tensor]]:
-    """Each tile's weighted sum of its own values."""
-    for own in shares:
-        parts = [weights[..., share.tokens] @ held for share in own if (held := _held(value, at, share)) is not None]
-        if parts:
-            yield own[0].tile, sum(parts[1:], parts[0])
-
-
-def _summed(parts: Iterable[tuple[int, Tensor]], columns: int) -> Tensor:
-    """The sum of what tiles have, from the last tile to the first: along each row to its first tile, then up."""
-    total: Tensor | None = None
-    for _, row in groupby(parts, key=lambda part: part[0] // columns):
-        line: Tensor | None = None
-        for _, value in row:
-            line = value if line is None else line + value
-        assert line is not None
-        total = line if total is None else total + line
-    assert total is not None
+def _chained(parts: Tensor, axis: int) -> Tensor:
+    total, *others = reversed(parts.unbind(axis))
+    for part in others:
+        total = total + part
     return total
