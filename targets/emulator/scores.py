@@ -6,7 +6,8 @@ and results are as wide as all pieces of values together.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,8 +20,6 @@ from targets.program.spread import Sight, Spread
 Tensor = torch.Tensor
 _SCORES_AT_ONCE = 1 << 22
 """Scores of a block of queries that the host holds at once."""
-_SUMS_AT_ONCE = 1 << 24
-"""Weighted values of a block of queries, of all tiles, that it holds at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,51 +79,50 @@ class Layout:
 
 def attention(operands: Operands, meaning: Meaning, layout: Layout, order: Order) -> Tensor:
     """Results [stacks, cached heads, heads of each, queries, width], a block of queries after the other."""
-    heads = operands.queries[0].shape[:3].numel()
-    fused = order is Order.HOST and _is_plain(operands, meaning)
-    block = max(1, _SCORES_AT_ONCE // (operands.tokens * (1 if fused else heads)))
-    if fused and _is_square(operands, meaning.sight):
-        block = operands.new
     if order is Order.MESH:
-        sums = layout.spread.region.tiles * heads * sum(piece.shape[3] for piece in operands.values)
-        block = min(block, max(1, _SUMS_AT_ONCE // sums))
-    run = _by_stack if order is Order.MESH else _fused if fused else _at_once
-    parts = [
-        run(part, meaning, layout)
-        for start in range(0, operands.new, block)
-        for part in [_block(operands, meaning, start, block)]
-    ]
+        stacks = range(operands.queries[0].shape[0])
+        return torch.cat([_on_tiles(_stack(operands, number), meaning, layout, number) for number in stacks])
+    if not _is_plain(operands, meaning):
+        return _in_blocks(operands, meaning, operands.tokens * operands.queries[0].shape[:3].numel(), _at_once)
+    if _is_square(operands, meaning.sight):
+        return _fused(_block(operands, meaning, 0, operands.new), meaning)
+    return _in_blocks(operands, meaning, operands.tokens, _fused)
+
+
+def _stack(operands: Operands, number: int) -> Operands:
+    """One stack alone."""
+    queries, keys, values = (
+        tuple(piece[number : number + 1] for piece in pieces)
+        for pieces in (operands.queries, operands.keys, operands.values)
+    )
+    return Operands(queries, keys, values, operands.sinks, operands.first)
+
+
+def _in_blocks(
+    operands: Operands, meaning: Meaning, scores: int, run: Callable[[_Block, Meaning], Tensor], *, cut: bool = True
+) -> Tensor:
+    """``run`` on blocks of queries, of ``scores`` each, and the keys that they see, or, if not ``cut``, all keys."""
+    count = max(1, _SCORES_AT_ONCE // scores)
+    starts = range(0, operands.new, count)
+    parts = [run(_block(operands, meaning, start, count, cut=cut), meaning) for start in starts]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=3)
 
 
-def _by_stack(block: _Block, meaning: Meaning, layout: Layout) -> Tensor:
-    """Tile by tile, each stack on its own tiles."""
-    operands = block.operands
-    found = []
-    for number in range(operands.queries[0].shape[0]):
-        pieces = (
-            tuple(x[number : number + 1] for x in part) for part in (operands.queries, operands.keys, operands.values)
-        )
-        own = Operands(*pieces, operands.sinks, operands.first)
-        found.append(_on_tiles(replace(block, operands=own), meaning, layout, number * layout.stack))
-    return torch.cat(found)
-
-
-def _block(operands: Operands, meaning: Meaning, start: int, count: int) -> _Block:
-    """``count`` queries from ``start`` on, and the keys and values that they see."""
+def _block(operands: Operands, meaning: Meaning, start: int, count: int, *, cut: bool = True) -> _Block:
+    """``count`` queries from ``start`` on, and the keys and values that they see, or, if not ``cut``, all of them."""
     end = operands.first + operands.tokens
     position = np.arange(end - operands.new, end)[start : start + count]
     first, last = meaning.sight.span(position, end)
-    low, high = max(int(first[0]), operands.first), int(last[-1])
+    low, high = (max(int(first[0]), operands.first), int(last[-1])) if cut else (operands.first, end)
     seen = slice(low - operands.first, high - operands.first)
-    cut = Operands(
+    own = Operands(
         tuple(piece[:, :, :, start : start + count] for piece in operands.queries),
         tuple(piece[:, :, seen] for piece in operands.keys),
         tuple(piece[:, :, seen] for piece in operands.values),
         operands.sinks,
         low,
     )
-    return _Block(cut, first - low, last - low)
+    return _Block(own, first - low, last - low)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +156,7 @@ def _is_square(operands: Operands, sight: Sight) -> bool:
     return sight.causal and operands.new == operands.tokens and (not sight.most or operands.new <= sight.most)
 
 
-def _fused(block: _Block, meaning: Meaning, _layout: Layout) -> Tensor:
+def _fused(block: _Block, meaning: Meaning) -> Tensor:
     operands = block.operands
     (query,), (key,), (value,) = operands.queries, operands.keys, operands.values
     attend = torch.nn.functional.scaled_dot_product_attention
@@ -174,7 +172,7 @@ def _fused(block: _Block, meaning: Meaning, _layout: Layout) -> Tensor:
     return torch.stack(parts, dim=2)
 
 
-def _at_once(block: _Block, meaning: Meaning, _layout: Layout) -> Tensor:
+def _at_once(block: _Block, meaning: Meaning) -> Tensor:
     operands = block.operands
     scores = torch.zeros((), device=operands.keys[0].device)
     for query, key in zip(operands.queries, operands.keys, strict=True):
@@ -211,112 +209,133 @@ def _masked(scores: Tensor, block: _Block, meaning: Meaning) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class _Tokens:
-    """Tokens on their tiles, those in use alone, whose numbers are counted row by row.
+    """Tokens on their tiles, which are counted row by row from the first row in use.
 
     Attributes:
-        first, last: the first and the last tile of each token [tokens].
-        whole: for each tile the tokens that lie on no other [tiles, most]; ``-1`` where there are fewer.
-        parted: the tokens on several tiles.
-        bounds: for each of these its elements' tiles, counted from its first one [parted, width].
+        rows, columns: of tiles in use.
+        last: the last tile of each token [tokens].
+        parted: tokens that lie on several tiles.
+        tile_of: on which of these each element lies, counted from the token's first one [parted, width].
+        token, part: for each place of a tile the token that has elements there, -1 for none, and which part of a
+            parted one they are, -1 for a whole one [tiles, places].
     """
 
-    first: Tensor
-    last: Tensor
-    whole: Tensor
-    parted: Tensor
-    bounds: Tensor
+    rows: int
+    columns: int
+    last: Ints
+    parted: Ints
+    tile_of: Ints
+    token: Ints
+    part: Ints
 
     @staticmethod
-    def on(spread: Spread, positions: Ints, device: torch.device) -> _Tokens:
+    def on(spread: Spread, positions: Ints) -> _Tokens:
         """The tokens at ``positions``."""
+        columns, number = spread.region.columns, np.arange(len(positions))
         place = positions % spread.capacity
         first, last = spread.tile(place, 0 * place), spread.tile(place, 0 * place + spread.width - 1)
-        alone = np.flatnonzero(first == last)
-        alone = alone[np.argsort(first[alone], kind="stable")]
-        count = np.bincount(first[alone], minlength=spread.region.tiles)
-        start = np.cumsum(count) - count
-        whole = np.full((spread.region.tiles, max(1, int(count.max(initial=0)))), -1)
-        whole[first[alone], np.arange(len(alone)) - start[first[alone]]] = alone
-        parted = np.flatnonzero(first != last)
-        bounds = spread.tile(place[parted][:, None], np.arange(spread.width)[None]) - first[parted][:, None]
-        return _Tokens(*(torch.from_numpy(x).to(device) for x in (first, last, whole, parted, bounds)))
+        above = int(first.min()) // columns
+        rows = int(last.max()) // columns - above + 1
+        first, last = first - above * columns, last - above * columns
+        parted = number[first != last]
+        tile_of = (
+            spread.tile(place[parted, None], np.arange(spread.width)[None]) - above * columns - first[parted, None]
+        )
+        pairs = [(number[first == last], first[first == last], -1)]
+        for part in range(int(tile_of.max(initial=-1)) + 1):
+            here = (tile_of == part).any(axis=1)
+            pairs.append((parted[here], first[parted[here]] + part, part))
+        token, tile = (np.concatenate([pair[side] for pair in pairs]) for side in (0, 1))
+        which = np.concatenate([np.full(len(pair[0]), pair[2]) for pair in pairs])
+        order = np.argsort(tile, kind="stable")
+        token, tile, which = token[order], tile[order], which[order]
+        count = np.bincount(tile, minlength=rows * columns)
+        at = np.arange(len(tile)) - (np.cumsum(count) - count)[tile]
+        tables = [np.full((rows * columns, int(count.max())), -1) for _ in range(2)]
+        for table, found in zip(tables, (token, which), strict=True):
+            table[tile, at] = found
+        return _Tokens(rows, columns, last, parted, tile_of, tables[0], tables[1])
 
-    @property
-    def parts(self) -> range:
-        """Of parted tokens: on the first of their tiles, the next one, and so on."""
-        return range(int(self.bounds.max()) + 1 if len(self.parted) else 0)
 
-    def part(self, piece: Tensor, at: Tensor, number: int) -> Tensor:
-        """What of a piece [stacks, heads, parted, width] lies on a part's tiles, zero elsewhere."""
-        return piece * (self.bounds[:, at] == number).transpose(0, 1)
-
-
-def _on_tiles(block: _Block, meaning: Meaning, layout: Layout, place: int) -> Tensor:
-    """Of one stack, whose first token is at ``place``: each tile scores its own elements, and adds them to what tiles before it found for the same token; all have the
-    maximum and the sum; each weighs its own values, which are summed along rows of tiles to the first column, and up.
+def _on_tiles(operands: Operands, meaning: Meaning, layout: Layout, number: int) -> Tensor:
+    """Of stack ``number``: each tile scores its own elements, and adds them to what tiles before it found for the same
+    token; all have the maximum and the sum; each weighs its own values, which are summed along rows of tiles to the
+    first column, and up.
     """
-    operands, region = block.operands, layout.spread.region
-    device = operands.keys[0].device
-    positions = place + operands.first + np.arange(operands.tokens)
-    tokens = _Tokens.on(layout.spread, positions, device)
-    wide = torch.promote_types(operands.queries[0].dtype, torch.float32)
-    keys, values = ([piece.to(wide) for piece in pieces] for pieces in (operands.keys, operands.values))
-    key_at, value_at = (
-        [torch.from_numpy(numbers).to(device) for numbers in part] for part in (layout.keys, layout.values)
-    )
-    queries = [query.flatten(2, 3).to(wide) for query in operands.queries]
-    heads = operands.queries[0].shape[2:4]
-    scores = _masked(torch.unflatten(_scored(queries, keys, key_at, tokens), 2, heads), block, meaning)
-    greatest = scores.amax(-1, keepdim=True)
-    sinks = None if operands.sinks is None else operands.sinks.to(wide)[None, :, :, None, None]
-    greatest = greatest if sinks is None else torch.maximum(greatest, sinks)
-    weights = torch.exp(scores - greatest)
-    ending = weights.new_zeros(*weights.shape[:-1], region.tiles).index_add(-1, tokens.last, weights)
-    total = _summed(ending.movedim(-1, 2)[..., None], region.rows)
-    total = total if sinks is None else total + torch.exp(sinks - greatest)
-    shared = (weights / total).to(operands.queries[0].dtype).to(wide).flatten(2, 3)
-    parts = [
-        _summed(_weighed(shared, value, at, tokens), region.rows) for value, at in zip(values, value_at, strict=True)
+    device, dtype = operands.keys[0].device, operands.queries[0].dtype
+    positions = number * layout.stack + operands.first + np.arange(operands.tokens)
+    tokens = _Tokens.on(layout.spread, positions)
+    wide = torch.promote_types(dtype, torch.float32)
+    keys = _parted_keys([piece.to(wide) for piece in operands.keys], layout.keys, tokens)
+    values = [
+        _on_own_tiles(piece.to(wide), at, tokens) for piece, at in zip(operands.values, layout.values, strict=True)
     ]
-    return torch.unflatten(torch.cat(parts, dim=-1).to(operands.queries[0].dtype), 2, heads)
+    chosen, there = (torch.from_numpy(x.reshape(-1)).to(device) for x in (tokens.token.clip(0), tokens.token >= 0))
+    last = torch.from_numpy(tokens.last).to(device)
+
+    def run(block: _Block, meaning: Meaning) -> Tensor:
+        queries = [query.flatten(2, 3).to(wide) for query in block.operands.queries]
+        heads = block.operands.queries[0].shape[2:4]
+        scores = _masked(torch.unflatten(_scored(queries, keys, tokens), 2, heads), block, meaning)
+        greatest = scores.amax(-1, keepdim=True)
+        sinks = None if operands.sinks is None else operands.sinks.to(wide)[None, :, :, None, None]
+        greatest = greatest if sinks is None else torch.maximum(greatest, sinks)
+        weights = torch.exp(scores - greatest)
+        ending = weights.new_zeros(*weights.shape[:-1], tokens.rows * tokens.columns).index_add(-1, last, weights)
+        total = _summed(ending.movedim(-1, 2)[..., None], tokens)
+        total = total if sinks is None else total + torch.exp(sinks - greatest)
+        shared = (weights / total).to(dtype).to(wide).flatten(2, 3)
+        share = torch.unflatten(shared[..., chosen] * there, 3, tokens.token.shape).transpose(2, 3)
+        parts = [_summed(share @ value, tokens) for value in values]
+        return torch.unflatten(torch.cat(parts, dim=-1).to(dtype), 2, heads)
+
+    # Of each query the host holds its scores, and what every tile has of its result.
+    width = max(operands.tokens, tokens.rows * tokens.columns * sum(value.shape[-1] for value in values))
+    return _in_blocks(operands, meaning, width * operands.queries[0].shape[:3].numel(), run, cut=False)
 
 
-def _scored(queries: list[Tensor], keys: list[Tensor], key_at: list[Tensor], tokens: _Tokens) -> Tensor:
-    """Scores [stacks, cached heads, queries, tokens]: of parted tokens the sum of what their tiles find, in order."""
-    scores = sum(query @ key.transpose(2, 3) for query, key in zip(queries, keys, strict=True))
-    assert isinstance(scores, Tensor)
-    if len(tokens.parted):
-        found = scores.new_zeros(*scores.shape[:-1], len(tokens.parted))
-        parted = [key.index_select(2, tokens.parted) for key in keys]
-        for number in tokens.parts:
-            for query, key, at in zip(queries, parted, key_at, strict=True):
-                found += query @ tokens.part(key, at, number).transpose(2, 3)
-        scores[..., tokens.parted] = found
-    return scores
-
-
-def _weighed(weights: Tensor, value: Tensor, at: Tensor, tokens: _Tokens) -> Tensor:
-    """Each tile's weighted sum of its own values [stacks, cached heads, tiles, queries, width].
-
-    ``weights`` are [stacks, cached heads, queries, tokens], ``value`` [stacks, cached heads, tokens, width].
-    """
-    tiles, most = tokens.whole.shape
-    chosen = tokens.whole.clamp(min=0).flatten()
-    share = weights[..., chosen] * (tokens.whole >= 0).flatten()
-    held = torch.unflatten(value.index_select(2, chosen), 2, (tiles, most))
-    found = torch.unflatten(share, 3, (tiles, most)).transpose(2, 3) @ held
-    if len(tokens.parted):
-        share = weights[..., tokens.parted].transpose(2, 3)[..., None]  # [stacks, cached heads, parted, queries, 1]
-        parted, first = value.index_select(2, tokens.parted), tokens.first[tokens.parted]
-        for number in tokens.parts:
-            own = share * tokens.part(parted, at, number)[..., None, :]
-            found.index_add_(2, (first + number).clamp(max=tiles - 1), own)
+def _mask(at: Ints, tokens: _Tokens, part: int) -> Ints:
+    """Which elements ``at`` [cached heads, width] of the parted tokens are on a part's tile [heads, parted, width]."""
+    found: Ints = (tokens.tile_of[:, at] == part).transpose(1, 0, 2)
     return found
 
 
-def _summed(parts: Tensor, rows: int) -> Tensor:
-    """The sum of what tiles have [stacks, cached heads, tiles, ...]: along each row to its first tile, then up."""
-    lines = torch.unflatten(parts, 2, (rows, -1))
+def _parted_keys(keys: list[Tensor], at: tuple[Ints, ...], tokens: _Tokens) -> list[list[Tensor]]:
+    """Keys whole, and then part by part those of parted tokens, zero where elements lie on other tiles."""
+    parted = torch.from_numpy(tokens.parted).to(keys[0].device)
+    found = [keys]
+    for part in range(int(tokens.tile_of.max(initial=-1)) + 1):
+        masks = [torch.from_numpy(_mask(numbers, tokens, part)).to(keys[0].device) for numbers in at]
+        found.append([key.index_select(2, parted) * mask for key, mask in zip(keys, masks, strict=True)])
+    return found
+
+
+def _scored(queries: list[Tensor], keys: list[list[Tensor]], tokens: _Tokens) -> Tensor:
+    """Scores [1, cached heads, queries, tokens]: of parted tokens the sum of what their tiles find, one by one."""
+    whole, *parts = [sum(query @ key.transpose(2, 3) for query, key in zip(queries, own, strict=True)) for own in keys]
+    assert isinstance(whole, Tensor)
+    if parts:
+        whole[..., torch.from_numpy(tokens.parted).to(whole.device)] = sum(parts[1:], parts[0])
+    return whole
+
+
+def _on_own_tiles(value: Tensor, at: Ints, tokens: _Tokens) -> Tensor:
+    """A piece of values [1, cached heads, tokens, width] tile by tile [1, cached heads, tiles, places, width], zero
+    where elements lie on other tiles.
+    """
+    chosen = torch.from_numpy(tokens.token.clip(0).reshape(-1)).to(value.device)
+    held = torch.unflatten(value.index_select(2, chosen), 2, tokens.token.shape)
+    rank = np.searchsorted(tokens.parted, tokens.token)
+    for part in range(int(tokens.part.max()) + 1):
+        tile, place = np.nonzero(tokens.part == part)
+        mask = _mask(at, tokens, part)[:, rank[tile, place]]
+        held[:, :, torch.from_numpy(tile), torch.from_numpy(place)] *= torch.from_numpy(mask).to(value)
+    return held
+
+
+def _summed(parts: Tensor, tokens: _Tokens) -> Tensor:
+    """The sum of what tiles have [1, cached heads, tiles, ...]: along each row to its first tile, then up."""
+    lines = torch.unflatten(parts, 2, (tokens.rows, tokens.columns))
     return _chained(_chained(lines, 3), 2)
 
 
