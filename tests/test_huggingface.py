@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,9 +28,11 @@ from partitioner.frontends.catalog import catalog, configuration
 from partitioner.frontends.huggingface import build_model, lower_config
 from partitioner.frontends.layers import layer_list
 from partitioner.frontends.load import load
+from partitioner.frontends.lowered import Lowered
 from partitioner.frontends.original import open_original
 from partitioner.frontends.quantization import WeightRole, encoding_rule
 from partitioner.frontends.stamp import Layers, NotRepeatableError, stamp
+from partitioner.frontends.weights import tensors_of
 
 LAYERS = 3
 SMALL: dict[str, Any] = {
@@ -41,7 +44,7 @@ SMALL: dict[str, Any] = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "head_dim": 16,
-    "max_position_embeddings": 64,
+    "max_position_embeddings": 128,
     "initializer_range": 0.1,
     "pad_token_id": 0,
 }
@@ -120,7 +123,7 @@ FAMILIES: dict[str, Family] = {
     ),
     # Learnt positions, transposed weights, one head of keys for each of queries.
     "gpt2": Family(
-        {"n_embd": 64, "n_layer": LAYERS, "n_head": 4, "n_positions": 64},
+        {"n_embd": 64, "n_layer": LAYERS, "n_head": 4, "n_positions": 128},
         {**DENSE, "embedding": 2},
         {(2 * 4 * 16 * 4, 0): LAYERS},
     ),
@@ -139,6 +142,9 @@ FAMILIES: dict[str, Family] = {
 }
 
 
+Siblings = Callable[[str], Lowered]
+
+
 @dataclass(frozen=True)
 class Sibling:
     """A lowered small model with its blocks."""
@@ -148,24 +154,29 @@ class Sibling:
     original: Any
 
 
-def sibling(model_type: str) -> Sibling:
-    lowered = lower_config(FAMILIES[model_type].config(model_type), model_type)
+def sibling(lowered: Lowered) -> Sibling:
     assert lowered.max_context == SMALL["max_position_embeddings"]
     original = open_original(lowered.origin, lowered.graph.parameters, seed=0)
     return Sibling(lowered.graph, blocks_of(lowered.graph), original)
 
 
+def own_tensors(original: Any) -> dict[str, torch.Tensor]:
+    """The tensors that the original computes with."""
+    return {name: tensor.detach() for name, tensor in tensors_of(original.module).items()}
+
+
 def shake(original: Any, parameters: tuple[Parameter, ...]) -> None:
     """Change every weight a little: norms and biases start as ones and zeros, which would hide mistakes."""
     generator = torch.Generator().manual_seed(1)
+    weights = own_tensors(original)
     for parameter in parameters:
-        tensor = original.weights[parameter.name]
+        tensor = weights[parameter.name]
         tensor += 0.05 * torch.randn(tensor.shape, generator=generator)
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
-def test_graphs_compute_what_the_models_do(model_type: str) -> None:
-    family, it = FAMILIES[model_type], sibling(model_type)
+def test_graphs_compute_what_the_models_do(model_type: str, lowered_sibling: Siblings) -> None:
+    family, it = FAMILIES[model_type], sibling(lowered_sibling(model_type))
     assert verify(it.model.graph) is it.model.graph
     assert parse_graph(print_graph(it.model.graph)) == it.model.graph
     assert Counter(block.kind.value for block in it.model.blocks) == family.kinds
@@ -180,7 +191,7 @@ def test_graphs_compute_what_the_models_do(model_type: str) -> None:
     assert wanted.std() > 0.01
     for graph in (it.graph, it.model.graph):
         (output,) = graph.outputs
-        got = interpret(graph, {**it.original.weights, **inputs})[output]
+        got = interpret(graph, {**own_tensors(it.original), **inputs})[output]
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
 
 
@@ -220,10 +231,16 @@ ENCODERS: dict[str, dict[str, Any]] = {
 }
 
 
+def configuration_of(name: str) -> dict[str, Any]:
+    """The configuration of a family's small sibling, or of an encoder."""
+    if name in FAMILIES:
+        return FAMILIES[name].config(name)
+    return {"model_type": name.split()[0], **SMALL, **ENCODERS[name]}
+
+
 @pytest.mark.parametrize("name", ENCODERS)
-def test_encoders_see_all_tokens_and_remember_none(name: str) -> None:
-    config = {"model_type": name.split()[0], **SMALL, **ENCODERS[name]}
-    lowered = lower_config(config, name)
+def test_encoders_see_all_tokens_and_remember_none(name: str, lowered_sibling: Siblings) -> None:
+    lowered = lowered_sibling(name)
     model = blocks_of(lowered.graph)
     attention = [node for node in model.graph.nodes if node.op == "attention"]
     assert len(attention) == len(model.of_kind(BlockKind.ATTENTION)) == model.layers
@@ -237,7 +254,7 @@ def test_encoders_see_all_tokens_and_remember_none(name: str) -> None:
     inputs = {value.name: tokens[value.name] for value in model.graph.inputs}
     wanted = original.forward(inputs)
     assert len(wanted) == (2 if "pooler" in name else 1)
-    got = interpret(model.graph, {**original.weights, **inputs})
+    got = interpret(model.graph, {**own_tensors(original), **inputs})
     for output, tensor in zip(model.graph.outputs, wanted, strict=True):
         torch.testing.assert_close(got[output], tensor, rtol=1e-4, atol=1e-4)
 
