@@ -20,7 +20,8 @@ from ir.plan import Rectangle
 from ir.types import for_one_token
 from targets.emulator.by_head import count_by_head, from_values, to_keys
 from targets.emulator.history import History, as_step, by_token
-from targets.emulator.run import Scope
+from targets.emulator.kernels import run
+from targets.emulator.scope import Scope
 from targets.emulator.scores import Layout, Meaning, Operands, attention
 from targets.program.homes import homes
 from targets.program.instructions import CachedAttention, Instruction
@@ -94,7 +95,7 @@ def _recomputed(
     constants = {name: scope.read(name) for name in cached.constants}
     past = replace(scope, bindings={**scope.bindings, "tokens": history.tokens}, values={**constants, **own})
     for earlier in cached.recompute:
-        past.run(earlier)
+        run(earlier, past)
     _enter(instruction, scope)
     key, value = (past.read(name) for name in node.inputs[1:3])
     first = history.seen - history.tokens

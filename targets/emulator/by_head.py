@@ -19,7 +19,7 @@ import torch
 from ir.layout import Ints, Split
 from ir.plan import Rectangle
 from targets.emulator.arithmetic import Order
-from targets.emulator.run import Scope
+from targets.emulator.scope import Scope
 from targets.emulator.ways import Way
 from targets.program.homes import homes
 from targets.program.instructions import CachedAttention, Instruction, is_transposed

@@ -25,10 +25,11 @@ from targets.counters import Counters
 from targets.emulator.arithmetic import Arithmetic
 from targets.emulator.attention import attend, attend_in_step
 from targets.emulator.history import History
+from targets.emulator.kernels import arrive, run
 from targets.emulator.ledger import WaferLedger, claim
 from targets.emulator.memory import HostMemory, TileWeights, expert_slice
 from targets.emulator.meter import Meter
-from targets.emulator.run import BlockMemory, Scope
+from targets.emulator.scope import BlockMemory, Scope
 from targets.emulator.turns import joined, part_of
 from targets.emulator.weights import Tensors, WeightSource
 from targets.program.instructions import Program, write_programs
@@ -224,9 +225,10 @@ class Emulator:
 
     def _run_block(self, scope: Scope, histories: dict[int, History]) -> None:
         """Run a block's nodes on its wafer's values, and extend its ``histories`` (by attention node)."""
+        arrive(scope)
         for instruction in scope.program.instructions:
             if instruction.kind is not KernelKind.ATTENTION:
-                scope.run(instruction)
+                run(instruction, scope)
             elif instruction.cache is None:
                 attend_in_step(instruction, scope)
             else:

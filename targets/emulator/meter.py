@@ -9,14 +9,19 @@ import numpy as np
 
 from targets.counters import Counters, Ints, OpCount, Traffic
 
+Op = tuple[str, str]
+
 
 @dataclass(slots=True)
 class Meter:
-    """Counts of one step; ``op`` is what runs now: the block's title and the name of the value."""
+    """Counts of one step; ``op`` is what runs now: the block's title and the name of the value.
 
-    op: tuple[str, str] = ("", "")
-    work: defaultdict[tuple[str, str], int] = field(default_factory=lambda: defaultdict(int))
-    moved: dict[tuple[str, str], dict[str, Traffic]] = field(default_factory=dict)
+    What collectives move is written down as they run and added up when it is asked for.
+    """
+
+    op: Op = ("", "")
+    work: defaultdict[Op, int] = field(default_factory=lambda: defaultdict(int))
+    moved: list[tuple[Op, str, int, int]] = field(default_factory=list)
     links: defaultdict[tuple[int, int], int] = field(default_factory=lambda: defaultdict(int))
     by_reference: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
     routing: dict[str, Ints] = field(default_factory=dict)
@@ -27,11 +32,19 @@ class Meter:
 
     def record(self, collective: str, hops: int, link_bytes: int) -> None:
         """Count one run of ``collective``: hops on its longest path, and bytes over all links."""
-        moved = self.moved.setdefault(self.op, {})
-        moved[collective] = moved.get(collective, Traffic()) + Traffic(1, hops, link_bytes)
+        self.moved.append((self.op, collective, hops, link_bytes))
 
     def counters(self) -> Counters:
         """What was counted so far."""
-        ops = {op: OpCount(self.work.get(op, 0), self.moved.get(op, {})) for op in {**self.moved, **self.work}}
+        sums: dict[Op, dict[str, list[int]]] = {op: {} for op in self.work}
+        for op, collective, hops, link_bytes in self.moved:
+            total = sums.setdefault(op, {}).setdefault(collective, [0, 0, 0])
+            total[0] += 1
+            total[1] += hops
+            total[2] += link_bytes
+        ops = {
+            op: OpCount(self.work.get(op, 0), {name: Traffic(*total) for name, total in moved.items()})
+            for op, moved in sums.items()
+        }
         routing = {name: np.copy(counts) for name, counts in self.routing.items()}
         return Counters(ops, dict(self.links), dict(self.by_reference), routing)
