@@ -16,7 +16,9 @@ class Precision(StrEnum):
     """``float32``: all floating-point values and weights in 32 bit, to compare with an original in 32 bit.
 
     ``native``: what the machine does. Weights as stored, values in 16 bit, products summed in 32 bit. Values that the
-    model itself keeps in 32 bit beside its 16-bit ones, such as a router's scores, stay so.
+    model itself keeps in 32 bit beside its 16-bit ones, such as a router's scores, stay so. A model that states 32 bit
+    throughout has its values in bf16, but for what positions alone decide and the angles of sines and cosines: bf16
+    tells no position beyond 256 from the next.
     """
 
     FLOAT32 = "float32"
@@ -35,28 +37,44 @@ class Order(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Arithmetic:
-    """How the host computes. ``wide`` is the type of values that the graph states in 32 bit."""
+    """How the host computes. ``narrowed`` are the values and weights that the graph states in 32 bit and the machine has
+    in 16.
+    """
 
     precision: Precision = Precision.FLOAT32
     order: Order = Order.HOST
     device: str = "cpu"
-    wide: torch.dtype = torch.float32
+    narrowed: frozenset[str] = frozenset()
 
     @staticmethod
     def of(
         graph: Graph, precision: Precision = Precision.FLOAT32, order: Order | None = None, device: str = "cpu"
     ) -> Arithmetic:
-        """The arithmetic for ``graph``. A model in 32 bit computes in bf16 where the machine does in 16."""
-        types = {parameter.type.dtype for parameter in graph.parameters}
-        narrow = types & {DType.BF16, DType.F16}
-        wide = torch.bfloat16 if precision is Precision.NATIVE and not narrow else torch.float32
+        """The arithmetic for ``graph``."""
         default = Order.MESH if precision is Precision.NATIVE else Order.HOST
-        return Arithmetic(precision, order or default, device, wide)
+        narrowed = _narrowed(graph) if precision is Precision.NATIVE else frozenset()
+        return Arithmetic(precision, order or default, device, narrowed)
 
-    def dtype(self, dtype: DType) -> torch.dtype:
-        """The type in which a value that the graph states as ``dtype`` is computed."""
-        if dtype is DType.F32:
-            return self.wide
+    def dtype(self, dtype: DType, name: str = "") -> torch.dtype:
+        """The type in which the host has a value that the graph states as ``dtype``, under ``name``."""
+        if name in self.narrowed:
+            return torch.bfloat16
         if self.precision is Precision.FLOAT32 and dtype in (DType.BF16, DType.F16):
             return torch.float32
         return torch_dtype(torch, dtype)  # type: ignore[no-any-return]
+
+
+def _narrowed(graph: Graph) -> frozenset[str]:
+    """What a model that states 32 bit throughout has in 16."""
+    if {parameter.type.dtype for parameter in graph.parameters} & {DType.BF16, DType.F16}:
+        return frozenset()
+    data = {parameter.name for parameter in graph.parameters}
+    data |= {value.name for value in graph.inputs if value.type.dtype.is_float}
+    angles: set[str] = set()
+    for node in graph.nodes:
+        if not data.isdisjoint(node.inputs):
+            data.update(value.name for value in node.results)
+    for node in reversed(graph.nodes):
+        if node.op in ("cos", "sin") or any(value.name in angles for value in node.results):
+            angles.update(node.inputs)
+    return frozenset(name for name in data - angles if graph.types[name].dtype is DType.F32)
