@@ -42,8 +42,8 @@ def meaning(instruction: Instruction, scope: Scope) -> Compute:
     def cast(_scope: Scope, operands: list[Tensor]) -> tuple[Tensor, ...]:
         return (operands[0].to(wanted[0]),)
 
-    if node.op == "cast" and wanted[0] != torch_dtype(torch, node.result.type.dtype):
-        return cast  # the host has the result in another type than the graph, and rounds to no other
+    if arithmetic.recast and node.op == "cast" and wanted[0] != torch_dtype(torch, node.result.type.dtype):
+        return cast
     if node.inputs:
         return compute
     device = arithmetic.device
