@@ -30,9 +30,9 @@ from partitioner.frontends.layers import layer_list
 from partitioner.frontends.load import load
 from partitioner.frontends.lowered import Lowered
 from partitioner.frontends.original import open_original
-from partitioner.frontends.weights import tensors_of
 from partitioner.frontends.quantization import WeightRole, encoding_rule
 from partitioner.frontends.stamp import Layers, NotRepeatableError, stamp
+from partitioner.frontends.weights import tensors_of
 
 LAYERS = 3
 SMALL: dict[str, Any] = {

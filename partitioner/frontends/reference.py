@@ -57,7 +57,7 @@ def choose_reference(asked: str, origin: Origin) -> str:
 def open_reference(name: str, original: Original, graph: Graph, origin: Origin) -> Reference:
     """The reference called ``name`` (of :func:`choose_reference`) for a plan of ``graph``."""
     if original.module is not None:
-        module, paths = original.module, _modules(graph)
+        module, paths = original.module, modules_of(graph)
 
         def watched(inputs: Tensors, inner: frozenset[str]) -> tuple[list[Tensor], dict[str, Tensor]]:
             with _hooked(module, {value: paths[value] for value in inner if value in paths}) as found:
@@ -97,7 +97,7 @@ def _tensor(array: Any) -> Tensor:
 # --- values of the graph and modules of the library ---------------------------------------------------------------
 
 
-def _modules(graph: Graph) -> dict[str, list[str]]:
+def modules_of(graph: Graph) -> dict[str, list[str]]:
     """For each value that is all that some modules give away: the paths of these modules, the innermost first."""
     computed: defaultdict[str, list[int]] = defaultdict(list)
     for index, node in enumerate(graph.nodes):

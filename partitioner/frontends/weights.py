@@ -15,6 +15,7 @@ from ir.diagnostics import Diagnostic, Fact, UsageError
 from ir.graph import Parameter
 from partitioner.frontends.lowered import Origin
 from targets.emulator.encodings import stacked
+from targets.emulator.parts import rows_of
 from targets.emulator.weights import Plain, Stored, Tensors, WeightSource
 
 _SHARE_OF_MEMORY = 0.75
@@ -96,7 +97,7 @@ class _Stacks:
         assert shape is not None, "only weights that have a shape are read"
         parts = [self.apart.read(name.replace(":", str(place))) for place in range(shape[0])]
         whole = stacked(parts) or Plain(torch.stack([part.unpack(torch.float32, "cpu") for part in parts]))
-        return whole if rows is None else Plain(whole.unpack(torch.float32, "cpu")[rows.start : rows.stop])
+        return whole if rows is None else rows_of(whole, rows)
 
 
 @dataclass(frozen=True, slots=True)

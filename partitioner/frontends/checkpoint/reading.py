@@ -43,7 +43,7 @@ def read_tensor(tensor: StoredTensor, rows: range | None = None) -> torch.Tensor
         if os.fstat(file.fileno()).st_size < tensor.end:
             raise malformed("the file has become shorter", tensor.file)
         file.seek(begin)
-        if file.readinto(content.numpy()) != size:
+        if file.readinto(content.numpy().data) != size:
             raise malformed("the file has become shorter", tensor.file)
     return content.view(_TORCH[tensor.dtype]).reshape(shape)
 

@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from partitioner.frontends.checkpoint.reading import read_weight
 from partitioner.frontends.checkpoint.schemes import StoredWeight
 from targets.emulator.encodings import Transposed, joined, one_of, stacked
+from targets.emulator.parts import rows_of
 from targets.emulator.weights import Plain, Stored
 
 Shape = tuple[int, ...]
@@ -56,14 +57,16 @@ class Recorded(torch.Tensor):
     value: Value
 
     @staticmethod
-    def __new__(cls, value: Value, dtype: torch.dtype) -> Recorded:
+    def __new__(cls: Any, value: Value, dtype: torch.dtype) -> Any:
         """A tensor of the shape of ``value``."""
-        made = torch.Tensor._make_wrapper_subclass(cls, value.shape, dtype=dtype)  # type: ignore[attr-defined]
+        made = torch.Tensor._make_wrapper_subclass(cls, value.shape, dtype=dtype)
         made.value = value
-        return made  # type: ignore[no-any-return]
+        return made
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         """Record ``func``; its results' shapes are those that torch works out without values."""
         if func._schema.is_mutable:
             raise NotImplementedError(f"{func} writes in place")
@@ -73,7 +76,7 @@ class Recorded(torch.Tensor):
         found = func(*empty["args"], **{**empty["kwargs"], **({"device": "meta"} if "device" in options else {})})
         arguments, given = pytree.tree_map_only(cls, lambda it: it.value, (args, dict(options)))
 
-        def recorded(tensor: torch.Tensor, result: int | None) -> Recorded:
+        def recorded(tensor: torch.Tensor, result: int | None) -> Any:
             return cls(Made(func, tuple(arguments), given, result, tuple(tensor.shape)), tensor.dtype)
 
         if isinstance(found, torch.Tensor):
@@ -95,7 +98,7 @@ def read(value: Value, expert: int | None = None, rows: range | None = None) -> 
         return read_weight(value.weight, rows)
     else:
         stored = _whole(value)
-    return stored if rows is None else Plain(stored.unpack(torch.float32, "cpu")[rows.start : rows.stop])
+    return stored if rows is None else rows_of(stored, rows)
 
 
 def _part(value: Value, place: int) -> Value | None:

@@ -12,6 +12,7 @@ from partitioner.frontends.onnx_file import reading, stored_weights
 from partitioner.frontends.onnx_file.arrays import to_torch
 from partitioner.frontends.onnx_file.contributed_products import Unpacked
 from targets.emulator.encodings import one_of
+from targets.emulator.parts import rows_of
 from targets.emulator.weights import Plain, Stored
 
 
@@ -34,7 +35,7 @@ class OnnxWeights:
             self._last.clear()
             self._last[name] = stored
         part = self._last[name] if expert is None else one_of(self._last[name], expert)
-        return part if rows is None else Plain(part.unpack(torch.float32, "cpu")[rows.start : rows.stop])
+        return part if rows is None else rows_of(part, rows)
 
 
 def open_onnx_weights(path: Path) -> OnnxWeights:
