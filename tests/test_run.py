@@ -14,70 +14,7 @@ import pytest
 from partitioner.cli.arguments import with_value
 
 ROOT = Path(__file__).parent.parent
-WORDS = ("wafers", "hold", "every", "weight")
 PROMPTS = "1,5,9,2,17,33;40,3,8"
-CONFIG = {
-    "model_type": "llama",
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 120,
-    "max_position_embeddings": 64,
-    "initializer_range": 0.2,
-    "dtype": "float32",
-}
-
-
-@pytest.fixture(scope="session")
-def text_plan(waferc, once, shared):
-    """A small language model with a checkpoint and a tokenizer, for three users on two wafers, with a file of tests."""
-    folder = shared / "small-llama"
-
-    def make() -> bool:
-        import torch
-        from tokenizers import Tokenizer, models, pre_tokenizers
-        from transformers import LlamaConfig, LlamaForCausalLM
-
-        torch.manual_seed(0)
-        LlamaForCausalLM(LlamaConfig(**{k: v for k, v in CONFIG.items() if k != "model_type"})).save_pretrained(folder)
-        tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token=WORDS[0]))
-        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-        tokenizer.save(str(folder / "tokenizer.json"))
-        options = ("--users", 3, "--context", 32, "--prefill-chunk", 4, "--tests")
-        done = waferc("compile", folder, "--target", "mini", "--systems", 2, *options, "-o", shared / "llama-plan")
-        assert done.code == 0, done.err
-        return True
-
-    once("small-llama-made", make)
-    return shared / "llama-plan"
-
-
-@pytest.fixture(scope="session")
-def onnx_plan(waferc, once, shared):
-    """Three products of an ONNX file, each on a wafer of its own."""
-
-    def make() -> bool:
-        import onnx
-        from onnx import TensorProto, helper, numpy_helper
-
-        rng, nodes, weights = np.random.default_rng(0), [], []
-        for i in range(3):
-            weights.append(numpy_helper.from_array(rng.standard_normal((32, 32), dtype=np.float32) / 4, f"w{i}"))
-            nodes.append(helper.make_node("MatMul", [f"x{i}", f"w{i}"], [f"m{i}"], name=f"/layers.{i}/MatMul"))
-            nodes.append(helper.make_node("Relu", [f"m{i}"], [f"x{i + 1}"], name=f"/layers.{i}/Relu"))
-        ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [4, 32]) for name in ("x0", "x3")]
-        graph = helper.make_graph(nodes, "mlp", ends[:1], ends[1:], weights)
-        opset = helper.make_opsetid("", 20)
-        onnx.save(helper.make_model(graph, opset_imports=[opset], ir_version=10), shared / "mlp.onnx")
-        apart = ("--apart", "layers.0.*,layers.1.*,layers.2.*")
-        done = waferc("compile", shared / "mlp.onnx", "--target", "mini", *apart, "-o", shared / "mlp-plan")
-        assert done.code == 0, done.err
-        return True
-
-    once("mlp-made", make)
-    return shared / "mlp-plan"
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +70,9 @@ def test_counters_are_told_by_block(waferc, text_plan, ran):
 
 def test_a_prompt_in_words(waferc, text_plan):
     record = waferc("run", text_plan, "--prompt", "hold every weight", "--tokens", 2, "--json").record
-    assert record["tokens"] == waferc("run", text_plan, "--prompt-ids", "1,2,3", "--tokens", 2, "--json").record["tokens"]
+    assert (
+        record["tokens"] == waferc("run", text_plan, "--prompt-ids", "1,2,3", "--tokens", 2, "--json").record["tokens"]
+    )
     assert isinstance(record["text"], str)
 
 
@@ -189,7 +128,9 @@ def test_a_trace_is_in_chromes_format(ran):
     assert {event["args"]["name"] for event in kinds["M"] if event["name"] == "process_name"} == {"wafer 0", "wafer 1"}
     assert {event["id"]: event["pid"] for event in kinds["s"]}.keys() == {event["id"] for event in kinds["f"]}
     ends = {event["id"]: event for event in kinds["f"]}
-    assert all(start["ts"] <= ends[start["id"]]["ts"] and start["pid"] != ends[start["id"]]["pid"] for start in kinds["s"])
+    assert all(
+        start["ts"] <= ends[start["id"]]["ts"] and start["pid"] != ends[start["id"]]["pid"] for start in kinds["s"]
+    )
     assert {event["args"]["user"] for event in kinds["X"]} == {0, 1}
     assert "host time" in trace["otherData"]["time_axis"]
 
@@ -253,7 +194,9 @@ def test_what_does_not_fit_the_plan_is_refused(waferc, text_plan, arguments, cod
         raise AssertionError("weights were opened before the request was examined")
 
     monkeypatch.setattr(setup, "open_weights", opened)
-    done = waferc("run", text_plan, *(f"{a}={b}" for a, b in zip(arguments[::2], arguments[1::2], strict=True)), "--json")
+    done = waferc(
+        "run", text_plan, *(f"{a}={b}" for a, b in zip(arguments[::2], arguments[1::2], strict=True)), "--json"
+    )
     assert (done.code, done.codes) == (2, [code]), done.out
 
 
@@ -268,7 +211,11 @@ def test_a_plan_without_tokenizer_takes_no_words(waferc, onnx_plan):
 
 
 def _bomb(path: Path) -> None:
-    header = b"\x93NUMPY\x01\x00v\x00" + b"{'descr': '<f4', 'fortran_order': False, 'shape': (2000000000,), }".ljust(117) + b"\n"
+    header = (
+        b"\x93NUMPY\x01\x00v\x00"
+        + b"{'descr': '<f4', 'fortran_order': False, 'shape': (2000000000,), }".ljust(117)
+        + b"\n"
+    )
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("x0.npy", header)
         archive.filelist[0].file_size = 8 << 30
