@@ -174,13 +174,14 @@ def _parameters(model: nn.Module, encode: EncodingRule) -> Iterator[Parameter]:
     modules = dict(model.named_modules())
     for name, tensor in (stored | buffers).items():
         path = name.rpartition(".")[0]
-        role = WeightRole(path, isinstance(modules[path], nn.Linear), _is_expert_stack(modules[path], tensor))
+        role = WeightRole(path, isinstance(modules[path], nn.Linear), is_expert_stack(modules[path], tensor))
         type_ = TensorType(DTYPES[tensor.dtype], tuple(tensor.shape))
         encoding = encode(role) if tensor.dim() >= 2 else None
         yield Parameter(name, type_, encoding or plain(type_.dtype))
 
 
-def _is_expert_stack(module: nn.Module, tensor: torch.Tensor) -> bool:
+def is_expert_stack(module: nn.Module, tensor: torch.Tensor) -> bool:
+    """Whether ``tensor`` of ``module`` is of all its routed experts, one after the other."""
     return tensor.dim() == 3 and getattr(module, "num_experts", None) == tensor.shape[0]
 
 
@@ -265,7 +266,7 @@ def _traced(
     try:
         with quietly(), lean_trace():
             program = torch.export.export(module, examples, dynamic_shapes=shapes, strict=False)
-        constants = _computed_buffers(model)
+        constants = {f"{_WRAPPER}{name}": value for name, value in computed_values(model).items()}
     except Exception as error:
         raise not_exported(error, _place_of(error, model) or name) from None
     return _translate(program, name, Names(axes, tied_names(model, _WRAPPER), constants, _WRAPPER))
@@ -309,11 +310,11 @@ def _translate(program: ExportedProgram, name: str, names: Names) -> Graph:
             raise error from None
 
 
-def _computed_buffers(model: Any) -> dict[str, torch.Tensor]:
+def computed_values(model: Any) -> dict[str, torch.Tensor]:
     """The values of buffers that are computed, by their full name; each part of a model knows how to make its own."""
     parts = {path: part for path, part in model.named_modules() if hasattr(part, "_init_weights")}
     return {
-        f"{_WRAPPER}{path}.{name}" if path else f"{_WRAPPER}{name}": value
+        f"{path}.{name}" if path else name: value
         for path, module in model.named_modules()
         for name, value in computed_buffers(_innermost(parts, path), module).items()
     }

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from time import perf_counter_ns
 
 import torch
 
@@ -23,14 +24,18 @@ from ir.plan import PlacedBlock, Plan
 from ir.types import evaluate
 from targets.counters import Counters
 from targets.emulator.arithmetic import Arithmetic
+from targets.emulator.attention import attend, attend_in_step
 from targets.emulator.history import History
+from targets.emulator.kernels import arrive, run
 from targets.emulator.ledger import WaferLedger, claim
 from targets.emulator.memory import HostMemory, TileWeights, expert_slice
 from targets.emulator.meter import Meter
-from targets.emulator.run import BlockMemory, Scope, attend
+from targets.emulator.scope import BlockMemory, Scope
 from targets.emulator.turns import joined, part_of
+from targets.emulator.watch import Watcher
 from targets.emulator.weights import Tensors, WeightSource
-from targets.program.instructions import Program, write_programs
+from targets.program.instructions import Instruction, Program, write_programs
+from targets.program.kinds import KernelKind
 from targets.program.turns import plans_of_turns
 
 Tensor = torch.Tensor
@@ -75,6 +80,7 @@ class Emulator:
         wafers: those that it runs.
         ledgers: what each tile of each of them holds, in bytes.
         counters: what the last step took.
+        watchers: are told of all that runs.
     """
 
     def __init__(
@@ -97,6 +103,7 @@ class Emulator:
         """
         self.model = model
         self.plan = plan
+        self.watchers: tuple[Watcher, ...] = ()
         self.arithmetic = arithmetic or Arithmetic.of(model.graph)
         turns = [write_programs(model, turn) for turn in plans_of_turns(model, plan)]
         self._stages = tuple(_stages(programs) for programs in turns)
@@ -125,8 +132,7 @@ class Emulator:
 
     def forget(self, user: int, tokens: int) -> None:
         """Forget the last ``tokens`` tokens of ``user``, which must be some of the last step's."""
-        types = self.model.graph.types
-        self._histories[user] = {n: h.without(tokens, types) for n, h in self._histories.get(user, {}).items()}
+        self._histories[user] = {n: h.without(tokens) for n, h in self._histories.get(user, {}).items()}
         self._tokens[user] = self.tokens(user) - tokens
 
     @torch.no_grad()
@@ -210,29 +216,47 @@ class Emulator:
             memory = self.memories[program.placed.title]
             types = self.model.graph.types
             scope = Scope(program, memory, self.arithmetic, types, flight.meter, flight.bindings, known)
-            self._run_block(scope, flight.histories)
-            _send(scope, flight.values)
+            self._run_block(scope, flight)
+            self._send(scope, flight)
             computed = {value.name for instruction in program.instructions for value in instruction.node.results}
             flight.outputs |= {name: scope.read(name) for name in outputs if name in computed}
         flight.stage += 1
 
     def finish(self, flight: Flight) -> None:
         """Remember what a step that is done has added."""
+        for watcher in self.watchers:
+            watcher.done(flight.user, self.tokens(flight.user), flight.bindings, flight.meter.counters())
         self._histories[flight.user] = flight.histories
         self._tokens[flight.user] = self.tokens(flight.user) + flight.bindings.get("tokens", 0)
 
-    def _run_block(self, scope: Scope, histories: dict[int, History]) -> None:
-        """Run a block's nodes on its wafer's values, and extend its ``histories`` (by attention node)."""
-        types = self.model.graph.types
+    def _run_block(self, scope: Scope, flight: Flight) -> None:
+        """Run a block's nodes on its wafer's values, and extend its histories."""
+        arrive(scope)
         for instruction in scope.program.instructions:
-            cached = instruction.cache
-            if cached is None:
-                scope.run(instruction)
-                continue
-            node, new = cached.cache.node, {name: scope.read(name) for name in cached.cache.values}
-            seen = histories.get(node, History()).visible(cached.cache, types)
-            histories[node] = seen.append(new, types, scope.bindings["tokens"])
-            attend(instruction, cached, scope, histories[node])
+            begin_ns = perf_counter_ns() if self.watchers else 0
+            self._run_instruction(instruction, scope, flight.histories)
+            for watcher in self.watchers:
+                watcher.ran(flight.user, scope, instruction, begin_ns, perf_counter_ns())
+
+    def _run_instruction(self, instruction: Instruction, scope: Scope, histories: dict[int, History]) -> None:
+        if instruction.kind is not KernelKind.ATTENTION:
+            run(instruction, scope)
+        elif instruction.cache is None:
+            attend_in_step(instruction, scope)
+        else:
+            node = instruction.cache.cache.node
+            seen = histories.get(node, History())
+            histories[node] = attend(instruction, instruction.cache, scope, seen, self.plan.workload.context)
+
+    def _send(self, scope: Scope, flight: Flight) -> None:
+        """Carry what other wafers read of a block to them."""
+        for transfer in scope.program.sends:
+            value = scope.read(transfer.value)
+            sent = value.numel() * scope.element_bytes(transfer.value)
+            scope.meter.links[transfer.source_wafer, transfer.target_wafer] += sent
+            flight.values.setdefault(transfer.target_wafer, {})[transfer.value] = value
+            for watcher in self.watchers:
+                watcher.sent(flight.user, scope, transfer, sent, perf_counter_ns())
 
     def _lay_out(self, program: Program) -> BlockMemory:
         """Place a block's weights on its tiles and its experts', and enter them in the ledger of its wafer.
@@ -311,15 +335,6 @@ def _bind(graph: Graph, inputs: Mapping[str, Tensor]) -> dict[str, int]:
         names = ", ".join(f"{value.name}: {value.type}" for value in graph.inputs)
         raise UsageError(Diagnostic("W0609", f"the step takes {names}", graph.name, {"fault": str(error)})) from None
     return bindings
-
-
-def _send(scope: Scope, wafers: dict[int, dict[str, Tensor]]) -> None:
-    """Carry what other wafers read of a block to them."""
-    for transfer in scope.program.sends:
-        value = scope.read(transfer.value)
-        sent = value.numel() * scope.element_bytes(transfer.value)
-        scope.meter.links[transfer.source_wafer, transfer.target_wafer] += sent
-        wafers.setdefault(transfer.target_wafer, {})[transfer.value] = value
 
 
 def _read_by(programs: Iterable[Program], model: Model) -> list[Parameter]:
