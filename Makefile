@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: help demo demo-run test check format profiles validate bench-solver fuzz clean
+.PHONY: help demo demo-run test check format profiles validate bench-solver fuzz conformance clean
 .DEFAULT_GOAL := help
 
 help: ## list what can be made
@@ -52,6 +52,9 @@ bench-solver: $(READY) ## place published instances, models and chains beside ot
 
 fuzz: $(READY) ## hold the solver against all placements of random problems: make fuzz SECONDS=300 SEED=0
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz_solver --seconds $(or $(SECONDS),300) --seed $(or $(SEED),0)
+
+conformance: $(READY) ## run every family over 1, 3 and 7 wafers of odd meshes beside the original: make conformance SEED=0
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.conformance --seed $(or $(SEED),0)
 
 clean: ## remove what was set up and made
 	rm -rf .venv out .mypy_cache .ruff_cache .pytest_cache
