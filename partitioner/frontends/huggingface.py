@@ -18,7 +18,7 @@ from ir.encoding import plain
 from ir.graph import Graph, Parameter
 from ir.types import Dim, TensorType
 from partitioner.frontends import hooks, vision
-from partitioner.frontends.checkpoint import as_stored
+from partitioner.frontends.checkpoint import as_stored, most_stored_dtype
 from partitioner.frontends.configuration import (
     bad_config,
     dtype_of,
@@ -68,6 +68,13 @@ def lower_config(
         UsageError: W0220 to W0229 (the checkpoint's files).
     """
     config, notes = without_foreign_code(config)
+    if stated_dtype(config) is None:
+        found = most_stored_dtype(checkpoint)
+        config |= {"dtype": found} if found else {}
+        notes = (
+            *notes,
+            f"the configuration states no dtype: {f'{found}, as stored' if found else 'bfloat16 is assumed'}",
+        )
     model = build_model(config, torch.device("meta"), traced=True)
     parameters, stored = stored_parameters(config, model, checkpoint)
     notes += stored
@@ -75,8 +82,6 @@ def lower_config(
     graph = _with_tower(model, name, grouped.graph) if "vision" in parts else grouped.graph
     read = {name for node in graph.nodes for name in node.inputs}
     left_out = [parameter for parameter in parameters if parameter.name not in read]
-    if stated_dtype(config) is None:
-        notes = (*notes, "the configuration states no dtype: bfloat16 is assumed")
     if left_out:
         modules = ", ".join(dict.fromkeys(".".join(parameter.name.split(".")[:2]) for parameter in left_out))
         millions = sum(parameter.elements for parameter in left_out) / 1e6

@@ -16,6 +16,7 @@ from ir.graph import Graph
 from ir.interpret import interpret
 from partitioner.frontends.lowered import Origin
 from partitioner.frontends.original import Original
+from targets.emulator.weights import unpacked
 
 Tensor = torch.Tensor
 Tensors = Mapping[str, Tensor]
@@ -68,7 +69,7 @@ def open_reference(name: str, original: Original, graph: Graph, origin: Origin) 
 
     def interpreted(inputs: Tensors, inner: frozenset[str]) -> tuple[list[Tensor], dict[str, Tensor]]:
         with torch.no_grad():
-            values = interpret(graph, {**original.weights, **inputs})
+            values = interpret(graph, {**unpacked(original.weights, graph.parameters), **inputs})
         own = origin.kind == "onnx"
         outputs = [values[output] for output in graph.outputs] if own else original.forward(inputs)
         return outputs, {value: values[value] for value in inner}
