@@ -183,7 +183,7 @@ class Emulator:
         self._require_users(user + 1)
         self._require_room(self.tokens(user) + bindings.get("tokens", 0))
         held = {
-            name: value.to(device=device, dtype=self.arithmetic.dtype(graph.types[name].dtype))
+            name: value.to(device=device, dtype=self.arithmetic.dtype(graph.types[name].dtype, name))
             for name, value in inputs.items()
         }
         values = {wafer: dict(held) for wafer in self.wafers}

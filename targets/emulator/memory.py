@@ -51,7 +51,7 @@ class HostMemory:
 
     def rows(self, parameter: Parameter, indices: Sequence[int]) -> Iterator[Stored]:
         """Rows of a table one by one; of a table that would take much of what may be held, no others are read."""
-        size = parameter.elements * self.arithmetic.dtype(parameter.type.dtype).itemsize
+        size = parameter.elements * self.arithmetic.dtype(parameter.type.dtype, parameter.name).itemsize
         whole = self.limit_bytes is None or size <= self.limit_bytes // 8
         for index in indices:
             taken = range(index, index + 1)
@@ -63,7 +63,7 @@ class HostMemory:
     def _as_held(self, parameter: Parameter, stored: Stored) -> Stored:
         if self.arithmetic.precision is Precision.NATIVE:
             return stored
-        dtype = self.arithmetic.dtype(parameter.type.dtype)
+        dtype = self.arithmetic.dtype(parameter.type.dtype, parameter.name)
         return Plain(stored.unpack(dtype, self.arithmetic.device).contiguous())
 
 
@@ -119,7 +119,7 @@ class TileWeights:
 
     def _unpacked(self, name: str, stored: Stored, casts: Sequence[DType]) -> Tensor:
         arithmetic = self.host.arithmetic
-        values = stored.unpack(arithmetic.dtype(self.parameters[name].type.dtype), arithmetic.device)
+        values = stored.unpack(arithmetic.dtype(self.parameters[name].type.dtype, name), arithmetic.device)
         for dtype in casts:
             values = values.to(arithmetic.dtype(dtype))
         return values
