@@ -138,6 +138,11 @@ class Emulator:
         self._histories: dict[int, Histories] = {}
         self._tokens: dict[int, int] = {}
 
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of weights in the host's memory now."""
+        return self._host.held_bytes
+
     def tokens(self, user: int = 0) -> int:
         """Tokens of ``user`` that the caches have seen."""
         return self._tokens.get(user, 0)
