@@ -12,7 +12,7 @@ from ir.objective import Objective
 from ir.plan import Plan, Score
 from ir.target import Wafers, WaferSpeed
 from partitioner.api import CompiledModel
-from partitioner.cli.check import require_sound
+from partitioner.sound import require_sound
 from partitioner.cli.diff import layer_blocks, require_wafers
 from partitioner.cli.difference_table import difference_record, print_difference
 from partitioner.cli.output import Output, amount

@@ -20,11 +20,14 @@ Outputs = Mapping[str, torch.Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Original:
-    """Weights by parameter name, and the original's own forward: inputs by name -> outputs in order."""
+    """Weights by parameter name, and the original's own forward: inputs by name -> outputs in order; ``module`` is the
+    library's own model where there is one.
+    """
 
     weights: Mapping[str, torch.Tensor]
     forward: Callable[[Outputs], list[torch.Tensor]]
     note: str
+    module: torch.nn.Module | None = None
 
 
 def open_original(
@@ -74,7 +77,7 @@ def _from_config(origin: Origin, parameters: tuple[Parameter, ...], seed: int) -
             text = {name: tensor for name, tensor in inputs.items() if name != PICTURE}
             return [*step_outputs(model, text), *features_of(model, picture_of(model).sizes, inputs[PICTURE])]
 
-    return Original({name: tensor.detach() for name, tensor in tensors.items()}, forward, note)
+    return Original({name: tensor.detach() for name, tensor in tensors.items()}, forward, note, model)
 
 
 def _require_same_weights(model: Any, parameters: tuple[Parameter, ...]) -> None:
@@ -143,7 +146,7 @@ def _from_onnx(origin: Origin) -> Original:
     weights = {name: to_torch(torch, array) for name, array in read_weights(path).items()}
 
     def forward(inputs: Outputs) -> list[torch.Tensor]:
-        arrays = reference_outputs(path, {name: tensor.numpy() for name, tensor in inputs.items()})
+        arrays, _ = reference_outputs(path, {name: tensor.numpy() for name, tensor in inputs.items()})
         return [torch.from_numpy(array.copy()) for array in arrays]
 
     return Original(weights, forward, f"weights from {origin.path}")

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from time import perf_counter_ns
 
 import torch
 
@@ -29,8 +30,9 @@ from targets.emulator.memory import HostMemory, TileWeights, expert_slice
 from targets.emulator.meter import Meter
 from targets.emulator.run import BlockMemory, Scope, attend
 from targets.emulator.turns import joined, part_of
+from targets.emulator.watch import Watcher
 from targets.emulator.weights import Tensors, WeightSource
-from targets.program.instructions import Program, write_programs
+from targets.program.instructions import CachedAttention, Instruction, Program, write_programs
 from targets.program.turns import plans_of_turns
 
 Tensor = torch.Tensor
@@ -75,6 +77,7 @@ class Emulator:
         wafers: those that it runs.
         ledgers: what each tile of each of them holds, in bytes.
         counters: what the last step took.
+        watchers: are told of all that runs.
     """
 
     def __init__(
@@ -97,6 +100,7 @@ class Emulator:
         """
         self.model = model
         self.plan = plan
+        self.watchers: tuple[Watcher, ...] = ()
         self.arithmetic = arithmetic or Arithmetic.of(model.graph)
         turns = [write_programs(model, turn) for turn in plans_of_turns(model, plan)]
         self._stages = tuple(_stages(programs) for programs in turns)
@@ -206,29 +210,49 @@ class Emulator:
             memory = self.memories[program.placed.title]
             types = self.model.graph.types
             scope = Scope(program, memory, self.arithmetic, types, flight.meter, flight.bindings, known)
-            self._run_block(scope, flight.histories)
-            _send(scope, flight.values)
+            self._run_block(scope, flight)
+            self._send(scope, flight)
             computed = {value.name for instruction in program.instructions for value in instruction.node.results}
             flight.outputs |= {name: scope.read(name) for name in outputs if name in computed}
         flight.stage += 1
 
     def finish(self, flight: Flight) -> None:
         """Remember what a step that is done has added."""
+        for watcher in self.watchers:
+            watcher.done(flight.user, self.tokens(flight.user), flight.bindings, flight.meter.counters())
         self._histories[flight.user] = flight.histories
         self._tokens[flight.user] = self.tokens(flight.user) + flight.bindings.get("tokens", 0)
 
-    def _run_block(self, scope: Scope, histories: dict[int, History]) -> None:
-        """Run a block's nodes on its wafer's values, and extend its ``histories`` (by attention node)."""
-        types = self.model.graph.types
+    def _run_block(self, scope: Scope, flight: Flight) -> None:
+        """Run a block's nodes on its wafer's values."""
         for instruction in scope.program.instructions:
-            cached = instruction.cache
-            if cached is None:
+            begin_ns = perf_counter_ns()
+            if instruction.cache is None:
                 scope.run(instruction)
-                continue
-            node, new = cached.cache.node, {name: scope.read(name) for name in cached.cache.values}
-            seen = histories.get(node, History()).visible(cached.cache, types)
-            histories[node] = seen.append(new, types, scope.bindings["tokens"])
-            attend(instruction, cached, scope, histories[node])
+            else:
+                self._attend(instruction, instruction.cache, scope, flight.histories)
+            for watcher in self.watchers:
+                watcher.ran(flight.user, scope, instruction, begin_ns, perf_counter_ns())
+
+    def _attend(
+        self, instruction: Instruction, cached: CachedAttention, scope: Scope, histories: dict[int, History]
+    ) -> None:
+        """Run an attention node that remembers, and extend its history (by attention node)."""
+        types = self.model.graph.types
+        node, new = cached.cache.node, {name: scope.read(name) for name in cached.cache.values}
+        seen = histories.get(node, History()).visible(cached.cache, types)
+        histories[node] = seen.append(new, types, scope.bindings["tokens"])
+        attend(instruction, cached, scope, histories[node])
+
+    def _send(self, scope: Scope, flight: Flight) -> None:
+        """Carry what other wafers read of a block to them."""
+        for transfer in scope.program.sends:
+            value = scope.read(transfer.value)
+            sent = value.numel() * scope.element_bytes(transfer.value)
+            scope.meter.links[transfer.source_wafer, transfer.target_wafer] += sent
+            flight.values.setdefault(transfer.target_wafer, {})[transfer.value] = value
+            for watcher in self.watchers:
+                watcher.sent(flight.user, scope, transfer, sent, perf_counter_ns())
 
     def _lay_out(self, program: Program) -> BlockMemory:
         """Place a block's weights on its tiles and its experts', and enter them in the ledger of its wafer.
@@ -307,15 +331,6 @@ def _bind(graph: Graph, inputs: Mapping[str, Tensor]) -> dict[str, int]:
         names = ", ".join(f"{value.name}: {value.type}" for value in graph.inputs)
         raise UsageError(Diagnostic("W0609", f"the step takes {names}", graph.name, {"fault": str(error)})) from None
     return bindings
-
-
-def _send(scope: Scope, wafers: dict[int, dict[str, Tensor]]) -> None:
-    """Carry what other wafers read of a block to them."""
-    for transfer in scope.program.sends:
-        value = scope.read(transfer.value)
-        sent = value.numel() * scope.element_bytes(transfer.value)
-        scope.meter.links[transfer.source_wafer, transfer.target_wafer] += sent
-        wafers.setdefault(transfer.target_wafer, {})[transfer.value] = value
 
 
 def _read_by(programs: Iterable[Program], model: Model) -> list[Parameter]:

@@ -30,8 +30,12 @@ class Meter:
         moved = self.moved.setdefault(self.op, {})
         moved[collective] = moved.get(collective, Traffic()) + Traffic(1, hops, link_bytes)
 
+    def count_of(self, op: tuple[str, str]) -> OpCount:
+        """What one operator took so far."""
+        return OpCount(self.work.get(op, 0), dict(self.moved.get(op, {})))
+
     def counters(self) -> Counters:
         """What was counted so far."""
-        ops = {op: OpCount(self.work.get(op, 0), self.moved.get(op, {})) for op in {**self.moved, **self.work}}
+        ops = {op: self.count_of(op) for op in {**self.moved, **self.work}}
         routing = {name: np.copy(counts) for name, counts in self.routing.items()}
         return Counters(ops, dict(self.links), dict(self.by_reference), routing)

@@ -1,0 +1,99 @@
+"""Runs on emulated tiles: what they yield, what they take, and how that compares."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from partitioner.running.compare import Bound, TextComparison, compare_text, error_of
+from partitioner.running.inputs import Prompts, require_prompts
+from partitioner.running.predicted import counted, predicted_for
+from partitioner.running.setup import Opened
+from targets.counters import Counters
+from targets.emulator import Generated
+from targets.emulator.generate import Prompt, generate_together
+from targets.emulator.watch import Steps, Watcher
+
+
+@dataclass(frozen=True, slots=True)
+class TextRun:
+    """Prompts that were continued, one entry of each for every prompt; ``comparisons`` if the original ran beside."""
+
+    prompts: Prompts
+    made: tuple[Generated, ...]
+    counters: Counters
+    predicted: Counters
+    reference: str = ""
+    comparisons: tuple[TextComparison, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether every text is the original's."""
+        return all(comparison.ok for comparison in self.comparisons)
+
+
+@dataclass(frozen=True, slots=True)
+class StepRun:
+    """One step on given inputs; ``errors`` by output if the original ran beside."""
+
+    outputs: Mapping[str, torch.Tensor]
+    counters: Counters
+    predicted: Counters
+    reference: str = ""
+    errors: Mapping[str, float] | None = None
+    tolerances: Mapping[str, float] | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether every output is the original's."""
+        allowed = self.tolerances or {}
+        return all(error <= allowed[name] for name, error in (self.errors or {}).items())
+
+
+def run_prompts(
+    opened: Opened, prompts: Prompts, tokens: int, compare: str = "", watchers: Sequence[Watcher] = ()
+) -> TextRun:
+    """Continue ``prompts``, all at once, by ``tokens`` tokens each; ``compare`` names the reference, if any.
+
+    Raises:
+        UsageError: W0604, W0605, W0613 or W0660, the prompts do not fit the plan; W0661, there is no such reference.
+        CheckError: W0662, what was counted is not what the cost model predicts.
+    """
+    it = opened.runnable
+    require_prompts(it.model.graph, it.plan, prompts, tokens)
+    reference = opened.reference(compare) if compare else None
+    book = Steps()
+    opened.emulator.watchers = (book, *watchers)
+    made, _ = generate_together(opened.emulator, [Prompt(ids, tokens) for ids in prompts])
+    counters, predicted = counted(book), predicted_for(opened, book)
+    if reference is None:
+        return TextRun(prompts, made, counters, predicted)
+    bound = Bound.of(it.model.graph, opened.how.precision, wide=opened.original.module is not None)
+    found = tuple(compare_text(ids, text, reference, bound) for ids, text in zip(prompts, made, strict=True))
+    return TextRun(prompts, made, counters, predicted, reference.name, found)
+
+
+def run_step(
+    opened: Opened, inputs: Mapping[str, torch.Tensor], compare: str = "", watchers: Sequence[Watcher] = ()
+) -> StepRun:
+    """Run a model once; ``compare`` names the reference, if any.
+
+    Raises:
+        UsageError: W0609, they are not the model's inputs; W0661, there is no such reference.
+        CheckError: W0662, what was counted is not what the cost model predicts.
+    """
+    it = opened.runnable
+    reference = opened.reference(compare) if compare else None
+    book = Steps()
+    opened.emulator.watchers = (book, *watchers)
+    outputs = opened.emulator.step(inputs)
+    counters, predicted = counted(book), predicted_for(opened, book)
+    if reference is None:
+        return StepRun(outputs, counters, predicted)
+    theirs = dict(zip(outputs, reference.run(inputs, frozenset())[0], strict=True))
+    bound = Bound.of(it.model.graph, opened.how.precision, wide=opened.original.module is not None)
+    errors = {name: error_of(ours, theirs[name]) for name, ours in outputs.items()}
+    allowed = {name: bound.of_outputs(value) for name, value in theirs.items()}
+    return StepRun(outputs, counters, predicted, reference.name, errors, allowed)
