@@ -192,9 +192,9 @@ def _experts(instruction: Instruction, scope: Scope) -> tuple[Tensor, ...]:
         layout = tiles.layouts[weights[1].parameter]
         mine = chosen == expert
         routing[expert] = mine.sum(dim=0)
-        parts = tiles.parts(weights[1].parameter, weights[1].casts, transposed)
+        shares = tiles.parts(weights[1].parameter, weights[1].casts, transposed)
         inputs = layout.outputs if transposed else layout.inputs
-        y = product(x[mine], parts, inputs, transposed, scope.arithmetic.order)
+        y = product(x[mine], shares, inputs, transposed, scope.arithmetic.order)
         if 3 in weights:
             y = y + tiles.values(weights[3].parameter, weights[3].casts)
         parts.append((mine, y))
