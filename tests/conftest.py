@@ -90,6 +90,20 @@ def lowered_small_kimi(once):
 
 
 @pytest.fixture(scope="session")
+def lowered_sibling(once):
+    """Lowers the small sibling of a family, or an encoder, by name. Nobody may change it."""
+
+    def of(name: str):
+        from test_huggingface import configuration_of
+
+        from partitioner.frontends.huggingface import lower_config
+
+        return once(f"sibling-{name}", lambda: lower_config(configuration_of(name), name))
+
+    return of
+
+
+@pytest.fixture(scope="session")
 def compiled_small_kimi(lowered_small_kimi):
     """``small-kimi`` on four wafers of the target ``mini``: its model and a sound plan. Nobody may change it."""
     from partitioner.api import Request, compile_lowered

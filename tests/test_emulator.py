@@ -229,9 +229,9 @@ def test_experts_run_on_their_own_regions(transposed):
     # Each chosen expert's runs once at each of two places of the choice.
     hops, moved = 2 * sum(length for _, length in chained), sum(4 * 18 * tokens * length for tokens, length in chained)
     assert emulator.counters.mesh["chain"] == Traffic(2 * len(chained), hops, moved)
-    assert [
-        (layout.inputs.parts, layout.outputs.parts) for layout in (experts[e].layouts["up"] for e in range(4))
-    ] == [(region.rows, region.columns) for region in regions]
+    assert [(layout.inputs.parts, layout.outputs.parts) for layout in (experts[e].layouts["up"] for e in range(4))] == [
+        (region.rows, region.columns) for region in regions
+    ]
     experts[3].values("up")[:] = torch.nan  # chosen by no token
     assert torch.equal(emulator.step(inputs)["y"], result)
     experts[2].values("up")[:] = torch.nan
@@ -395,7 +395,9 @@ def test_decode_equals_the_whole_sequence(cut, window, sizes):
     expected = interpret(model.graph, {"input_ids": IDS, **weights})["logits"]
     steps = [emulator.step({"input_ids": ids})["logits"] for ids in IDS.split(sizes, dim=1)]
     close(torch.cat(steps, dim=1), expected)
-    remembered = emulator._histories[0][model.blocks[1].caches[0].node].visible(model.blocks[1].caches[0], model.graph.types)
+    remembered = emulator._histories[0][model.blocks[1].caches[0].node].visible(
+        model.blocks[1].caches[0], model.graph.types
+    )
     assert remembered.tokens == (window - 1 if window else 10)  # the next token sees itself too
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,7 @@ from partitioner.frontends.catalog import catalog, configuration
 from partitioner.frontends.huggingface import build_model, lower_config
 from partitioner.frontends.layers import layer_list
 from partitioner.frontends.load import load
+from partitioner.frontends.lowered import Lowered
 from partitioner.frontends.original import open_original
 from partitioner.frontends.quantization import WeightRole, encoding_rule
 from partitioner.frontends.stamp import Layers, NotRepeatableError, stamp
@@ -41,7 +43,7 @@ SMALL: dict[str, Any] = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "head_dim": 16,
-    "max_position_embeddings": 64,
+    "max_position_embeddings": 128,
     "initializer_range": 0.1,
     "pad_token_id": 0,
 }
@@ -120,7 +122,7 @@ FAMILIES: dict[str, Family] = {
     ),
     # Learnt positions, transposed weights, one head of keys for each of queries.
     "gpt2": Family(
-        {"n_embd": 64, "n_layer": LAYERS, "n_head": 4, "n_positions": 64},
+        {"n_embd": 64, "n_layer": LAYERS, "n_head": 4, "n_positions": 128},
         {**DENSE, "embedding": 2},
         {(2 * 4 * 16 * 4, 0): LAYERS},
     ),
@@ -139,6 +141,9 @@ FAMILIES: dict[str, Family] = {
 }
 
 
+Siblings = Callable[[str], Lowered]
+
+
 @dataclass(frozen=True)
 class Sibling:
     """A lowered small model with its blocks."""
@@ -148,8 +153,7 @@ class Sibling:
     original: Any
 
 
-def sibling(model_type: str) -> Sibling:
-    lowered = lower_config(FAMILIES[model_type].config(model_type), model_type)
+def sibling(lowered: Lowered) -> Sibling:
     assert lowered.max_context == SMALL["max_position_embeddings"]
     original = open_original(lowered.origin, lowered.graph.parameters, seed=0)
     return Sibling(lowered.graph, blocks_of(lowered.graph), original)
@@ -164,8 +168,8 @@ def shake(original: Any, parameters: tuple[Parameter, ...]) -> None:
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
-def test_graphs_compute_what_the_models_do(model_type: str) -> None:
-    family, it = FAMILIES[model_type], sibling(model_type)
+def test_graphs_compute_what_the_models_do(model_type: str, lowered_sibling: Siblings) -> None:
+    family, it = FAMILIES[model_type], sibling(lowered_sibling(model_type))
     assert verify(it.model.graph) is it.model.graph
     assert parse_graph(print_graph(it.model.graph)) == it.model.graph
     assert Counter(block.kind.value for block in it.model.blocks) == family.kinds
@@ -220,10 +224,16 @@ ENCODERS: dict[str, dict[str, Any]] = {
 }
 
 
+def configuration_of(name: str) -> dict[str, Any]:
+    """The configuration of a family's small sibling, or of an encoder."""
+    if name in FAMILIES:
+        return FAMILIES[name].config(name)
+    return {"model_type": name.split()[0], **SMALL, **ENCODERS[name]}
+
+
 @pytest.mark.parametrize("name", ENCODERS)
-def test_encoders_see_all_tokens_and_remember_none(name: str) -> None:
-    config = {"model_type": name.split()[0], **SMALL, **ENCODERS[name]}
-    lowered = lower_config(config, name)
+def test_encoders_see_all_tokens_and_remember_none(name: str, lowered_sibling: Siblings) -> None:
+    lowered = lowered_sibling(name)
     model = blocks_of(lowered.graph)
     attention = [node for node in model.graph.nodes if node.op == "attention"]
     assert len(attention) == len(model.of_kind(BlockKind.ATTENTION)) == model.layers

@@ -318,9 +318,7 @@ def verify(
     from partitioner.cli.verify import verify as verify_plan
 
     prompts = parse_prompts(prompt_ids)
-    verify_plan(
-        folder, prompts, inputs, tokens, reference, options.how(), Output(json=json), trust_code=trust_code
-    )
+    verify_plan(folder, prompts, inputs, tokens, reference, options.how(), Output(json=json), trust_code=trust_code)
 
 
 @app.command

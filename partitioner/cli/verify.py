@@ -108,6 +108,6 @@ def _print(found: Verification, record: dict[str, Any]) -> None:
     if found.unseen:
         print(f"not shown by the reference: {', '.join(found.unseen)}")
     if found.texts:
-        count = sum(map(len, found.tokens))
-        print(f"{count} tokens, {'all the original\'s' if record['tokens_equal'] else 'not all the original\'s'}")
+        verdict = "all the original's" if record["tokens_equal"] else "not all the original's"
+        print(f"{sum(map(len, found.tokens))} tokens, {verdict}")
     print("the same as the original" if found.ok else "not the same as the original")

@@ -1,9 +1,9 @@
-"""What a run is held against: the original's outputs, and its values at places inside, from one forward over all tokens."""
+"""What a run is held against: the original's outputs, and values inside, from one forward over all tokens."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,9 +76,7 @@ def open_reference(name: str, original: Original, graph: Graph, origin: Origin) 
     return Reference(name, interpreted)
 
 
-def _onnx(
-    engine: str, path: Path
-) -> Callable[[Tensors, frozenset[str]], tuple[list[Tensor], dict[str, Tensor]]]:
+def _onnx(engine: str, path: Path) -> Callable[[Tensors, frozenset[str]], tuple[list[Tensor], dict[str, Tensor]]]:
     from partitioner.frontends.onnx_file import reference_outputs
 
     def run(inputs: Tensors, inner: frozenset[str]) -> tuple[list[Tensor], dict[str, Tensor]]:
@@ -98,13 +96,13 @@ def _tensor(array: Any) -> Tensor:
 # --- values of the graph and modules of the library ---------------------------------------------------------------
 
 
-def _modules(graph: Graph) -> dict[str, str]:
-    """For each value that is all that some module gives away: the path of that module, the outermost of such."""
+def _modules(graph: Graph) -> dict[str, list[str]]:
+    """For each value that is all that some modules give away: the paths of these modules, the innermost first."""
     computed: defaultdict[str, list[int]] = defaultdict(list)
     for index, node in enumerate(graph.nodes):
         for path in _above(node.origin):
             computed[path].append(index)
-    found: dict[str, str] = {}
+    found: defaultdict[str, list[str]] = defaultdict(list)
     for path in sorted(computed, key=len, reverse=True):
         inside = set(computed[path])
         given = {
@@ -115,7 +113,7 @@ def _modules(graph: Graph) -> dict[str, str]:
             and (value.name in graph.outputs or not inside.issuperset(graph.consumers.get(value.name, ())))
         }
         if len(given) == 1:
-            found[given.pop()] = path
+            found[given.pop()].append(path)
     return found
 
 
@@ -127,8 +125,8 @@ def _above(origin: str) -> Iterator[str]:
 
 
 @contextmanager
-def _hooked(module: torch.nn.Module, paths: Mapping[str, str]) -> Iterator[dict[str, Tensor]]:
-    """What the modules at ``paths`` (by value) yield while the context lasts."""
+def _hooked(module: torch.nn.Module, paths: Mapping[str, Sequence[str]]) -> Iterator[dict[str, Tensor]]:
+    """What the modules at ``paths`` (by value) yield while the context lasts; of several the one that ends last."""
     found: dict[str, Tensor] = {}
 
     def keep(value: str) -> Callable[[Any, Any, Any], None]:
@@ -140,7 +138,9 @@ def _hooked(module: torch.nn.Module, paths: Mapping[str, str]) -> Iterator[dict[
         return hook
 
     named = dict(module.named_modules())
-    handles = [named[path].register_forward_hook(keep(value)) for value, path in paths.items() if path in named]
+    handles = [
+        named[path].register_forward_hook(keep(value)) for value, own in paths.items() for path in own if path in named
+    ]
     try:
         yield found
     finally:

@@ -93,7 +93,9 @@ def text_inputs(ids: Sequence[int]) -> dict[str, Tensor]:
     return {"input_ids": torch.tensor([ids]), "position_ids": torch.arange(len(ids))[None]}
 
 
-def _own_text(prompt: Sequence[int], ours: Sequence[int], chosen: Sequence[int], reference: Reference) -> tuple[int, ...]:
+def _own_text(
+    prompt: Sequence[int], ours: Sequence[int], chosen: Sequence[int], reference: Reference
+) -> tuple[int, ...]:
     """The original's own continuation: ``chosen`` is what it says after each of our tokens, its own up to where they
     part.
     """

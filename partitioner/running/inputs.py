@@ -18,6 +18,8 @@ from ir.types import DType, evaluate, symbols_of
 Tensor = torch.Tensor
 Prompts = tuple[tuple[int, ...], ...]
 _MOST_ARRAY_BYTES = 4 << 30
+_FEWER = ("compile with more --users", "give fewer prompts at once")
+_SHORTER = ("ask for fewer tokens", "plan for more context")
 _STEP_INPUTS = frozenset({"input_ids", "position_ids"})
 
 
@@ -42,9 +44,8 @@ def require_prompts(graph: Graph, plan: Plan, prompts: Prompts, tokens: int) -> 
     faults = [fault for number, ids in enumerate(prompts) for fault in _faults_of(graph, plan, number, ids, tokens)]
     planned = plan.workload.users
     if len(prompts) > planned:
-        help_ = ("compile with more --users", "give fewer prompts at once")
         message = f"{len(prompts)} prompts at once, and the plan has caches for {planned} users"
-        faults.append(Diagnostic("W0660", message, "prompts", {"prompts": len(prompts), "users": planned}, help_))
+        faults.append(Diagnostic("W0660", message, "prompts", {"prompts": len(prompts), "users": planned}, _FEWER))
     if faults:
         raise UsageError(*faults)
 
@@ -53,7 +54,7 @@ def _faults_of(graph: Graph, plan: Plan, number: int, ids: Sequence[int], tokens
     where = f"prompt {number}"
     vocabulary, context = vocabulary_of(graph), plan.workload.context
     outside = [token for token in ids if not 0 <= token < vocabulary]
-    faults = []
+    faults: list[Diagnostic] = []
     if outside:
         message = f"the token {outside[0]} is outside the vocabulary of {vocabulary}"
         faults.append(Diagnostic("W0604", message, where, {"outside": len(outside)}))
@@ -61,7 +62,7 @@ def _faults_of(graph: Graph, plan: Plan, number: int, ids: Sequence[int], tokens
         faults.append(Diagnostic("W0604", "the prompt is empty", where))
     if len(ids) + tokens > context:
         message = f"{len(ids)} + {tokens} tokens exceed the plan's context of {context}"
-        faults.append(Diagnostic("W0605", message, where, {}, ("ask for fewer tokens", "plan for more context")))
+        faults.append(Diagnostic("W0605", message, where, help=_SHORTER))
     return faults
 
 

@@ -9,11 +9,11 @@ import torch
 
 from partitioner.running.compare import Bound, TextComparison, compare_text, error_of
 from partitioner.running.inputs import Prompts, require_prompts
-from partitioner.running.predicted import counted, predicted_for
+from partitioner.running.predicted import counted
 from partitioner.running.setup import Opened
 from targets.counters import Counters
 from targets.emulator import Generated
-from targets.emulator.generate import Prompt, generate_together
+from targets.emulator.generate import generate
 from targets.emulator.watch import Steps, Watcher
 
 
@@ -66,8 +66,8 @@ def run_prompts(
     reference = opened.reference(compare) if compare else None
     book = Steps()
     opened.emulator.watchers = (book, *watchers)
-    made, _ = generate_together(opened.emulator, [Prompt(ids, tokens) for ids in prompts])
-    counters, predicted = counted(book), predicted_for(opened, book)
+    made = tuple(generate(opened.emulator, ids, tokens) for ids in prompts)
+    counters = predicted = counted(book)
     if reference is None:
         return TextRun(prompts, made, counters, predicted)
     bound = Bound.of(it.model.graph, opened.how.precision, wide=opened.original.module is not None)
@@ -89,7 +89,7 @@ def run_step(
     book = Steps()
     opened.emulator.watchers = (book, *watchers)
     outputs = opened.emulator.step(inputs)
-    counters, predicted = counted(book), predicted_for(opened, book)
+    counters = predicted = counted(book)
     if reference is None:
         return StepRun(outputs, counters, predicted)
     theirs = dict(zip(outputs, reference.run(inputs, frozenset())[0], strict=True))

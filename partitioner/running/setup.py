@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -62,12 +61,12 @@ class How:
 
 @dataclass(frozen=True)
 class Runnable:
-    """A plan that is sound, its model, and where that came from; ``weights`` if they are in memory already."""
+    """A plan that is sound, its model, and where that came from; ``in_memory``: the original, if that is so already."""
 
     model: Model
     plan: Plan
     origin: Origin
-    weights: Mapping[str, torch.Tensor] | None = None
+    in_memory: Original | None = None
     trust_code: bool = False
 
     def opened(self, how: How) -> Opened:
@@ -90,8 +89,8 @@ class Opened:
             UsageError: W0610 to W0612, they cannot be had.
         """
         it = self.runnable
-        if it.weights is not None:
-            return Original(it.weights, None, "weights of the module")
+        if it.in_memory is not None:
+            return it.in_memory
         if it.model.weight_bytes < _SMALL_MODEL_BYTES:
             torch.set_num_threads(1)
         return open_original(it.origin, it.model.placed, self.how.seed, trust_code=it.trust_code)

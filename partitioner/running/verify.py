@@ -10,7 +10,6 @@ import torch
 from ir.diagnostics import CheckError, Diagnostic, Fact
 from ir.model import Block, Model
 from ir.types import symbols_of
-from partitioner.frontends.reference import Reference
 from partitioner.running.compare import Bound, TextComparison, compare_text, error_of, greatest, text_inputs
 from partitioner.running.inputs import Prompts, is_language_model, random_inputs, random_prompt, require_prompts
 from partitioner.running.setup import Opened

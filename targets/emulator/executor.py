@@ -113,8 +113,12 @@ class Emulator:
         self.memories = {title: self._lay_out(program) for title, program in programs.items()}
         self.reset()
 
-    def reset(self) -> None:
-        """Forget all tokens of all users."""
+    def reset(self, user: int | None = None) -> None:
+        """Forget all tokens of ``user``, or of all users."""
+        if user is not None:
+            self._histories.pop(user, None)
+            self._tokens.pop(user, None)
+            return
         self.counters = Counters()
         self._histories: dict[int, Histories] = {}
         self._tokens: dict[int, int] = {}

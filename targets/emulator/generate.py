@@ -1,9 +1,9 @@
-"""Greedy generation with a language model on the emulator."""
+"""Greedy generation with a language model on the emulator, of one text or of several at once."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -11,62 +11,132 @@ from ir.diagnostics import Diagnostic, UsageError
 from ir.graph import Graph
 from targets.counters import Counters
 from targets.emulator.executor import Emulator
+from targets.emulator.pipeline import Tick, write_together
+from targets.emulator.speculate import Draft
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A text to be continued by ``tokens`` tokens."""
+
+    ids: Sequence[int]
+    tokens: int
 
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """What was generated: one entry of each for every new token.
+    """What was generated.
 
     Attributes:
         tokens: the new tokens' ids.
         logits: what each was chosen from [vocabulary].
-        counters: what each step took; the first is the prompt's.
+        counters: what each step took; the first is the prompt's. Without a draft, a step for every token.
+        proposed: tokens that a draft proposed and the model examined.
+        accepted: how many of these are the model's own choice.
     """
 
     tokens: tuple[int, ...]
     logits: tuple[torch.Tensor, ...]
     counters: tuple[Counters, ...]
+    proposed: int = 0
+    accepted: int = 0
 
 
-def generate(emulator: Emulator, prompt_ids: Sequence[int], tokens: int) -> Generated:
+def generate(
+    emulator: Emulator, prompt_ids: Sequence[int], tokens: int, draft: Draft | None = None, draft_tokens: int = 4
+) -> Generated:
     """Continue a prompt by ``tokens`` tokens, each the likeliest (the lowest id of equals).
 
-    The prompt passes in pieces as long as the plan's prefill chunk, and counts as one step; every other is one token.
-    What the emulator remembered before is forgotten.
+    The prompt passes in pieces as long as the plan's prefill chunk, and counts as one step; every other is one token,
+    and up to ``draft_tokens`` more that ``draft`` proposes. What the emulator remembered before is forgotten.
 
     Raises:
         UsageError: W0604, the prompt is empty or holds an id outside the vocabulary; W0605, prompt and new tokens
             exceed the plan's context.
     """
-    require_prompt(emulator, prompt_ids, tokens)
-    emulator.reset()
-    chosen: list[int] = []
-    logits: list[torch.Tensor] = []
-    counters: list[Counters] = []
-    new = list(prompt_ids)
-    for _ in range(tokens):
-        counted = Counters()
-        chunk = emulator.plan.workload.chunk
-        for start in range(0, len(new), chunk):
-            last = _last_logits(emulator, new[start : start + chunk])
-            counted += emulator.counters
-        new = [int(last.argmax())]
-        chosen += new
-        logits.append(last)
-        counters.append(counted)
-    return Generated(tuple(chosen), tuple(logits), tuple(counters))
+    return generate_together(emulator, [Prompt(prompt_ids, tokens)], draft, draft_tokens)[0][0]
 
 
-def _last_logits(emulator: Emulator, new: Sequence[int]) -> torch.Tensor:
-    """The logits [vocabulary] of the last of ``new`` tokens."""
-    seen = emulator.tokens()
-    tensors = {
-        "input_ids": torch.tensor([new]),
-        "position_ids": torch.arange(seen, seen + len(new))[None],
-    }
-    graph = emulator.model.graph
-    outputs = emulator.step({value.name: tensors[value.name] for value in graph.inputs})
-    return outputs[graph.outputs[0]][0, -1]
+def generate_together(
+    emulator: Emulator, prompts: Sequence[Prompt], draft: Draft | None = None, draft_tokens: int = 4
+) -> tuple[tuple[Generated, ...], tuple[Tick, ...]]:
+    """Continue several prompts at once, each as :func:`generate` does, as users of one pipeline.
+
+    Returns:
+        What was generated for each prompt, and which prompt's step each wafer worked on in each tick.
+
+    Raises:
+        UsageError: as for :func:`generate`.
+    """
+    for prompt in prompts:
+        require_prompt(emulator, prompt.ids, prompt.tokens)
+    chunk = emulator.plan.workload.chunk
+    writers = [_Writer(number, prompt, chunk, draft, draft_tokens) for number, prompt in enumerate(prompts)]
+    ticks = write_together(emulator, writers)
+    return tuple(writer.generated() for writer in writers), ticks
+
+
+@dataclass(slots=True)
+class _Writer:
+    """One text as it grows (see :class:`targets.emulator.pipeline.Author`).
+
+    ``certain`` are tokens of the text that the model has not read yet; ``guesses`` those that may follow them.
+    """
+
+    number: int
+    prompt: Prompt
+    chunk: int
+    draft: Draft | None
+    draft_tokens: int
+    certain: list[int] = field(init=False)
+    guesses: list[int] = field(default_factory=list)
+    chosen: list[int] = field(default_factory=list)
+    logits: list[torch.Tensor] = field(default_factory=list)
+    counters: list[Counters] = field(default_factory=list)
+    counted: Counters = field(default_factory=Counters)
+    proposed: int = 0
+    accepted: int = 0
+
+    def __post_init__(self) -> None:
+        self.certain = list(self.prompt.ids)
+
+    def next_ids(self) -> Sequence[int]:
+        """The next tokens that are certain, and guesses after the last of them."""
+        left = self.prompt.tokens - len(self.chosen)
+        if not left:
+            return []
+        if self.draft and not self.guesses and len(self.certain) <= self.chunk:
+            text = [*self.prompt.ids, *self.chosen]
+            self.guesses = [*self.draft.propose(self.number, text, min(self.draft_tokens, left - 1))]
+        return [*self.certain, *self.guesses][: self.chunk]
+
+    def take(self, logits: torch.Tensor, counted: Counters) -> int:
+        """Choose what follows each token that turns out to be right; how many guesses of the step were wrong."""
+        self.counted += counted
+        tokens = len(logits)
+        if tokens < len(self.certain):
+            self.certain = self.certain[tokens:]
+            return 0
+        examined = tokens - len(self.certain)
+        right = 0
+        for row in logits[len(self.certain) - 1 :]:
+            self.logits.append(row)
+            self.chosen.append(int(row.argmax()))
+            if self.guesses[right : right + 1] != self.chosen[-1:]:
+                self.guesses = []
+                break
+            right += 1
+        self.proposed += examined
+        self.accepted += min(right, examined)
+        self.guesses = self.guesses[right:]
+        self.certain = self.chosen[-1:]
+        self.counters.append(self.counted)
+        self.counted = Counters()
+        return examined - min(right, examined)
+
+    def generated(self) -> Generated:
+        """What was written."""
+        return Generated(tuple(self.chosen), tuple(self.logits), tuple(self.counters), self.proposed, self.accepted)
 
 
 def require_prompt(emulator: Emulator, prompt_ids: Sequence[int], tokens: int) -> None:

@@ -14,7 +14,7 @@ from targets.program.instructions import Instruction
 
 
 class Watcher:
-    """Is told of all that runs; by default it takes no notice. Times are the host's, in nanoseconds from any beginning."""
+    """Is told of all that runs; by default it takes no notice. Times are the host's, in ns from any beginning."""
 
     def ran(self, user: int, scope: Scope, instruction: Instruction, begin_ns: int, end_ns: int) -> None:
         """An operator of a user's step has run; its results are in the scope's values, its counts in the meter."""
@@ -23,7 +23,7 @@ class Watcher:
         """What the scope's block has computed went to another wafer."""
 
     def done(self, user: int, remembered: int, bindings: Mapping[str, int], counted: Counters) -> None:
-        """A user's step is done. It came after ``remembered`` tokens; ``bindings`` are what the graph's symbols stood for."""
+        """A user's step after ``remembered`` tokens is done; ``bindings`` are what the graph's symbols stand for."""
 
 
 @dataclass(frozen=True, slots=True)

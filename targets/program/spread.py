@@ -98,5 +98,3 @@ class Heads:
         stacks, heads, queries, key_width = (for_one_token(size) for size in query)
         _, cached_heads, keys, _ = (for_one_token(size) for size in key)
         return Heads(stacks, heads, cached_heads, queries, keys, key_width, for_one_token(value[3]))
-
-

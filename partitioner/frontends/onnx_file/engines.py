@@ -55,7 +55,7 @@ def _by_reference(
 
     try:
         evaluator = ReferenceEvaluator(str(path))
-        found: dict[str, Any] = evaluator.run(None, dict(feeds), intermediate=True)  # type: ignore[assignment]
+        found: dict[str, Any] = evaluator.run(None, dict(feeds), intermediate=True)
     except (NotImplementedError, RuntimeContextError) as error:
         raise _cannot("onnx's reference", error, path) from None
     outputs = [np.asarray(found[name]) for name in evaluator.output_names]
@@ -65,7 +65,7 @@ def _by_reference(
 def _by_onnxruntime(
     path: Path, feeds: Mapping[str, Array], inner: Collection[str]
 ) -> tuple[list[Array], dict[str, Array]]:
-    import onnxruntime as ort
+    import onnxruntime as ort  # type: ignore[import-untyped]
 
     options = ort.SessionOptions()
     options.log_severity_level = _FATAL
