@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from threading import Event
 from typing import Any
 
-from torch.distributed import PrefixStore, TCPStore
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from ir.diagnostics import CheckError, WafercError
 from targets.emulator.distributed.lookout import Lookout, lost_diagnostic, told
@@ -60,7 +60,9 @@ def launch(
     try:
         for rank in range(len(groups)):
             variables = {**os.environ, **environment, **_meeting(rank, len(groups), port)}
-            process = subprocess.Popen(command, stdin=subprocess.PIPE, env=variables, start_new_session=True)
+            process = subprocess.Popen(  # noqa: S603 - the caller's own command
+                command, stdin=subprocess.PIPE, env=variables, start_new_session=True
+            )
             processes.append(process)
             assert process.stdin
             process.stdin.write(given)

@@ -13,12 +13,12 @@ from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
-from torch.distributed import PrefixStore, TCPStore
+from torch.distributed import PrefixStore, TCPStore, rendezvous  # type: ignore[attr-defined]
 
 from ir.diagnostics import CheckError, Diagnostic, UsageError, WafercError
-from targets.emulator.distributed.channel import PeerLost
-from targets.emulator.distributed.pipeline import FIRST
+from targets.emulator.distributed.channel import PeerLostError
 from targets.emulator.distributed.lookout import Lookout, lost_diagnostic, tell
+from targets.emulator.distributed.pipeline import FIRST
 
 _NEVER = timedelta(days=365)
 """Waiting for a process that computes has no limit; the lookout finds those that are lost."""
@@ -73,7 +73,7 @@ def member(timeout_s: float, device: str, failed: Callable[[WafercError], None])
     Raises:
         WafercError: what the block raises, W0650 for a lost process, unless another process has told already.
     """
-    store, rank, processes = next(dist.rendezvous("env://", timeout=timedelta(seconds=max(120.0, timeout_s))))
+    store, rank, processes = next(rendezvous("env://", timeout=timedelta(seconds=max(120.0, timeout_s))))
     prefix = f"waferc/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
     met = PrefixStore(prefix, store)
     me = Member(rank, processes, met, device)
@@ -107,7 +107,7 @@ def member(timeout_s: float, device: str, failed: Callable[[WafercError], None])
         dist.init_process_group(backend, store=place, rank=rank, world_size=processes, timeout=_NEVER)
         yield me
         _part(me, lookout)
-    except PeerLost as error:
+    except PeerLostError as error:
         end(CheckError(lost_diagnostic([error.rank], me.groups, error.reason, timeout_s)))
     except WafercError as error:
         end(error)
