@@ -2,13 +2,14 @@
 
 from targets.emulator.distributed.generate import generate_over, step_over
 from targets.emulator.distributed.launch import launch
-from targets.emulator.distributed.member import Member, member, threads_of_each, under_torchrun
+from targets.emulator.distributed.member import Member, alone, member, threads_of_each, under_torchrun
 from targets.emulator.distributed.owners import share_out
 from targets.emulator.distributed.report import Run, decode, encode
 
 __all__ = [
     "Member",
     "Run",
+    "alone",
     "decode",
     "encode",
     "generate_over",

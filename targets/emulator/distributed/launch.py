@@ -103,11 +103,11 @@ def _look_after(
 ) -> None:
     """Return when all processes are done, raise when one has failed."""
     while any(process.poll() is None for process in processes):
-        if gone.wait(_LOOK_S):
+        if gone.wait(_LOOK_S) and not store.check(["failure"]):
             raise CheckError(lost_diagnostic(silent, groups, "no sign of life", timeout_s))
-        if any(process.poll() for process in processes):
+        if gone.is_set() or any(process.poll() for process in processes):
             break
-    if any(process.poll() for process in processes):
+    if gone.is_set() or any(process.poll() for process in processes):
         raise _failure(processes, store, groups, timeout_s)
 
 

@@ -26,8 +26,8 @@ _ERRORS: Mapping[int, type[WafercError]] = {
 class Lookout:
     """Looks after ``ranks`` through ``store``, and gives signs for ``own`` if that is one.
 
-    ``lost`` is called in its thread with the ranks that gave no sign for ``timeout_s``, or with none where the
-    store itself is gone.
+    ``lost`` is called in its thread with the ranks that gave no sign for ``timeout_s``, or with none where
+    another process has ended the run, or the store itself is gone.
     """
 
     store: Any
@@ -56,9 +56,13 @@ class Lookout:
                 if self.own is not None:
                     self.store.add(_sign(self.own), 1)
                 signs = {rank: self.store.add(_sign(rank), 0) for rank in others}
+                ended = bool(self.store.check(["failure"]))
             except Exception:  # torch has several, and any of them means the same
                 if not over.is_set():
                     self.lost([])
+                return
+            if ended:
+                self.lost([])
                 return
             now = time.monotonic()
             last = {r: (signs[r], now) if signs[r] != last[r][0] else last[r] for r in others}
