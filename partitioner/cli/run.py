@@ -70,14 +70,12 @@ def run(folder: Path, asked: Asked, how: How, out: Output, *, trust_code: bool =
         record["trace"] = str(asked.trace)
     record |= _about(runnable, opened, done, asked.counters)
     record |= {"processes": 1, "peak_rss_bytes": peak_rss_bytes(), "wall_s": round(time.perf_counter() - begin, 3)}
-    if not done.ok:
-        if not out.json:
-            _print(record)
-        out.failed(record, CheckError(_different(record, runnable)))
+    if not out.json:
+        _print(record)
+    if faults := _faults(done, record, runnable):
+        out.failed(record, CheckError(*faults))
     if out.json:
         out.result(record)
-    else:
-        _print(record)
 
 
 def _run(opened: Opened, asked: Asked, watchers: list[Trace]) -> tuple[TextRun | StepRun, dict[str, Any]]:
@@ -114,14 +112,18 @@ def _write(path: Path, trace: Trace) -> None:
 def _about(runnable: Runnable, opened: Opened, done: TextRun | StepRun, details: str) -> dict[str, Any]:
     plan, graph = runnable.plan, runnable.model.graph
     return {
-        "counters": counters_record(done.counters, plan, graph, details),
-        "predicted_counters": counters_record(done.predicted, plan, graph, details),
-        "by_reference": dict(sorted(done.counters.by_reference.items())),
+        "counters": counters_record(done.taken.counters, plan, graph, details),
+        "predicted_counters": counters_record(done.taken.predicted, plan, graph, details),
+        "by_reference": dict(sorted(done.taken.counters.by_reference.items())),
         "wafers": len(plan.wafers_used),
         "precision": opened.how.precision,
         "order": str(opened.emulator.arithmetic.order),
         "weights": opened.original.note,
     }
+
+
+def _faults(done: TextRun | StepRun, record: dict[str, Any], runnable: Runnable) -> list[Diagnostic]:
+    return [] if done.ok else [_different(record, runnable)]
 
 
 def _different(record: dict[str, Any], runnable: Runnable) -> Diagnostic:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ir.diagnostics import CheckError, Diagnostic, Fact
+from ir.diagnostics import Diagnostic, Fact
 from partitioner.running.setup import Opened
 from targets.cost.traffic import Predictor, Step
 from targets.counters import Counters, OpCount
@@ -14,20 +14,17 @@ def counted(book: Steps) -> Counters:
     return sum((step.counted for step in book.steps), Counters())
 
 
-def predicted_for(opened: Opened, book: Steps) -> Counters:
-    """What the cost model says of the same steps, given which experts their tokens met.
-
-    Raises:
-        CheckError: W0662, it is not what was counted, with the first operator or link that differs.
+def predicted_for(opened: Opened, book: Steps) -> tuple[Counters, Diagnostic | None]:
+    """What the cost model says of the same steps, given which experts their tokens met; and W0662 for the first
+    operator, link or operator by reference that was not counted so.
     """
     predictor = Predictor.of(opened.runnable.model, opened.runnable.plan)
-    total = Counters()
+    total, fault = Counters(), None
     for step in book.steps:
         predicted = predictor.step(_planned(step), step.counted.routing)
-        if fault := first_difference(step.counted, predicted):
-            raise CheckError(fault)
+        fault = fault or first_difference(step.counted, predicted)
         total += predicted
-    return total
+    return total, fault
 
 
 def _planned(step: CountedStep) -> Step:

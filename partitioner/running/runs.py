@@ -7,14 +7,24 @@ from dataclasses import dataclass
 
 import torch
 
+from ir.diagnostics import Diagnostic
 from partitioner.running.compare import Bound, TextComparison, compare_text, error_of
 from partitioner.running.inputs import Prompts, require_prompts
-from partitioner.running.predicted import counted
+from partitioner.running.predicted import counted, predicted_for
 from partitioner.running.setup import Opened
 from targets.counters import Counters
 from targets.emulator import Generated
-from targets.emulator.generate import generate
+from targets.emulator.generate import Prompt, generate_together
 from targets.emulator.watch import Steps, Watcher
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What a run has taken as counted and as predicted; ``miscounted``: the first difference of the two, if any."""
+
+    counters: Counters
+    predicted: Counters
+    miscounted: Diagnostic | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +33,7 @@ class TextRun:
 
     prompts: Prompts
     made: tuple[Generated, ...]
-    counters: Counters
-    predicted: Counters
+    taken: Taken
     reference: str = ""
     comparisons: tuple[TextComparison, ...] = ()
 
@@ -39,8 +48,7 @@ class StepRun:
     """One step on given inputs; ``errors`` by output if the original ran beside."""
 
     outputs: Mapping[str, torch.Tensor]
-    counters: Counters
-    predicted: Counters
+    taken: Taken
     reference: str = ""
     errors: Mapping[str, float] | None = None
     tolerances: Mapping[str, float] | None = None
@@ -59,20 +67,20 @@ def run_prompts(
 
     Raises:
         UsageError: W0604, W0605, W0613 or W0660, the prompts do not fit the plan; W0661, there is no such reference.
-        CheckError: W0662, what was counted is not what the cost model predicts.
+        CheckError: W0601 to W0603, the plan does not suffice for the run.
     """
     it = opened.runnable
     require_prompts(it.model.graph, it.plan, prompts, tokens)
     reference = opened.reference(compare) if compare else None
     book = Steps()
     opened.emulator.watchers = (book, *watchers)
-    made = tuple(generate(opened.emulator, ids, tokens) for ids in prompts)
-    counters = predicted = counted(book)
+    made, _ = generate_together(opened.emulator, [Prompt(ids, tokens) for ids in prompts])
+    taken = Taken(counted(book), *predicted_for(opened, book))
     if reference is None:
-        return TextRun(prompts, made, counters, predicted)
+        return TextRun(prompts, made, taken)
     bound = Bound.of(it.model.graph, opened.how.precision, wide=opened.original.module is not None)
     found = tuple(compare_text(ids, text, reference, bound) for ids, text in zip(prompts, made, strict=True))
-    return TextRun(prompts, made, counters, predicted, reference.name, found)
+    return TextRun(prompts, made, taken, reference.name, found)
 
 
 def run_step(
@@ -82,18 +90,18 @@ def run_step(
 
     Raises:
         UsageError: W0609, they are not the model's inputs; W0661, there is no such reference.
-        CheckError: W0662, what was counted is not what the cost model predicts.
+        CheckError: W0601 to W0603, the plan does not suffice for the run.
     """
     it = opened.runnable
     reference = opened.reference(compare) if compare else None
     book = Steps()
     opened.emulator.watchers = (book, *watchers)
     outputs = opened.emulator.step(inputs)
-    counters = predicted = counted(book)
+    taken = Taken(counted(book), *predicted_for(opened, book))
     if reference is None:
-        return StepRun(outputs, counters, predicted)
+        return StepRun(outputs, taken)
     theirs = dict(zip(outputs, reference.run(inputs, frozenset())[0], strict=True))
     bound = Bound.of(it.model.graph, opened.how.precision, wide=opened.original.module is not None)
     errors = {name: error_of(ours, theirs[name]) for name, ours in outputs.items()}
     allowed = {name: bound.of_outputs(value) for name, value in theirs.items()}
-    return StepRun(outputs, counters, predicted, reference.name, errors, allowed)
+    return StepRun(outputs, taken, reference.name, errors, allowed)

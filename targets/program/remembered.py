@@ -2,9 +2,9 @@
 
 Keys and values come from the cache by views (reshaped, transposed, cut, joined, repeated) and by products with stored
 weights. Both are read off the graph by following the number of each element, for one token, from the cached values to
-the attention node. Where a product lies between (DeepSeek-V2, section 2.1.2), q . (W c) = (W' q) . c: the rows of W that
-make a key are applied to the query, and those that make a value to the result, so that nothing is computed again for
-the tokens that are remembered.
+the attention node. Where a product lies between (DeepSeek-V2, section 2.1.2), q . (W c) = (W' q) . c: the rows of W
+that make a key are applied to the query, and those that make a value to the result, so that nothing is computed again
+for the tokens that are remembered.
 """
 
 from __future__ import annotations
@@ -118,8 +118,8 @@ def look_at_cache(graph: Graph, node: Node, cache: Cache) -> Look | None:
     heads = len(pieces[0].at.numbers) // repeats
     if made and heads > 1:
         return None
-    shared = [tuple(replace(p, at=Table(p.at.numbers[::repeats])) for p in part) for part in (keys, values)]
-    return Look(*shared, heads)
+    keys, values = ([replace(p, at=Table(p.at.numbers[::repeats])) for p in part] for part in (keys, values))
+    return Look(tuple(keys), tuple(values), heads)
 
 
 def _repeats(tables: list[Ints]) -> int:
@@ -134,7 +134,7 @@ def _repeats(tables: list[Ints]) -> int:
 
 @dataclass(slots=True)
 class _Reading:
-    """Elements of the values between cache and attention, by name; ``origins``: cached values, and nodes of products."""
+    """Elements of the values between cache and attention, by name; ``origins``: cached values, then products."""
 
     graph: Graph
     cache: Cache

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from ir.graph import Node
 from ir.layout import Ints
+from ir.model import Cache
 from ir.plan import Rectangle
-from ir.types import Shape, for_one_token
 
 SUM_BYTES = 4
 """Of a partial sum, a maximum or a sum of a softmax on the mesh: they are held in 32 bit."""
@@ -73,28 +73,13 @@ class Sight:
         return first, last
 
 
-@dataclass(frozen=True, slots=True)
-class Heads:
-    """Sizes of an attention node for one step.
+def remembered_tokens(cache: Cache, tokens: int, seen: int) -> int:
+    """Tokens that the queries of a step of ``tokens`` can see after ``seen`` others, their own included."""
+    if not cache.window:
+        return seen + tokens
+    return tokens + (seen % cache.window if cache.chunked else min(seen, cache.window - 1))
 
-    Attributes:
-        stacks: histories side by side, each with queries of its own: 1, but for vectors of fixed number.
-        heads, cached_heads: of queries, and of keys and values.
-        queries, keys: tokens of each.
-        key_width, value_width: elements of a head's key and value.
-    """
 
-    stacks: int
-    heads: int
-    cached_heads: int
-    queries: int
-    keys: int
-    key_width: int
-    value_width: int
-
-    @staticmethod
-    def of(query: Shape, key: Shape, value: Shape) -> Heads:
-        """Of the operands' shapes, whose sizes are numbers."""
-        stacks, heads, queries, key_width = (for_one_token(size) for size in query)
-        _, cached_heads, keys, _ = (for_one_token(size) for size in key)
-        return Heads(stacks, heads, cached_heads, queries, keys, key_width, for_one_token(value[3]))
+def cache_bytes(cache: Cache, seen: int) -> int:
+    """Bytes that one user's ``seen`` tokens take of a cache. They lie evenly over the tiles of its block's region."""
+    return cache.bytes_per_token * cache.tokens(seen)
