@@ -66,13 +66,16 @@ class How:
 
 @dataclass(frozen=True)
 class Runnable:
-    """A plan that is sound, its model, and where that came from; ``in_memory``: the original, if that is so already."""
+    """A plan that is sound, its model, and where that came from; ``in_memory``: the original, if that is so already,
+    ``folder``: the plan's, if it has one.
+    """
 
     model: Model
     plan: Plan
     origin: Origin
     in_memory: Original | None = None
     trust_code: bool = False
+    folder: Path | None = None
 
     def opened(self, how: How) -> Opened:
         """Ready to run."""
@@ -139,7 +142,7 @@ def open_plan(folder: Path, *, trust_code: bool = False) -> Runnable:
         CheckError: with every fault of the plan.
     """
     stored = _read(folder)
-    return Runnable(require_sound(stored), stored.plan, stored.origin, trust_code=trust_code)
+    return Runnable(require_sound(stored), stored.plan, stored.origin, trust_code=trust_code, folder=folder)
 
 
 def open_unchecked(folder: Path, *, trust_code: bool = False) -> Runnable:
@@ -153,7 +156,7 @@ def open_unchecked(folder: Path, *, trust_code: bool = False) -> Runnable:
     if stored.faults:
         raise CheckError(*stored.faults)
     model = find_blocks(stored.graph, stored.manifest.model.granularity)
-    return Runnable(model, stored.plan, stored.origin, trust_code=trust_code)
+    return Runnable(model, stored.plan, stored.origin, trust_code=trust_code, folder=folder)
 
 
 def _read(folder: Path) -> PlanFolder:

@@ -1,11 +1,15 @@
-"""Generation that can be ended at any time: over several processes, or gone on with after one of them was lost."""
+"""How a run is spread over processes, and what each of them does.
+
+Every process opens the plan itself and runs the wafers that are its own. The first one keeps the state of the run and
+has in the end what all have made. Processes are started here (:func:`run_on_this_computer`) or by torchrun.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -19,8 +23,6 @@ from partitioner.folder import MANIFEST, read_file
 from partitioner.run_state import STATE, Keeper, RunState, finished_of, read_state
 from partitioner.running.inputs import Prompts, read_arrays
 from partitioner.running.setup import How, Opened, Runnable, open_plan, open_unchecked
-from targets.counters import Counters
-from targets.emulator import Generated
 from targets.emulator.distributed import (
     Member,
     Run,
@@ -34,7 +36,6 @@ from targets.emulator.distributed import (
     step_over,
     threads_of_each,
 )
-from targets.emulator.watch import CountedStep, Steps
 
 _WORKER = "from partitioner.running.spread import serve; serve()"
 
@@ -44,10 +45,11 @@ class Spread:
     """How a run is spread over processes, and what is kept of it.
 
     Attributes:
-        processes: on this computer; no more than wafers in use are of use.
+        processes: on this computer; more than wafers in use are not started.
         timeout_s: how long a process may give no sign of life.
         resume: go on with the run whose state is kept.
         state: file that the state is kept in; ``None``: in the plan's folder, for as long as the run lasts.
+        failed: tells the user of an error, where torchrun has started the processes.
 
     Raises:
         UsageError: W0103, a number is not possible.
@@ -57,6 +59,7 @@ class Spread:
     timeout_s: float = 60.0
     resume: bool = False
     state: Path | None = None
+    failed: Callable[[WafercError], object] = lambda _error: None
 
     def __post_init__(self) -> None:
         if self.processes < 1:
@@ -67,10 +70,13 @@ class Spread:
             raise UsageError(Diagnostic("W0103", message, "--timeout"))
 
 
+ONE_PROCESS = Spread()
+
+
 class Task(msgspec.Struct, frozen=True, kw_only=True):
     """What each process is told to do: continue ``prompts``, or take one step on the arrays in ``inputs``.
 
-    ``manifest`` is the SHA-256 of a manifest whose plan has been checked already; ``result`` the file for what is made.
+    ``manifest`` is the SHA-256 of a manifest whose plan has been checked already, ``result`` the file for what is made.
     """
 
     folder: str
@@ -92,15 +98,11 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
         how = msgspec.json.encode(replace(self.how, host_bytes=None)).decode()
         return f"{how} {self.prompts} {self.tokens} {bool(self.inputs)} {self.keep_logits}"
 
-
-@dataclass(frozen=True, slots=True)
-class Made:
-    """What was generated for each prompt, or a step's outputs; a book of all steps; what memory each process took."""
-
-    generated: tuple[Generated, ...]
-    outputs: Mapping[str, torch.Tensor]
-    book: Steps
-    rss_bytes: tuple[int, ...]
+    def keeper(self) -> Keeper:
+        """Keeps the state of the run, which has finished nothing yet."""
+        nothing = tuple(() for _ in self.prompts)
+        state = RunState(manifest_of(Path(self.folder)), self.how.seed, self.how.precision, self.prompts, nothing)
+        return Keeper(Path(self.state or Path(self.folder) / STATE), state, must=bool(self.state))
 
 
 def manifest_of(folder: Path) -> str:
@@ -118,27 +120,28 @@ def run_on_this_computer(task: Task, runnable: Runnable, processes: int) -> Run:
     groups = share_out(runnable.plan, processes)
     with tempfile.TemporaryDirectory(prefix="waferc-") as room:
         result = Path(room) / "result"
-        given = msgspec.structs.replace(task, result=str(result), manifest=manifest_of(Path(task.folder)))
+        given = msgspec.json.encode(msgspec.structs.replace(task, result=str(result)))
         here = str(Path(partitioner.__file__).parent.parent)
         path = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH", "")]))
         command = [sys.executable, "-P", "-c", _WORKER]
-        launch(command, msgspec.json.encode(given), groups, task.timeout_s, {"PYTHONPATH": path})
+        launch(command, given, groups, task.timeout_s, {"PYTHONPATH": path})
         return decode(result.read_bytes())
 
 
 def serve() -> None:
-    """A process of :func:`run_on_this_computer`: does the task on its standard input, and tells nobody of errors."""
-    task = msgspec.json.decode(sys.stdin.buffer.read(), type=Task)
-    take_part(task, lambda _error: None)
+    """A process of :func:`run_on_this_computer`: does the task on its standard input; that one tells of errors."""
+    take_part(msgspec.json.decode(sys.stdin.buffer.read(), type=Task), lambda _error: None)
     sys.stdout.flush()
-    os._exit(0)  # what Python and torch would tidy up takes seconds and goes with the process
+    sys.stderr.flush()
+    os._exit(0)  # what Python and torch would tidy up takes seconds, and goes with the process
 
 
-def take_part(task: Task, failed: Callable[[WafercError], None]) -> Run | None:
+def take_part(task: Task, failed: Callable[[WafercError], object]) -> Run | None:
     """Do one process's part of ``task``; what all have made in the first, ``None`` in the others.
 
-    Where the run fails the process ends; ``failed`` is called before in the one that tells the user.
+    Where the run fails the process ends; in the one that tells the user, ``failed`` is called before.
     """
+    run = None
     with member(task.timeout_s, task.how.device, failed) as me:
         torch.set_num_threads(threads_of_each())
         folder, digest = Path(task.folder), manifest_of(Path(task.folder))
@@ -168,17 +171,18 @@ def do(task: Task, opened: Opened, me: Member | None = None) -> Run | None:
     """
     me = me or alone(opened.runnable.plan, opened.how.device)
     if task.inputs:
-        return step_over(opened.emulator, me, read_arrays(Path(task.inputs)))
-    keeper = Keeper(state_path(task), fresh_state(task), must=bool(task.state))
+        run = step_over(opened.emulator, me, read_arrays(Path(task.inputs)))
+        return None if run is None else replace(run, note=opened.original.note)
+    keeper = task.keeper()
     finished = msgspec.json.decode(me.from_first("finished", lambda: _begin(task, keeper)), type=Prompts)
     run = generate_over(
         opened.emulator, me, task.prompts, finished, task.tokens, keep_logits=task.keep_logits, on_token=keeper.add
     )
-    if run is not None:
-        keeper.end()
-        known = {(user, place): t for user, tokens in enumerate(finished) for place, t in enumerate(tokens)}
-        run.made.tokens.update(known)
-    return run
+    if run is None:
+        return None
+    keeper.end()
+    run.made.tokens.update({(u, place): t for u, tokens in enumerate(finished) for place, t in enumerate(tokens)})
+    return replace(run, note=opened.original.note)
 
 
 def _begin(task: Task, keeper: Keeper) -> str:
@@ -189,31 +193,3 @@ def _begin(task: Task, keeper: Keeper) -> str:
         keeper.state = kept
     keeper.begin()
     return msgspec.json.encode(finished_of(keeper.state, task.tokens)).decode()
-
-
-def fresh_state(task: Task) -> RunState:
-    """The state of a run that has finished nothing."""
-    nothing = tuple(() for _ in task.prompts)
-    return RunState(manifest_of(Path(task.folder)), task.how.seed, task.how.precision, task.prompts, nothing)
-
-
-def state_path(task: Task) -> Path:
-    """Where the state of a run is kept."""
-    return Path(task.state) if task.state else Path(task.folder) / STATE
-
-
-def what_was_made(run: Run, users: int, graph_output: str) -> Made:
-    """A run of prompts as the emulator alone would tell it."""
-    book = Steps([CountedStep(s.user, s.remembered, s.bindings, s.counted) for s in run.steps])
-    generated = []
-    for user in range(users):
-        mine = [(index, step) for index, step in enumerate(run.steps) if step.user == user]
-        counted: dict[int, Counters] = {}
-        for _, step in mine:
-            counted[step.place] = counted.get(step.place, Counters()) + step.counted
-        logits = tuple(
-            run.made.results[index, graph_output] for index, _ in mine if (index, graph_output) in run.made.results
-        )
-        tokens = tuple(token for (owner, _), token in sorted(run.made.tokens.items()) if owner == user)
-        generated.append(Generated(tokens, logits, tuple(counted.values())))
-    return Made(tuple(generated), {}, book, run.rss_bytes)

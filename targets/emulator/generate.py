@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import torch
 
@@ -13,6 +14,8 @@ from targets.counters import Counters
 from targets.emulator.executor import Emulator
 from targets.emulator.pipeline import Tick, write_together
 from targets.emulator.speculate import Draft
+
+OnToken: TypeAlias = Callable[[int, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +61,15 @@ def generate(
 
 
 def generate_together(
-    emulator: Emulator, prompts: Sequence[Prompt], draft: Draft | None = None, draft_tokens: int = 4
+    emulator: Emulator,
+    prompts: Sequence[Prompt],
+    draft: Draft | None = None,
+    draft_tokens: int = 4,
+    on_token: OnToken = lambda _prompt, _place, _token: None,
 ) -> tuple[tuple[Generated, ...], tuple[Tick, ...]]:
     """Continue several prompts at once, each as :func:`generate` does, as users of one pipeline.
+
+    ``on_token`` is called for every token that is chosen: the prompt's number, the token's place after it, and its id.
 
     Returns:
         What was generated for each prompt, and which prompt's step each wafer worked on in each tick.
@@ -71,7 +80,7 @@ def generate_together(
     for prompt in prompts:
         require_prompt(emulator, prompt.ids, prompt.tokens)
     chunk = emulator.plan.workload.chunk
-    writers = [_Writer(number, prompt, chunk, draft, draft_tokens) for number, prompt in enumerate(prompts)]
+    writers = [_Writer(number, prompt, chunk, draft, draft_tokens, on_token) for number, prompt in enumerate(prompts)]
     ticks = write_together(emulator, writers)
     return tuple(writer.generated() for writer in writers), ticks
 
@@ -88,6 +97,7 @@ class _Writer:
     chunk: int
     draft: Draft | None
     draft_tokens: int
+    on_token: OnToken
     certain: list[int] = field(init=False)
     guesses: list[int] = field(default_factory=list)
     chosen: list[int] = field(default_factory=list)
@@ -122,6 +132,7 @@ class _Writer:
         for row in logits[len(self.certain) - 1 :]:
             self.logits.append(row)
             self.chosen.append(int(row.argmax()))
+            self.on_token(self.number, len(self.chosen) - 1, self.chosen[-1])
             if self.guesses[right : right + 1] != self.chosen[-1:]:
                 self.guesses = []
                 break
@@ -140,6 +151,11 @@ class _Writer:
 
 
 def require_prompt(emulator: Emulator, prompt_ids: Sequence[int], tokens: int) -> None:
+    """Refuse a prompt that the plan cannot continue by ``tokens`` tokens.
+
+    Raises:
+        UsageError: W0604 or W0605, as for :func:`generate`.
+    """
     vocabulary = _vocabulary(emulator.model.graph)
     outside = [token for token in prompt_ids if not 0 <= token < vocabulary]
     if outside:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -15,11 +15,10 @@ from targets.emulator.distributed.report import Run, Taken, gather
 from targets.emulator.distributed.route import Route, find_route
 from targets.emulator.distributed.schedule import Asked, Item, Round, in_pieces, plan_rounds
 from targets.emulator.executor import Emulator
-from targets.emulator.generate import require_prompt
+from targets.emulator.generate import OnToken, require_prompt
 from targets.emulator.turns import part_of
 
 Tensor = torch.Tensor
-OnToken = Callable[[int, int, int], None]
 
 
 def generate_over(

@@ -82,7 +82,7 @@ def threads_of_each() -> int:
 
 
 @contextmanager
-def member(timeout_s: float, device: str, failed: Callable[[WafercError], None]) -> Iterator[Member]:
+def member(timeout_s: float, device: str, failed: Callable[[WafercError], object]) -> Iterator[Member]:
     """This process among the others, for as long as the block runs; ends the process when another one is lost.
 
     ``failed`` is called in the one process that tells the user of an error.

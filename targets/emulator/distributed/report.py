@@ -56,6 +56,7 @@ class _Report(msgspec.Struct, frozen=True):
     tokens: dict[tuple[int, int], int]
     rss_bytes: tuple[int, ...]
     steps: tuple[Taken, ...]
+    note: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +67,13 @@ class Run:
         made: as in each process; counters are added up.
         rss_bytes: the most memory that each process has held.
         steps: what each step took, in the order in which they began.
+        note: where the weights are from.
     """
 
     made: Made
     rss_bytes: tuple[int, ...]
     steps: tuple[Taken, ...] = ()
+    note: str = ""
 
 
 def peak_rss_bytes() -> int:
@@ -116,7 +119,7 @@ def encode(run: Run) -> bytes:
     """A run as bytes."""
     results = {key: _array(tensor) for key, tensor in run.made.results.items()}
     return msgspec.msgpack.encode(
-        _Report(run.made.counters, results, run.made.tokens, run.rss_bytes, run.steps), enc_hook=_plain
+        _Report(run.made.counters, results, run.made.tokens, run.rss_bytes, run.steps, run.note), enc_hook=_plain
     )
 
 
@@ -128,7 +131,7 @@ def decode(data: bytes) -> Run:
     """
     report = msgspec.msgpack.decode(data, type=_Report, dec_hook=_counts)
     results = {key: _tensor(array) for key, array in report.results.items()}
-    return Run(Made(report.counters, results, report.tokens), report.rss_bytes, report.steps)
+    return Run(Made(report.counters, results, report.tokens), report.rss_bytes, report.steps, report.note)
 
 
 def _array(tensor: Tensor) -> _Array:
