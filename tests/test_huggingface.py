@@ -32,6 +32,7 @@ from partitioner.frontends.lowered import Lowered
 from partitioner.frontends.original import open_original
 from partitioner.frontends.quantization import WeightRole, encoding_rule
 from partitioner.frontends.stamp import Layers, NotRepeatableError, stamp
+from partitioner.frontends.weights import tensors_of
 
 LAYERS = 3
 SMALL: dict[str, Any] = {
@@ -159,11 +160,17 @@ def sibling(lowered: Lowered) -> Sibling:
     return Sibling(lowered.graph, blocks_of(lowered.graph), original)
 
 
+def own_tensors(original: Any) -> dict[str, torch.Tensor]:
+    """The tensors that the original computes with."""
+    return {name: tensor.detach() for name, tensor in tensors_of(original.module).items()}
+
+
 def shake(original: Any, parameters: tuple[Parameter, ...]) -> None:
     """Change every weight a little: norms and biases start as ones and zeros, which would hide mistakes."""
     generator = torch.Generator().manual_seed(1)
+    weights = own_tensors(original)
     for parameter in parameters:
-        tensor = original.weights[parameter.name]
+        tensor = weights[parameter.name]
         tensor += 0.05 * torch.randn(tensor.shape, generator=generator)
 
 
@@ -184,7 +191,7 @@ def test_graphs_compute_what_the_models_do(model_type: str, lowered_sibling: Sib
     assert wanted.std() > 0.01
     for graph in (it.graph, it.model.graph):
         (output,) = graph.outputs
-        got = interpret(graph, {**it.original.weights, **inputs})[output]
+        got = interpret(graph, {**own_tensors(it.original), **inputs})[output]
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
 
 
@@ -247,7 +254,7 @@ def test_encoders_see_all_tokens_and_remember_none(name: str, lowered_sibling: S
     inputs = {value.name: tokens[value.name] for value in model.graph.inputs}
     wanted = original.forward(inputs)
     assert len(wanted) == (2 if "pooler" in name else 1)
-    got = interpret(model.graph, {**original.weights, **inputs})
+    got = interpret(model.graph, {**own_tensors(original), **inputs})
     for output, tensor in zip(model.graph.outputs, wanted, strict=True):
         torch.testing.assert_close(got[output], tensor, rtol=1e-4, atol=1e-4)
 

@@ -24,7 +24,7 @@ from partitioner.viewer.report import render_report
 from targets.cost.pipeline import pipeline_cost
 from targets.emulator import Emulator
 from targets.emulator.memory import HostMemory
-from targets.emulator.weights import Tensors
+from targets.emulator.weights import Tensors, unpacked
 from targets.machines import load_target, load_wafers, with_changes
 
 MINI = load_wafers("mini")
@@ -251,8 +251,9 @@ def test_users_are_served_by_copies_in_turn(model, runs_like_the_original, tmp_p
 def test_a_copy_that_is_broken_fails_its_own_users_alone(model, original):
     plan = copied(model)
     emulator = Emulator(model, plan, original.weights)
+    whole = unpacked(original.weights, model.placed)
     broken = HostMemory(
-        Tensors({name: torch.full_like(weight, torch.nan) for name, weight in original.weights.items()}),
+        Tensors({name: torch.full_like(weight, torch.nan) for name, weight in whole.items()}),
         emulator.arithmetic,
     )
     memory = emulator.memories["embedding #1"]

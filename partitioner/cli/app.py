@@ -57,6 +57,7 @@ def compile_command(
     parts: str = "text",
     trust_code: TrustCode = False,
     output: Annotated[Path | None, Parameter(["--output", "-o"])] = None,
+    tests: Annotated[bool, Parameter("--tests", negative=())] = False,
     objective: str = "balance,traffic",
     report: Path | None = None,
     seed: Count = 0,
@@ -84,6 +85,7 @@ def compile_command(
         parts: text, or text,vision to place the vision tower of a multimodal transformers model too, for one picture.
         trust_code: open a .pt2 file, which is a pickle and can run code: only if you trust who made it.
         output: folder to write the plan to; nothing is written if not given.
+        tests: write test_plan.py into that folder, for pytest: that the plan computes what the original does.
         objective: what to make the placement best for, the first first: machines, latency, bottleneck, traffic,
             balance or room, separated by commas.
         report: file (.html) to write a page to: of the plan, or of why there is none and what would fit.
@@ -110,7 +112,9 @@ def compile_command(
         time_limit=time_limit,
     )
     options = LoadOptions(fix=parse_sizes(fix), trust_code=trust_code, parts=parse_parts(parts))
-    run_compile(model, options, request, output, Output(json=json), report)
+    if tests and output is None:
+        raise UsageError(Diagnostic("W0104", "--tests writes into the plan's folder: give --output", "--tests"))
+    run_compile(model, options, request, output, Output(json=json), report, tests=tests)
 
 
 @app.command

@@ -75,7 +75,7 @@ def _record(found: Verification, opened: Opened) -> dict[str, Any]:
         "outputs": [_row(place) for place in found.outputs],
         "unseen_layers": list(found.unseen),
         "first_wrong": None if found.first_wrong is None else found.first_wrong.layer,
-        "weights": opened.original.note,
+        "weights": opened.weights.note,
     }
 
 

@@ -16,6 +16,7 @@ from ir.graph import Graph
 from ir.interpret import interpret
 from partitioner.frontends.lowered import Origin
 from partitioner.frontends.original import Original
+from targets.emulator.weights import unpacked
 
 Tensor = torch.Tensor
 Tensors = Mapping[str, Tensor]
@@ -56,7 +57,7 @@ def choose_reference(asked: str, origin: Origin) -> str:
 def open_reference(name: str, original: Original, graph: Graph, origin: Origin) -> Reference:
     """The reference called ``name`` (of :func:`choose_reference`) for a plan of ``graph``."""
     if original.module is not None:
-        module, paths = original.module, _modules(graph)
+        module, paths = original.module, modules_of(graph)
 
         def watched(inputs: Tensors, inner: frozenset[str]) -> tuple[list[Tensor], dict[str, Tensor]]:
             with _hooked(module, {value: paths[value] for value in inner if value in paths}) as found:
@@ -68,7 +69,7 @@ def open_reference(name: str, original: Original, graph: Graph, origin: Origin) 
 
     def interpreted(inputs: Tensors, inner: frozenset[str]) -> tuple[list[Tensor], dict[str, Tensor]]:
         with torch.no_grad():
-            values = interpret(graph, {**original.weights, **inputs})
+            values = interpret(graph, {**unpacked(original.weights, graph.parameters), **inputs})
         own = origin.kind == "onnx"
         outputs = [values[output] for output in graph.outputs] if own else original.forward(inputs)
         return outputs, {value: values[value] for value in inner}
@@ -96,7 +97,7 @@ def _tensor(array: Any) -> Tensor:
 # --- values of the graph and modules of the library ---------------------------------------------------------------
 
 
-def _modules(graph: Graph) -> dict[str, list[str]]:
+def modules_of(graph: Graph) -> dict[str, list[str]]:
     """For each value that is all that some modules give away: the paths of these modules, the innermost first."""
     computed: defaultdict[str, list[int]] = defaultdict(list)
     for index, node in enumerate(graph.nodes):

@@ -38,9 +38,20 @@ class Breach:
     reason: str
 
 
+TEXT_INPUTS = frozenset({"input_ids", "position_ids"})
+"""What a step takes of a text, at most."""
+
+
 def takes_tokens(graph: Graph) -> bool:
     """Whether a step is of any number of tokens; else its sizes are fixed."""
     return any("tokens" in symbols_of(size) for value in graph.inputs for size in value.type.shape)
+
+
+def continues_text(graph: Graph) -> bool:
+    """Whether a step takes token ids alone (and their positions), which see earlier ones only: what continues a text."""
+    causal = all(node.attributes["causal"] for node in graph.nodes if node.op == "attention")
+    names = {value.name for value in graph.inputs}
+    return takes_tokens(graph) and causal and "input_ids" in names and names <= TEXT_INPUTS
 
 
 def require_step(graph: Graph) -> Graph:

@@ -14,18 +14,13 @@ from ir.graph import Graph, Value
 from ir.ops import torch_dtype
 from ir.plan import Plan
 from ir.types import DType, evaluate, symbols_of
+from partitioner.passes.step import TEXT_INPUTS, continues_text
 
 Tensor = torch.Tensor
 Prompts = tuple[tuple[int, ...], ...]
 _MOST_ARRAY_BYTES = 4 << 30
 _FEWER = ("compile with more --users", "give fewer prompts at once")
 _SHORTER = ("ask for fewer tokens", "plan for more context")
-_STEP_INPUTS = frozenset({"input_ids", "position_ids"})
-
-
-def is_language_model(graph: Graph) -> bool:
-    """Whether a step takes token ids alone (and their positions), and so can continue a prompt."""
-    return bool(graph.inputs) and {value.name for value in graph.inputs} <= _STEP_INPUTS
 
 
 def require_prompts(graph: Graph, plan: Plan, prompts: Prompts, tokens: int) -> None:
@@ -36,8 +31,8 @@ def require_prompts(graph: Graph, plan: Plan, prompts: Prompts, tokens: int) -> 
             vocabulary; W0605, a prompt and its new tokens exceed the plan's context; W0660, there are more prompts
             than users in the plan.
     """
-    if not is_language_model(graph):
-        further = sorted({value.name for value in graph.inputs} - _STEP_INPUTS)
+    if not continues_text(graph):
+        further = sorted({value.name for value in graph.inputs} - TEXT_INPUTS)
         needs = f": it takes {', '.join(further)}" if further else ""
         help_ = ("give the model's inputs with --inputs FILE.npz",)
         raise UsageError(Diagnostic("W0613", f"the plan is of no model of token ids alone{needs}", help=help_))

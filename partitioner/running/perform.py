@@ -72,7 +72,7 @@ def take_step(
         book = Steps()
         opened.emulator.watchers = (book, *watchers)
         outputs: Mapping[str, torch.Tensor] = opened.emulator.step(inputs)
-        return Made((), outputs, book, (peak_rss_bytes(),), opened.original.note)
+        return Made((), outputs, book, (peak_rss_bytes(),), opened.weights.note)
     task = _task(opened, opened.runnable.folder, spread, inputs=str(file.absolute()))
     run = _run_over_processes(task, opened, spread, watchers)
     graph, users = opened.runnable.model.graph, len(run.steps)
@@ -119,7 +119,7 @@ def _together(opened: Opened, prompts: Prompts, tokens: int, watchers: Sequence[
     opened.emulator.watchers = (book, *watchers)
     wanted = [Prompt(ids, tokens) for ids in prompts]
     made, _ = generate_together(opened.emulator, wanted, on_token=on_token)
-    return Made(made, {}, book, (peak_rss_bytes(),), opened.original.note)
+    return Made(made, {}, book, (peak_rss_bytes(),), opened.weights.note)
 
 
 def _book(run: Run) -> Steps:

@@ -19,19 +19,21 @@ COUNTER_DETAILS = ("totals", "blocks", "ops")
 
 def text_record(run: TextRun) -> dict[str, Any]:
     """What a run of prompts yielded. ``tokens`` is one list for one prompt, and a list of lists for several."""
-    one = len(run.prompts) == 1
-    texts = [list(made.tokens) for made in run.made]
-    record: dict[str, Any] = {"tokens": texts[0] if one else texts}
+    record: dict[str, Any] = {"tokens": _one_or_all(run.tokens)}
     if run.comparisons:
-        theirs = [list(found.tokens) for found in run.comparisons]
         record |= {
             "reference": run.reference,
-            "reference_tokens": theirs[0] if one else theirs,
-            "max_abs_logit_error": max(found.max_abs_logit_error for found in run.comparisons),
-            "tolerance": min(found.tolerance for found in run.comparisons),
+            "reference_tokens": _one_or_all(run.reference_tokens),
+            "max_abs_logit_error": run.max_abs_logit_error,
+            "tolerance": run.tolerance,
             "ok": run.ok,
         }
     return record | {"prompts": len(run.prompts), "steps": sum(len(made.counters) for made in run.made)}
+
+
+def _one_or_all(texts: tuple[tuple[int, ...], ...]) -> list[Any]:
+    lists = [list(ids) for ids in texts]
+    return lists[0] if len(lists) == 1 else lists
 
 
 def step_record(run: StepRun) -> dict[str, Any]:

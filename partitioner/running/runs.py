@@ -45,6 +45,26 @@ class TextRun:
     comparisons: tuple[TextComparison, ...] = ()
 
     @property
+    def tokens(self) -> tuple[tuple[int, ...], ...]:
+        """The new tokens of each prompt."""
+        return tuple(made.tokens for made in self.made)
+
+    @property
+    def reference_tokens(self) -> tuple[tuple[int, ...], ...]:
+        """Those of the original, if it ran."""
+        return tuple(found.tokens for found in self.comparisons)
+
+    @property
+    def max_abs_logit_error(self) -> float:
+        """The greatest error of a logit of any prompt; 0 if the original did not run."""
+        return max((found.max_abs_logit_error for found in self.comparisons), default=0.0)
+
+    @property
+    def tolerance(self) -> float:
+        """The least of what is allowed for the prompts; 0 if the original did not run."""
+        return min((found.tolerance for found in self.comparisons), default=0.0)
+
+    @property
     def ok(self) -> bool:
         """Whether every text is the original's."""
         return all(comparison.ok for comparison in self.comparisons)

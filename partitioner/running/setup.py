@@ -17,6 +17,7 @@ from partitioner.frontends.lowered import Origin
 from partitioner.frontends.original import Original, open_original
 from partitioner.frontends.reference import Reference, choose_reference, open_reference
 from partitioner.frontends.tokens import Words, open_words
+from partitioner.frontends.weights import Weights, open_weights
 from partitioner.passes.blocks import find_blocks
 from partitioner.sound import require_sound
 from targets.emulator import Arithmetic, Emulator, Order, Precision
@@ -94,26 +95,33 @@ class Opened:
     wafers: tuple[int, ...] | None = None
 
     @cached_property
-    def original(self) -> Original:
-        """The original with its weights.
+    def weights(self) -> Weights:
+        """The plan's weights, which are read as they are needed.
 
         Raises:
             UsageError: W0610 to W0612, they cannot be had.
         """
         it = self.runnable
         if it.in_memory is not None:
-            return it.in_memory
+            return Weights(it.in_memory.weights, it.in_memory.note)
         if it.model.weight_bytes < _SMALL_MODEL_BYTES:
             torch.set_num_threads(1)
-        return open_original(it.origin, it.model.placed, self.how.seed, trust_code=it.trust_code)
+        return open_weights(it.origin, it.model.placed, self.how.seed, trust_code=it.trust_code)
+
+    @cached_property
+    def original(self) -> Original:
+        """The original with the same weights; raises as ``weights``, and W0610 if it is too large to be built here."""
+        it, seed = self.runnable, self.how.seed
+        if it.in_memory is not None:
+            return it.in_memory
+        return open_original(it.origin, it.model.placed, seed, weights=self.weights, trust_code=it.trust_code)
 
     @cached_property
     def emulator(self) -> Emulator:
         """The plan's tiles with the weights on them; raises as :class:`Emulator` does."""
         it = self.runnable
-        return Emulator(
-            it.model, it.plan, self.original.weights, self.how.arithmetic(it.model), self.how.host_bytes, self.wafers
-        )
+        arithmetic = self.how.arithmetic(it.model)
+        return Emulator(it.model, it.plan, self.weights.source, arithmetic, self.how.host_bytes, self.wafers)
 
     @cached_property
     def words(self) -> Words:

@@ -172,7 +172,7 @@ def do(task: Task, opened: Opened, me: Member | None = None) -> Run | None:
     me = me or alone(opened.runnable.plan, opened.how.device)
     if task.inputs:
         run = step_over(opened.emulator, me, read_arrays(Path(task.inputs)))
-        return None if run is None else replace(run, note=opened.original.note)
+        return None if run is None else replace(run, note=opened.weights.note)
     keeper = task.keeper()
     finished = msgspec.json.decode(me.from_first("finished", lambda: _begin(task, keeper)), type=Prompts)
     run = generate_over(
@@ -182,7 +182,7 @@ def do(task: Task, opened: Opened, me: Member | None = None) -> Run | None:
         return None
     keeper.end()
     run.made.tokens.update({(u, place): t for u, tokens in enumerate(finished) for place, t in enumerate(tokens)})
-    return replace(run, note=opened.original.note)
+    return replace(run, note=opened.weights.note)
 
 
 def _begin(task: Task, keeper: Keeper) -> str:

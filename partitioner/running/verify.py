@@ -10,8 +10,9 @@ import torch
 from ir.diagnostics import CheckError, Diagnostic, Fact
 from ir.model import Block, Model
 from ir.types import symbols_of
+from partitioner.passes.step import continues_text
 from partitioner.running.compare import Bound, TextComparison, compare_text, error_of, greatest, text_inputs
-from partitioner.running.inputs import Prompts, is_language_model, random_inputs, random_prompt, require_prompts
+from partitioner.running.inputs import Prompts, random_inputs, random_prompt, require_prompts
 from partitioner.running.setup import Opened
 from targets.emulator.generate import generate
 from targets.emulator.history import token_axis
@@ -83,7 +84,7 @@ def verify_plan(
     """Verify a plan on ``prompts`` or ``inputs``; where none are given, on such as the seed yields."""
     it, seed = opened.runnable, opened.how.seed
     graph, plan = it.model.graph, it.plan
-    if prompts or (inputs is None and is_language_model(graph)):
+    if prompts or (inputs is None and continues_text(graph)):
         return verify_prompts(opened, prompts or (random_prompt(graph, plan, tokens, seed),), tokens, asked)
     return verify_step(opened, random_inputs(graph, plan, seed) if inputs is None else inputs, asked)
 

@@ -7,17 +7,16 @@ its two values are, which is faster than shifts and masks, and in parts of rows 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
 from targets.emulator.weights import Plain, Stored
 
 Tensor = torch.Tensor
-Q = TypeVar("Q", "Int4", "Mxfp4", "Fp8", "Blockwise")
 
 _E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 """Magnitudes of the four-bit floats of the OCP Microscaling specification 1.0; the highest bit is the sign."""
@@ -215,12 +214,22 @@ def stacked(parts: Sequence[Stored]) -> Stored | None:
     return joined([lifted(part) for part in parts], 0)
 
 
-def lifted(stored: Any) -> Stored:
+def lifted(stored: Stored) -> Stored:
     """A stack of one weight."""
+    return _of_each(stored, lambda tensor: tensor[None])
+
+
+def one_of(stack: Stored, place: int) -> Stored:
+    """The weight at ``place`` of a stack."""
+    return _of_each(stack, lambda tensor: tensor[place])
+
+
+def _of_each(stored: Any, change: Callable[[Tensor], Tensor]) -> Stored:
+    """The same class with each of its tensors changed."""
     if isinstance(stored, Transposed):
-        return Transposed(lifted(stored.stored))
-    tensors = {name: value for name, value in _fields(stored) if isinstance(value, Tensor)}
-    return replace(stored, **{name: value[None] for name, value in tensors.items()})  # type: ignore[no-any-return]
+        return Transposed(_of_each(stored.stored, change))
+    tensors = {name: change(value) for name, value in _fields(stored) if isinstance(value, Tensor)}
+    return replace(stored, **tensors)  # type: ignore[no-any-return]
 
 
 def _joined_fields(parts: Sequence[Any], axis: int) -> Stored | None:

@@ -24,15 +24,18 @@ from ir.plan import PlacedBlock, Plan
 from ir.types import evaluate
 from targets.counters import Counters
 from targets.emulator.arithmetic import Arithmetic
+from targets.emulator.attention import attend, attend_in_step
 from targets.emulator.history import History
+from targets.emulator.kernels import arrive, run
 from targets.emulator.ledger import WaferLedger, claim
 from targets.emulator.memory import HostMemory, TileWeights, expert_slice
 from targets.emulator.meter import Meter
-from targets.emulator.run import BlockMemory, Scope, attend
+from targets.emulator.scope import BlockMemory, Scope
 from targets.emulator.turns import joined, part_of
 from targets.emulator.watch import Watcher
 from targets.emulator.weights import Tensors, WeightSource
-from targets.program.instructions import CachedAttention, Instruction, Program, write_programs
+from targets.program.instructions import Instruction, Program, write_programs
+from targets.program.kinds import KernelKind
 from targets.program.turns import plans_of_turns
 
 Tensor = torch.Tensor
@@ -129,8 +132,7 @@ class Emulator:
 
     def forget(self, user: int, tokens: int) -> None:
         """Forget the last ``tokens`` tokens of ``user``, which must be some of the last step's."""
-        types = self.model.graph.types
-        self._histories[user] = {n: h.without(tokens, types) for n, h in self._histories.get(user, {}).items()}
+        self._histories[user] = {n: h.without(tokens) for n, h in self._histories.get(user, {}).items()}
         self._tokens[user] = self.tokens(user) - tokens
 
     @torch.no_grad()
@@ -228,25 +230,23 @@ class Emulator:
         self._tokens[flight.user] = self.tokens(flight.user) + flight.bindings.get("tokens", 0)
 
     def _run_block(self, scope: Scope, flight: Flight) -> None:
-        """Run a block's nodes on its wafer's values."""
+        """Run a block's nodes on its wafer's values, and extend its histories."""
+        arrive(scope)
         for instruction in scope.program.instructions:
-            begin_ns = perf_counter_ns()
-            if instruction.cache is None:
-                scope.run(instruction)
-            else:
-                self._attend(instruction, instruction.cache, scope, flight.histories)
+            begin_ns = perf_counter_ns() if self.watchers else 0
+            self._run_instruction(instruction, scope, flight.histories)
             for watcher in self.watchers:
                 watcher.ran(flight.user, scope, instruction, begin_ns, perf_counter_ns())
 
-    def _attend(
-        self, instruction: Instruction, cached: CachedAttention, scope: Scope, histories: dict[int, History]
-    ) -> None:
-        """Run an attention node that remembers, and extend its history (by attention node)."""
-        types = self.model.graph.types
-        node, new = cached.cache.node, {name: scope.read(name) for name in cached.cache.values}
-        seen = histories.get(node, History()).visible(cached.cache, types)
-        histories[node] = seen.append(new, types, scope.bindings["tokens"])
-        attend(instruction, cached, scope, histories[node])
+    def _run_instruction(self, instruction: Instruction, scope: Scope, histories: dict[int, History]) -> None:
+        if instruction.kind is not KernelKind.ATTENTION:
+            run(instruction, scope)
+        elif instruction.cache is None:
+            attend_in_step(instruction, scope)
+        else:
+            node = instruction.cache.cache.node
+            seen = histories.get(node, History())
+            histories[node] = attend(instruction, instruction.cache, scope, seen, self.plan.workload.context)
 
     def _send(self, scope: Scope, flight: Flight) -> None:
         """Carry what other wafers read of a block to them."""

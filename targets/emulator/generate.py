@@ -151,11 +151,7 @@ class _Writer:
 
 
 def require_prompt(emulator: Emulator, prompt_ids: Sequence[int], tokens: int) -> None:
-    """Refuse a prompt that the plan cannot continue by ``tokens`` tokens.
-
-    Raises:
-        UsageError: W0604 or W0605, as for :func:`generate`.
-    """
+    """Refuse what :func:`generate` does not continue: raises W0604 and W0605 as it does."""
     vocabulary = _vocabulary(emulator.model.graph)
     outside = [token for token in prompt_ids if not 0 <= token < vocabulary]
     if outside:

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from targets.counters import Counters, Ints, OpCount, Traffic
 
+Op = tuple[str, str]
+Moved = tuple[Op, str, int, int]
+"""What one run of a collective moved: the operator it ran for, its name, hops, and bytes over links."""
+
 
 @dataclass(slots=True)
 class Meter:
-    """Counts of one step; ``op`` is what runs now: the block's title and the name of the value."""
+    """Counts of one step; ``op`` is what runs now: the block's title and the name of the value.
 
-    op: tuple[str, str] = ("", "")
-    work: defaultdict[tuple[str, str], int] = field(default_factory=lambda: defaultdict(int))
-    moved: dict[tuple[str, str], dict[str, Traffic]] = field(default_factory=dict)
+    What collectives move is written down as they run and added up when it is asked for.
+    """
+
+    op: Op = ("", "")
+    work: defaultdict[Op, int] = field(default_factory=lambda: defaultdict(int))
+    moved: list[Moved] = field(default_factory=list)
     links: defaultdict[tuple[int, int], int] = field(default_factory=lambda: defaultdict(int))
     by_reference: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
     routing: dict[str, Ints] = field(default_factory=dict)
@@ -27,15 +35,27 @@ class Meter:
 
     def record(self, collective: str, hops: int, link_bytes: int) -> None:
         """Count one run of ``collective``: hops on its longest path, and bytes over all links."""
-        moved = self.moved.setdefault(self.op, {})
-        moved[collective] = moved.get(collective, Traffic()) + Traffic(1, hops, link_bytes)
+        self.moved.append((self.op, collective, hops, link_bytes))
 
-    def count_of(self, op: tuple[str, str]) -> OpCount:
+    def count_of(self, op: Op) -> OpCount:
         """What one operator took so far."""
-        return OpCount(self.work.get(op, 0), dict(self.moved.get(op, {})))
+        return self._counts([moved for moved in self.moved if moved[0] == op], {op: self.work.get(op, 0)})[op]
 
     def counters(self) -> Counters:
         """What was counted so far."""
-        ops = {op: self.count_of(op) for op in {**self.moved, **self.work}}
+        ops = self._counts(self.moved, self.work)
         routing = {name: np.copy(counts) for name, counts in self.routing.items()}
         return Counters(ops, dict(self.links), dict(self.by_reference), routing)
+
+    @staticmethod
+    def _counts(moved: Iterable[Moved], work: Mapping[Op, int]) -> dict[Op, OpCount]:
+        sums: dict[Op, dict[str, list[int]]] = {op: {} for op in work}
+        for op, collective, hops, link_bytes in moved:
+            total = sums.setdefault(op, {}).setdefault(collective, [0, 0, 0])
+            total[0] += 1
+            total[1] += hops
+            total[2] += link_bytes
+        return {
+            op: OpCount(work.get(op, 0), {name: Traffic(*total) for name, total in collectives.items()})
+            for op, collectives in sums.items()
+        }

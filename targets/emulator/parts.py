@@ -37,9 +37,7 @@ def rows_of(stored: Stored, rows: range) -> Stored:
         case Mxfp4(packed, scales):
             return Mxfp4(packed[part], scales[part])
         case Blockwise(integers, scales, zeros):
-            return replace(
-                stored, integers=integers[part], scales=scales[part], zeros=None if zeros is None else zeros[part]
-            )
+            return replace(stored, integers=integers[part], scales=scales[part], zeros=None if zeros is None else zeros[part])
         case Fp8(values, scales) if rows.start % _BLOCK_ROWS == 0:
             return Fp8(values[part], scales[blocks])
     return Plain(stored.unpack(torch.float32, "cpu")[part])

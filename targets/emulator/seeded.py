@@ -142,19 +142,20 @@ class Seeded:
             return Int4(part("elements", _ANY, (shape[-1] // 2,)).view(torch.int32), scales)
         if encoding == "mxfp4":
             power = 127 + round(math.log2(size / _E2M1_SPREAD / math.sqrt(5 / 2)))
-            blocks = part("elements", _ANY, (shape[-1] // 2,)).unflatten(-1, (-1, 16))
+            blocks = part("elements", _ANY, (shape[-1] // 2,)).view(len(rows), -1, 16)
             return Mxfp4(blocks, part("scales", _Bits(1, 1, power), (shape[-1] // 32,)))
         if encoding in ("fp8_b128", "fp8_b128_bf16"):
             kind = _FLOATS[DType.F32 if encoding == "fp8_b128" else DType.BF16]
             spread, whole = _FOUR_OCTAVES, range(shape[0])
             values = part("elements", _spread(_FLOATS[DType.F8E4M3], spread), shape[1:], whole)
-            how, blocks = _octave(kind, size / spread), range(-(-shape[0] // 128))
-            scales = part("scales", how, (-(-shape[-1] // 128),), blocks).view(kind.dtype)
+            how = _octave(kind, size / spread)
+            scales = part("scales", how, (-(-shape[-1] // 128),), range(-(-shape[0] // 128))).view(kind.dtype)
             weight = Fp8(values.view(torch.float8_e4m3fn), scales)
             return weight if rows == whole else Plain(weight.unpack(torch.float32, "cpu")[rows.start : rows.stop])
-        kind = next((kind for dtype, kind in _FLOATS.items() if dtype.value == encoding), None)
-        if kind is None:
+        dtype = next((dtype for dtype in _FLOATS if dtype.value == encoding), None)
+        if dtype is None:
             raise _unknown(parameter)
+        kind = _FLOATS[dtype]
         is_scale = len(parameter.shape) < 2 and not parameter.name.endswith("bias")
         how = _about_one(kind) if is_scale else _spread(kind, size)
         return Plain(part("elements", how, shape[1:]).view(kind.dtype).view(_taken(shape, rows)))

@@ -8,7 +8,7 @@ from typing import Any
 from ir.plan import Plan, Transfer
 from targets.counters import OpCount
 from targets.emulator.meter import Meter
-from targets.emulator.run import Scope
+from targets.emulator.scope import Scope
 from targets.emulator.watch import Watcher
 from targets.program.instructions import Instruction, Program
 

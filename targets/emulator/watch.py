@@ -9,7 +9,7 @@ import torch
 
 from ir.plan import Transfer
 from targets.counters import Counters
-from targets.emulator.run import Scope
+from targets.emulator.scope import Scope
 from targets.program.instructions import Instruction
 
 

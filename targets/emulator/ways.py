@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from math import prod
+from typing import Any
 
 import numpy as np
+import torch
 
 from ir.layout import Ints, Split
+from ir.ops import OPS
 from ir.plan import Rectangle
 from targets.program.homes import Tiles, homes
 
@@ -93,10 +97,11 @@ def leave_way(outputs: Split, vectors: Vectors, region: Rectangle, home: Rectang
 
 
 @lru_cache(maxsize=65536)
-def look_up_way(width: Split, region: Rectangle) -> Way:
+def look_up_way(width: Split, vectors: Vectors, region: Rectangle) -> Way:
     """From the rows of tiles that hold a table's columns, along which all of them pass, to the homes."""
-    row, _ = homes(width.length, region)
-    return Way.of(np.abs(region.row + _lines(width) - row) + region.columns - 1)
+    row, _ = vectors.homes(width.length, region)
+    line = np.tile(_lines(width), len(vectors.which))
+    return Way.of(np.abs(region.row + line - row) + region.columns - 1)
 
 
 @lru_cache(maxsize=65536)
@@ -105,3 +110,69 @@ def spread_way(elements: int, source: Rectangle, region: Rectangle) -> Way:
     links = abs(source.row - region.row) + abs(source.column - region.column)
     hops = links + region.rows + region.columns - 2
     return Way(hops, elements * (links + region.tiles - 1))
+
+
+@lru_cache(maxsize=65536)
+def corner_way(elements: int, region: Rectangle) -> Way:
+    """Between the homes and the region's first tile."""
+    row, column = homes(elements, region)
+    return Way.of(row - region.row + column - region.column)
+
+
+_MOST_AT_ONCE = 1 << 22
+"""Elements of a matrix whose way is counted at once."""
+
+
+@lru_cache(maxsize=4096)
+def layout_way(
+    inputs: Split, outputs: Split, shape: tuple[int, ...], region: Rectangle, start: int, elements: int, home: Rectangle
+) -> Way:
+    """From the tiles of ``region`` on which a matrix [..., out, in] lies to the homes of its elements, number ``start``
+    and so on of ``elements``, in ``home``; to the first tile of ``home`` if there are none.
+    """
+    stack, columns = int(np.prod(shape[:-2])), region.column + _lines(outputs)
+    rows, at_once = region.row + _lines(inputs), max(1, _MOST_AT_ONCE // inputs.length)
+    ways = []
+    for first in range(0, stack * outputs.length, at_once):
+        lines = np.arange(first, min(first + at_once, stack * outputs.length))
+        element = start + lines[:, None] * inputs.length + np.arange(inputs.length)
+        tile = element * home.tiles // elements if elements else np.zeros_like(element)
+        target = (home.row + tile // home.columns, home.column + tile % home.columns)
+        ways.append(Way.of(between((rows, columns[lines % outputs.length, None]), target)))
+    return Way(max((way.hops for way in ways), default=0), sum(way.links for way in ways))
+
+
+Operands = tuple[tuple[tuple[int, ...], bool], ...]
+"""The shape of each for one token, and whether it lies apart."""
+_NOWHERE = -1
+
+
+@lru_cache(maxsize=65536)
+def move_way(op: str, operands: Operands, attributes: tuple[tuple[str, Any], ...], region: Rectangle) -> Way:
+    """From the homes of the operands' elements to those that they have in the result of ``op``.
+
+    Which element is which is found by running the operator on their numbers.
+    """
+    numbers: list[torch.Tensor] = []
+    sources: list[Tiles] = []
+    for shape, is_apart in operands:
+        own = np.arange(prod(shape)) + sum(len(row) for row, _ in sources)
+        numbers.append(torch.from_numpy(own if is_apart else np.full_like(own, _NOWHERE)).reshape(shape))
+        sources.append(homes(len(own), region))
+    given = dict(attributes)
+    if "value" in given:
+        given["value"] = _NOWHERE
+    found = OPS[op].reference(torch, numbers, given).flatten().numpy()
+    coming = np.flatnonzero(found != _NOWHERE)
+    rows, columns = (np.concatenate([source[axis] for source in sources])[found[coming]] for axis in (0, 1))
+    row, column = homes(len(found), region)
+    return Way.of(between((rows, columns), (row[coming], column[coming])))
+
+
+@lru_cache(maxsize=65536)
+def combine_way(shape: tuple[int, ...], axes: tuple[int, ...], region: Rectangle) -> Way:
+    """From the homes of the elements of a value to those of the elements that they are summed to, along ``axes``."""
+    kept = tuple(1 if axis in axes else size for axis, size in enumerate(shape))
+    sums = np.broadcast_to(np.arange(prod(kept)).reshape(kept), shape).ravel()
+    row, column = homes(prod(kept), region)
+    return Way.of(between(homes(prod(shape), region), (row[sums], column[sums])))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+
+from ir.graph import Parameter
+from ir.ops import torch_dtype
 
 Tensor = torch.Tensor
 
@@ -76,3 +79,8 @@ class Tensors:
         tensor = self.tensors[name].detach()
         tensor = tensor if expert is None else tensor[expert]
         return Plain(tensor if rows is None else tensor[rows.start : rows.stop])
+
+
+def unpacked(source: WeightSource, parameters: Iterable[Parameter]) -> dict[str, Tensor]:
+    """All of ``parameters`` by name, each whole in its own type."""
+    return {p.name: source.read(p.name).unpack(torch_dtype(torch, p.type.dtype), "cpu") for p in parameters}

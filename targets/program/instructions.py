@@ -189,11 +189,11 @@ def _instruction(site: _Site, index: int) -> Instruction:
     if cache is None:
         return Instruction(node, kind, weights, work)
     indices, constants = _past(site, cache)
-    recompute = tuple(_instruction(site, i) for i in indices)
     look = look_at_cache(site.graph, node, cache)
     products = {i: _instruction(site, i) for i in sorted(look.products)} if look else {}
     if look and all(_is_plain_product(product) for product in products.values()):
-        return Instruction(node, kind, weights, work, CachedAttention(cache, look, products, recompute, constants))
+        return Instruction(node, kind, weights, work, CachedAttention(cache, look, products, (), ()))
+    recompute = tuple(_instruction(site, i) for i in indices)
     return Instruction(node, kind, weights, work, CachedAttention(cache, None, {}, recompute, constants))
 
 

@@ -30,6 +30,8 @@ class Match:
     Attributes:
         sources: each stored weight that the model uses, once.
         encodings: by name of the model's tensor; names that are tied to a stored one included.
+        made: the source by name of the tensor that it makes.
+        stored_as: for each name of the model's tensors, the first name of the same tensor that is stored.
         twice: names of tensors that are stored although another stored tensor is tied to them.
         ignored: stored weights that the library's class, or a configuration with further layers for prediction, says
             are no part of the model.
@@ -37,6 +39,8 @@ class Match:
 
     sources: tuple[Source, ...]
     encodings: Mapping[str, Encoding]
+    made: Mapping[str, Source]
+    stored_as: Mapping[str, str]
     twice: tuple[str, ...]
     ignored: tuple[StoredWeight, ...]
 
@@ -54,8 +58,8 @@ def match_checkpoint(model: Any, checkpoint: Checkpoint) -> Match:
     used = tuple(source for source in sources if source.target in tensors)
     unused = tuple(source for source in sources if source.target not in tensors)
     gaps = {source.target: source.gaps for source in used if source.gaps}
-    encodings = _encodings([source for source in used if source.target not in gaps], model, tensors, where)
-    stored = _stored_names(tensors, {*encodings, *gaps})
+    made = _made([source for source in used if source.target not in gaps], model, tensors, where)
+    stored = _stored_names(tensors, {*made, *gaps})
     missing, unexpected = _without_exceptions(
         model, {name for name in tensors if not stored[name]}, {source.target for source in unused}
     )
@@ -63,28 +67,31 @@ def match_checkpoint(model: Any, checkpoint: Checkpoint) -> Match:
     lacking = [*(name for name in tensors if name in missing), *(name for found in gaps.values() for name in found)]
     if left_over or lacking:
         raise faults.not_matched(left_over, lacking, where)
+    first = {name: names[0] for name, names in stored.items() if names}
     return Match(
         used,
-        {name: encodings[names[0]] for name, names in stored.items() if names},
+        {name: _one_encoding(made[own], where) for name, own in first.items()},
+        made,
+        first,
         tuple(name for name, names in stored.items() if name in names[1:]),
         tuple(weight for source in unused for weight in source.every_weight()),
     )
 
 
-def _encodings(sources: Iterable[Source], model: Any, tensors: Tensors, where: str) -> dict[str, Encoding]:
-    """The encoding of each tensor that ``sources`` make, once it is sure that they make tensors of the model."""
-    encodings: dict[str, Encoding] = {}
+def _made(sources: Iterable[Source], model: Any, tensors: Tensors, where: str) -> dict[str, Source]:
+    """The source of each tensor that ``sources`` make, once it is sure that they make tensors of the model."""
+    found: dict[str, Source] = {}
     shapes = _Shapes(model, tensors)
     for source in sources:
         encoding = _one_encoding(source, where)
         made = shapes.of(source, where)
         for name, shape in made.items():
-            if name in encodings:
+            if name in found:
                 raise faults.ambiguous(name, where)
             _require_fit(name, shape, tensors, encoding, where)
-            encodings[name] = encoding
+            found[name] = source
         _require_same_bytes(source, encoding, made.values(), where)
-    return encodings
+    return found
 
 
 def _stored_names(tensors: Tensors, stored: Collection[str]) -> dict[str, list[str]]:

@@ -35,10 +35,19 @@ class StoredWeight(msgspec.Struct, frozen=True, gc=False):
     scheme: Scheme | None
 
     @property
+    def held(self) -> tuple[StoredTensor, ...]:
+        """The parts that are its bytes: elements and scales."""
+        return self.parts if self.scheme is None else self.parts[: self.scheme.held]
+
+    @property
+    def stated(self) -> tuple[StoredTensor, ...]:
+        """The parts that state its shape."""
+        return () if self.scheme is None else self.parts[self.scheme.held :]
+
+    @property
     def bytes(self) -> int:
         """Bytes of elements and scales."""
-        held = self.parts if self.scheme is None else self.parts[: self.scheme.held]
-        return sum(part.end - part.begin for part in held)
+        return sum(part.end - part.begin for part in self.held)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +57,10 @@ class Scheme:
     Attributes:
         suffixes: what follows the weight's name, in order: elements, scales, facts about them.
         dtypes: the format's name of the type of each.
-        held: how many of them are bytes of the weight; the others only describe it.
+        held: how many of them are bytes of the weight; one more states its shape.
         encoding: the IR's word for it.
         shape: from the shapes of the parts to that of the values; ``None`` where they do not fit together.
-        hold: from the values of the parts to the weight; raises ValueError if they contradict each other.
+        hold: from the values of the parts that are its bytes to the weight.
     """
 
     suffixes: tuple[str, ...]
@@ -87,11 +96,7 @@ def _mxfp4_shape(shapes: Sequence[Shape]) -> Shape | None:
 
 
 def _int4(parts: Sequence[torch.Tensor]) -> Stored:
-    words, scales, stated = parts
-    weight = Int4(words, scales)
-    if stated.tolist() != [*weight.shape]:
-        raise ValueError(f"the stated shape {stated.tolist()} is not {[*weight.shape]}")
-    return weight
+    return Int4(*parts)
 
 
 def _fp8(parts: Sequence[torch.Tensor]) -> Stored:

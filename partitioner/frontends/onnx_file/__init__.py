@@ -37,13 +37,13 @@ from partitioner.frontends.onnx_file.constants import Known
 from partitioner.frontends.onnx_file.engines import run_file
 from partitioner.frontends.onnx_file.lowering import Lowering
 from partitioner.frontends.onnx_file.nodes import decode
-from partitioner.frontends.onnx_file.reading import open_onnx
+from partitioner.frontends.onnx_file.reading import Stored, Weight, open_onnx
 from partitioner.frontends.onnx_file.scopes import module_paths
 from partitioner.frontends.onnx_file.sorted_experts import regroup
 from partitioner.frontends.onnx_file.step import as_step, bind_inputs, original_inputs, read_step
 from partitioner.frontends.onnx_file.table import OPERATORS, check_operators
 
-__all__ = ["OPERATORS", "load_onnx", "read_weights"]
+__all__ = ["OPERATORS", "load_onnx", "read_weights", "stored_weights"]
 
 TABLES = (
     *(attention, contributed, contributed_attention, contributed_products, control, einsum, elementwise, fourier),
@@ -75,8 +75,17 @@ def read_weights(path: Path) -> dict[str, npt.NDArray[Any]]:
         UsageError: W0202, the file or its data is missing or damaged; W0203, data outside the model's folder.
         UnsupportedModelError: as for :func:`load_onnx`.
     """
+    return {name: weight.array() for name, weight in stored_weights(path).items()}
+
+
+def stored_weights(path: Path) -> dict[str, Weight | Stored]:
+    """Every parameter of ``load_onnx(path).graph`` as the file has it, by its name; nothing is read.
+
+    Raises:
+        UsageError, UnsupportedModelError: as for :func:`load_onnx`.
+    """
     lowering, graph = _lower(Path(path))
-    return {p.name: lowering.parameters[p.name].array() for p in graph.parameters}
+    return {p.name: lowering.parameters[p.name] for p in graph.parameters}
 
 
 def _lower(path: Path) -> tuple[Lowering, Graph]:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from ir.encoding import ENCODINGS, Encoding
 from ir.types import DType, product
+from partitioner.frontends.onnx_file.arrays import to_numpy, to_torch
 from partitioner.frontends.onnx_file.constants import UnfoldableError
 from partitioner.frontends.onnx_file.contributed import DOMAIN
 from partitioner.frontends.onnx_file.lowering import Operand, Site
 from partitioner.frontends.onnx_file.reading import DTYPES, Array, Weight
 from partitioner.frontends.onnx_file.table import operator
 from partitioner.frontends.onnx_file.terms import Term, fixed, optional, term
+
+if TYPE_CHECKING:
+    from targets.emulator.encodings import Blockwise
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,25 +49,31 @@ class Unpacked:
         Raises:
             UsageError: W0202 or W0203, the data cannot be read.
         """
+        import torch
+
+        made = self.stored()
+        return to_numpy(torch, made.unpack(made.scales.dtype, "cpu"), self.dtype)
+
+    def stored(self) -> Blockwise:
+        """The weights as they are stored; zero points of few bits take a byte each.
+
+        Raises:
+            UsageError: W0202 or W0203, the data cannot be read.
+        """
+        import torch
+
+        from targets.emulator.encodings import Blockwise, unsigned
+
         *stack, outputs, inputs = self.shape
-        blocks = -(-inputs // self.block)
-        integers = _integers(self.packed.array(), self.bits).reshape(*stack, outputs, -1)[..., :inputs]
-        scales = self.scales.array().reshape(*stack, outputs, blocks)
-        zeros: Array = np.full(scales.shape, 1 << (self.bits - 1), np.float32)
-        if self.zeros is not None:
-            zeros = self.zeros.array()
-            if zeros.dtype == np.uint8:
-                zeros = _integers(zeros, self.bits).reshape(*stack, outputs, -1)[..., :blocks]
-            zeros = zeros.reshape(scales.shape)
-        wide = [np.repeat(part.astype(np.float32), self.block, axis=-1)[..., :inputs] for part in (zeros, scales)]
-        return ((integers.astype(np.float32) - wide[0]) * wide[1]).astype(scales.dtype)
-
-
-def _integers(packed: Array, bits: int) -> Array:
-    """The integers of each byte, the lowest bits first."""
-    if bits == 8:
-        return packed
-    return np.stack([packed >> shift & (1 << bits) - 1 for shift in range(0, 8, bits)], axis=-1)
+        groups = (*stack, outputs, -(-inputs // self.block))
+        integers = to_torch(torch, self.packed.array()).reshape(*stack, outputs, -1)
+        scales = to_torch(torch, self.scales.array()).reshape(groups)
+        zeros = None if self.zeros is None else to_torch(torch, self.zeros.array())
+        if zeros is not None and zeros.dtype == torch.uint8:
+            zeros = unsigned(zeros, self.bits).reshape(*stack, outputs, -1)[..., : groups[-1]]
+        return Blockwise(
+            integers, scales, None if zeros is None else zeros.reshape(groups), self.bits, self.block, inputs
+        )
 
 
 def encoding_of(weight: Unpacked) -> Encoding:

@@ -1,0 +1,300 @@
+"""Attention on tiles: over a cache that lies on all of them, or among the tokens of one step.
+
+New tokens' cached values go from their homes to their tiles (``store``); queries stream past all tiles (``queries``);
+each tile scores what it holds, and of a token on several tiles partial scores go from the first to the last and back
+(``scores``); maxima and sums meet (``all_reduce``); weighted values are summed over the tiles to the first one and go
+home (``values``). Where a latent is cached, the weights that would make keys and values from it are applied to queries
+and results instead (:mod:`targets.emulator.by_head`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+from ir.layout import Ints
+from ir.plan import Rectangle
+from ir.types import for_one_token
+from targets.emulator.by_head import count_by_head, from_values, to_keys
+from targets.emulator.history import History, as_step, by_token
+from targets.emulator.kernels import run
+from targets.emulator.scope import Scope
+from targets.emulator.scores import Layout, Meaning, Operands, attention
+from targets.program.homes import homes
+from targets.program.instructions import CachedAttention, Instruction
+from targets.program.remembered import Look, Table
+from targets.program.spread import SUM_BYTES, Sight, Spread
+
+Tensor = torch.Tensor
+_BLOCK = 64
+"""Tokens whose ways are worked out together."""
+
+
+def attend(instruction: Instruction, cached: CachedAttention, scope: Scope, history: History, context: int) -> History:
+    """Run an attention node on new tokens' values, after those in ``history``, which is left as it is.
+
+    ``context``: tokens that the plan's caches have room for.
+
+    Returns:
+        What the node remembers then.
+    """
+    _enter(instruction, scope)
+    new = {name: by_token(name, scope.read(name), scope.types[name]) for name in cached.cache.values}
+    tokens = len(next(iter(new.values())))
+    history = history.visible(cached.cache).append(new, tokens)
+    width = sum(scope.elements(name) for name in new)
+    spread = Spread(cached.cache.tokens(context), width, scope.program.placed.region)
+    _count_store(scope, spread, list(new), history.seen - tokens, tokens)
+    if cached.look is None:
+        _recomputed(instruction, cached, scope, history, spread)
+    else:
+        _looked(instruction, cached, cached.look, scope, history, spread)
+    return history
+
+
+def _looked(
+    instruction: Instruction, cached: CachedAttention, look: Look, scope: Scope, history: History, spread: Spread
+) -> None:
+    """Attention looks at what is cached."""
+    node, arithmetic = instruction.node, scope.arithmetic
+    query, values = scope.read(node.inputs[0]), history.values
+    queries = to_keys(query, look, cached, scope)
+    count_by_head(look.keys, cached, scope, node.inputs[0], query.shape[1], query.shape[2], forward=False)
+    starts = dict(zip(values, np.cumsum([0, *(v.shape[1] for v in values.values())]).tolist(), strict=False))
+    operands = Operands(
+        tuple(torch.unflatten(piece, 1, (look.heads, -1)) for piece in queries),
+        tuple(_picked(values[piece.source], piece.at).to(query.dtype) for piece in look.keys),
+        tuple(_picked(values[piece.source], piece.at).to(query.dtype) for piece in look.values),
+        _sinks(instruction, scope, look.heads),
+        history.seen - history.tokens,
+    )
+    layout = Layout(
+        spread,
+        tuple(starts[piece.source] + piece.at.numbers for piece in look.keys),
+        tuple(starts[piece.source] + piece.at.numbers for piece in look.values),
+    )
+    sight = Sight.of(node)
+    seen = attention(operands, Meaning.of(sight, node.attributes), layout, arithmetic.order).flatten(1, 2)
+    _count(instruction, scope, spread, operands, sight, query.shape[1] * seen.shape[3])
+    result = from_values(seen, look, cached, scope)
+    count_by_head(look.values, cached, scope, node.result.name, query.shape[1], query.shape[2], forward=True)
+    scope.values[node.result.name] = result.transpose(1, 2).to(arithmetic.dtype(node.result.type.dtype))
+
+
+def _recomputed(
+    instruction: Instruction, cached: CachedAttention, scope: Scope, history: History, spread: Spread
+) -> None:
+    """Keys and values are computed again: what is cached goes home for it, token by token, and keys and values come
+    back to the tile of the token's first element (``recall``), which scores it alone.
+    """
+    node = instruction.node
+    own = {name: as_step(name, rows, scope.types[name]) for name, rows in history.values.items()}
+    constants = {name: scope.read(name) for name in cached.constants}
+    past = replace(scope, bindings={**scope.bindings, "tokens": history.tokens}, values={**constants, **own})
+    for earlier in cached.recompute:
+        run(earlier, past)
+    _enter(instruction, scope)
+    key, value = (past.read(name) for name in node.inputs[1:3])
+    first = history.seen - history.tokens
+    _count_recall(scope, spread, list(own), node.inputs[1:3], range(first, history.seen))
+    _attend_whole(instruction, scope, (key, value), first, replace(spread, width=1))
+
+
+def attend_in_step(instruction: Instruction, scope: Scope) -> None:
+    """Run an attention node that remembers nothing: of an encoder, or among a picture's patches. Keys and values lie
+    over all tiles, as a cache would.
+    """
+    _enter(instruction, scope)
+    names = instruction.node.inputs[1:3]
+    key, value = (scope.read(name) for name in names)
+    stacks, heads, tokens, _ = key.shape
+    width = heads * (key.shape[3] + value.shape[3])
+    spread = Spread(stacks * tokens, width, scope.program.placed.region)
+    rows = [_homes_of(scope, name, tuple(x.shape)) for name, x in zip(names, (key, value), strict=True)]
+    place = np.arange(stacks * tokens)
+    hops, links = _ways(spread, place, tuple(np.concatenate(side, axis=1) for side in zip(*rows, strict=True)))
+    parts = np.split(links, [heads * key.shape[3]], axis=1)
+    sizes = [int(part.sum()) * scope.element_bytes(name) for part, name in zip(parts, names, strict=True)]
+    _record(scope, "store", hops, sum(sizes))
+    _attend_whole(instruction, scope, (key, value), 0, spread)
+
+
+def _attend_whole(
+    instruction: Instruction, scope: Scope, held: tuple[Tensor, Tensor], first: int, spread: Spread
+) -> None:
+    """Attention over keys and values as the node reads them, of tokens from position ``first`` on.
+
+    ``spread`` is that of their elements in order; of one element each where whole tokens lie on a tile.
+    """
+    node, arithmetic = instruction.node, scope.arithmetic
+    query, (key, value) = scope.read(node.inputs[0]), held
+    heads, sight = key.shape[1], Sight.of(node)
+    numbers = np.arange(heads * (key.shape[3] + value.shape[3])) if spread.width > 1 else np.zeros(1, np.int64)
+    cut = heads * key.shape[3]
+    at = [
+        numbers[part].reshape(heads, -1) if spread.width > 1 else np.zeros((heads, width), np.int64)
+        for part, width in ((slice(cut), key.shape[3]), (slice(cut, None), value.shape[3]))
+    ]
+    operands = Operands(
+        (torch.unflatten(query, 1, (heads, -1)),), (key.to(query.dtype),), (value.to(query.dtype),),
+        _sinks(instruction, scope, heads), first,
+    )  # fmt: skip
+    layout = Layout(spread, (at[0],), (at[1],))
+    seen = attention(operands, Meaning.of(sight, node.attributes), layout, arithmetic.order).flatten(1, 2)
+    _count(instruction, scope, spread, operands, sight, scope.elements(node.result.name))
+    scope.values[node.result.name] = seen.transpose(1, 2).to(arithmetic.dtype(node.result.type.dtype))
+
+
+def _sinks(instruction: Instruction, scope: Scope, heads: int) -> Tensor | None:
+    """The logits of sinks [heads that are looked at, heads of each]."""
+    names = instruction.node.inputs[3:]
+    return scope.read(names[0]).reshape(heads, -1) if names else None
+
+
+def _picked(rows: Tensor, at: Table) -> Tensor:
+    """Of ``rows`` [tokens, elements] each head's own [1, heads, tokens, elements], a view where evenly apart."""
+    if at.steps is None:
+        numbers = torch.from_numpy(at.numbers).to(rows.device)
+        return rows[:, numbers].transpose(0, 1)[None]
+    start, by_head, by_element = at.steps
+    shape = (1, at.numbers.shape[0], len(rows), at.numbers.shape[1])
+    stride = rows.stride(1)
+    return rows.as_strided(
+        shape, (0, by_head * stride, rows.stride(0), by_element * stride), rows.storage_offset() + start * stride
+    )
+
+
+# --- what it moves ----------------------------------------------------------------------------------------------------
+
+
+def _enter(instruction: Instruction, scope: Scope) -> None:
+    scope.meter.op = (scope.program.placed.title, instruction.node.result.name)
+
+
+def _record(scope: Scope, collective: str, hops: int, link_bytes: int) -> None:
+    if hops:
+        scope.meter.record(collective, hops, link_bytes)
+
+
+def _count(
+    instruction: Instruction, scope: Scope, spread: Spread, operands: Operands, sight: Sight, elements: int
+) -> None:
+    """Queries, scores, the softmax, and values, of all queries in ``operands``; ``elements`` of the result lie at
+    homes, for each token.
+    """
+    node, region, meter = instruction.node, spread.region, scope.meter
+    stacks, heads = operands.queries[0].shape[0], operands.queries[0].shape[1:3].numel()
+    rows = stacks * heads * operands.new
+    far = region.rows + region.columns - 2
+    key_width, value_width = (sum(p.shape[3] for p in part) for part in (operands.keys, operands.values))
+    query_bytes = rows * key_width * scope.element_bytes(node.inputs[0])
+    _record(scope, "queries", far, query_bytes * (region.tiles - 1))
+    end = operands.first + operands.tokens
+    first, last = sight.span(np.arange(end - operands.new, end), end)
+    meter.multiply_adds(int((last - first).sum()) * stacks * heads * (key_width + value_width))
+    path = _path_sums(replace(spread, region=_at_origin(region)))
+    links, longest = 0, 0
+    for stack in range(stacks):
+        low, high = first + stack * operands.tokens, last + stack * operands.tokens
+        links += int((_up_to(path, high) - _up_to(path, low)).sum())
+        seen = np.arange(int(low.min()), int(high.max())) % spread.capacity
+        longest = max(longest, int(np.diff(path)[seen].max(initial=0)))
+    _record(scope, "scores", 2 * longest, 2 * links * heads * SUM_BYTES)
+    scope.mesh.all_reduce(rows * 2 * SUM_BYTES)
+    element_bytes = scope.element_bytes(node.result.name)
+    row, column = homes(elements, region)
+    away = row - region.row + column - region.column
+    sums = (region.tiles - 1) * elements * max(SUM_BYTES, element_bytes)
+    home_bytes = int(away.sum()) * element_bytes
+    _record(scope, "values", far + int(away.max(initial=0)), rows * value_width // elements * (sums + home_bytes))
+    for name in node.inputs[3:]:
+        scope.mesh.broadcast(scope.elements(name) * scope.element_bytes(name))
+
+
+def _at_origin(region: Rectangle) -> Rectangle:
+    return Rectangle(0, 0, region.columns, region.rows)
+
+
+@lru_cache(maxsize=256)
+def _path_sums(spread: Spread) -> Ints:
+    """Links between the tiles of a token, added up over the tokens before each place [capacity + 1]."""
+    sums: Ints = np.concatenate(([0], np.cumsum(spread.path(np.arange(spread.capacity)))))
+    return sums
+
+
+def _up_to(sums: Ints, position: Ints) -> Ints:
+    """What ``sums`` of a cache's places come to for all positions before ``position``."""
+    turns, place = np.divmod(position, len(sums) - 1)
+    found: Ints = turns * sums[-1] + sums[place]
+    return found
+
+
+def _count_store(scope: Scope, spread: Spread, names: list[str], first: int, tokens: int) -> None:
+    """What is cached of ``tokens`` tokens from position ``first`` on goes from its homes to its tiles."""
+    hops, link_bytes = _between_homes(scope, spread, names, first, tokens)
+    _record(scope, "store", hops, link_bytes)
+
+
+def _between_homes(scope: Scope, spread: Spread, names: list[str], first: int, tokens: int) -> tuple[int, int]:
+    """Hops of the longest path between homes and tiles of cached values, and bytes over links."""
+    elements = tuple(scope.elements(name) for name in names)
+    sizes = [scope.element_bytes(name) for name in names]
+    spread = replace(spread, region=_at_origin(spread.region))
+    place = np.arange(first, first + tokens) % spread.capacity
+    hops = link_bytes = 0
+    for block, count in zip(*np.unique(place // _BLOCK, return_counts=True), strict=True):
+        own = place[place // _BLOCK == block] if len(place) > count else place
+        longest, links = _stored_block(spread, elements, int(block))
+        hops = max(hops, int(longest[own % _BLOCK].max()))
+        link_bytes += int((links[:, own % _BLOCK].sum(axis=1) * sizes).sum())
+    return hops, link_bytes
+
+
+@lru_cache(maxsize=4096)
+def _stored_block(spread: Spread, elements: tuple[int, ...], block: int) -> tuple[Ints, Ints]:
+    """For each place of a block the longest path [places] and the links of each value [values, places] between homes
+    and tiles.
+    """
+    place = np.arange(block * _BLOCK, min(spread.capacity, (block + 1) * _BLOCK))
+    sides = zip(*(homes(count, spread.region) for count in elements), strict=True)
+    row, column = (np.concatenate(side)[None] for side in sides)
+    _, links = _ways(spread, place, (row, column))
+    starts = np.cumsum([0, *elements[:-1]])
+    return links.max(axis=1), np.add.reduceat(links, starts, axis=1).T
+
+
+def _ways(spread: Spread, place: Ints, source: tuple[Ints, ...]) -> tuple[int, Ints]:
+    """Links [places, elements] between the elements of the tokens at ``place`` and ``source``; the most of them."""
+    region = spread.region
+    tile = spread.tile(place[:, None], np.arange(spread.width)[None])
+    row, column = region.row + tile // region.columns, region.column + tile % region.columns
+    links = np.abs(row - source[0]) + np.abs(column - source[1])
+    return int(links.max(initial=0)), links
+
+
+def _homes_of(scope: Scope, name: str, shape: tuple[int, ...]) -> tuple[Ints, Ints]:
+    """The homes of a key or value [stacks, heads, tokens, width] as [stacks x tokens, heads x width]."""
+    one = tuple(for_one_token(size) for size in scope.types[name].shape)
+    row, column = homes(scope.elements(name), scope.program.placed.region)
+    rows, columns = (
+        np.broadcast_to(side.reshape(one), shape).transpose(0, 2, 1, 3).reshape(shape[0] * shape[2], -1)
+        for side in (row, column)
+    )
+    return rows, columns
+
+
+def _count_recall(scope: Scope, spread: Spread, cached: list[str], read: tuple[str, ...], positions: range) -> None:
+    """What is cached goes home, and keys and values go to the tile of the token's first element."""
+    there, link_bytes = _between_homes(scope, spread, cached, positions.start, len(positions))
+    place = np.arange(positions.start, positions.stop) % spread.capacity
+    tile = spread.tile(place, 0 * place)[:, None]
+    region, back = spread.region, 0
+    for name in read:
+        row, column = homes(scope.elements(name), region)
+        away = np.abs(region.row + tile // region.columns - row)
+        away = away + np.abs(region.column + tile % region.columns - column)
+        back, link_bytes = max(back, int(away.max())), link_bytes + int(away.sum()) * scope.element_bytes(name)
+    _record(scope, "recall", there + back, link_bytes)
