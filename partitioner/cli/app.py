@@ -16,6 +16,7 @@ from partitioner.cli.arguments import (
     PromptIds,
     RuleOptions,
     RunOptions,
+    SpreadOptions,
     TrustCode,
     parse_parts,
     parse_prompts,
@@ -250,6 +251,7 @@ def run(
     tokens: Count = 16,
     compare: str = "",
     options: RunOptions = RunOptions(),  # noqa: B008 - frozen, and cyclopts reads the options off it
+    spread: SpreadOptions = SpreadOptions(),  # noqa: B008 - likewise
     counters: str = "totals",
     trace: Path | None = None,
     trust_code: TrustCode = False,
@@ -269,6 +271,7 @@ def run(
         compare: run the original too, by torch, onnxruntime, onnx, or auto, which needs not be written; exit code 6 if
             tokens or outputs differ.
         options: how the host computes.
+        spread: over how many processes, and what is kept of the run.
         counters: how finely --json tells counters: totals, blocks or ops.
         trace: file (.json) to write a trace of the run to, for Perfetto or Chrome.
         trust_code: open the .pt2 file that the plan is of, which can run code.
@@ -277,6 +280,7 @@ def run(
     from partitioner.cli.run import Asked
     from partitioner.cli.run import run as run_plan
 
+    out = Output(json=json)
     asked = Asked(
         prompts=parse_prompts(prompt_ids),
         text=prompt,
@@ -286,8 +290,9 @@ def run(
         compare=compare,
         counters=counters,
         trace=trace,
+        spread=spread.spread(out.failure),
     )
-    run_plan(folder, asked, options.how(), Output(json=json), trust_code=trust_code)
+    run_plan(folder, asked, options.how(), out, trust_code=trust_code)
 
 
 @app.command

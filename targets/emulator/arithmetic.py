@@ -8,6 +8,7 @@ from math import sqrt
 
 import torch
 
+from ir.diagnostics import Diagnostic, UsageError
 from ir.graph import Graph, Parameter
 from ir.ops import torch_dtype
 from ir.types import DType
@@ -19,6 +20,23 @@ _SPREAD = 4.0
 their root mean square, which is less than half of the greatest error of a rounding: this leaves a factor of two."""
 _EXACT = frozenset({"reshape", "transpose", "expand", "slice", "flip", "concat", "pad", "gather", "embedding", "topk"})
 """Operators that round nothing: they move elements, or choose some."""
+
+
+def require_device(device: str) -> None:
+    """Refuse a device that this computer does not have.
+
+    Raises:
+        UsageError: W0655, it is neither ``cpu`` nor a GPU that torch finds.
+    """
+    kind, _, number = device.partition(":")
+    if kind not in ("cpu", "cuda") or (number and not number.isdecimal()) or device == "cpu:":
+        message = f"a device is cpu or cuda, or cuda:1 for one of several, not {device!r}"
+        raise UsageError(Diagnostic("W0655", message, "--device"))
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if kind == "cuda" and int(number or 0) >= found:
+        help_ = ("install a build of torch for CUDA, and a driver for the GPU", "--device cpu")
+        message = f"torch {torch.__version__} finds {found} CUDA devices here"
+        raise UsageError(Diagnostic("W0655", message, device, {"devices": found}, help_))
 
 
 class Precision(StrEnum):

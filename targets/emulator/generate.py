@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import torch
 
@@ -12,6 +13,8 @@ from targets.counters import Counters
 from targets.emulator.executor import Emulator
 from targets.emulator.pipeline import Tick, vocabulary_of, write_together
 from targets.emulator.speculate import Draft
+
+OnToken: TypeAlias = Callable[[int, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +60,15 @@ def generate(
 
 
 def generate_together(
-    emulator: Emulator, prompts: Sequence[Prompt], draft: Draft | None = None, draft_tokens: int = 4
+    emulator: Emulator,
+    prompts: Sequence[Prompt],
+    draft: Draft | None = None,
+    draft_tokens: int = 4,
+    on_token: OnToken = lambda _prompt, _place, _token: None,
 ) -> tuple[tuple[Generated, ...], tuple[Tick, ...]]:
     """Continue several prompts at once, each as :func:`generate` does, as users of one pipeline.
+
+    ``on_token`` is called for every token that is chosen: the prompt's number, the token's place after it, and its id.
 
     Returns:
         What was generated for each prompt, and which prompt's step each wafer worked on in each tick.
@@ -72,7 +81,7 @@ def generate_together(
     if draft:
         _require_same_vocabulary(vocabulary_of(emulator.model.graph), draft)
     chunk = emulator.plan.workload.chunk
-    writers = [_Writer(number, prompt, chunk, draft, draft_tokens) for number, prompt in enumerate(prompts)]
+    writers = [_Writer(number, prompt, chunk, draft, draft_tokens, on_token) for number, prompt in enumerate(prompts)]
     ticks = write_together(emulator, writers)
     return tuple(writer.generated() for writer in writers), ticks
 
@@ -89,6 +98,7 @@ class _Writer:
     chunk: int
     draft: Draft | None
     draft_tokens: int
+    on_token: OnToken
     certain: list[int] = field(init=False)
     guesses: list[int] = field(default_factory=list)
     chosen: list[int] = field(default_factory=list)
@@ -123,6 +133,7 @@ class _Writer:
         for row in logits[len(self.certain) - 1 :]:
             self.logits.append(row)
             self.chosen.append(int(row.argmax()))
+            self.on_token(self.number, len(self.chosen) - 1, self.chosen[-1])
             if self.guesses[right : right + 1] != self.chosen[-1:]:
                 self.guesses = []
                 break

@@ -123,7 +123,9 @@ class Seeded:
         """
         parameter = self.parameters[name]
         if not self.held and rows is None:
-            return Made(replace(self, held=True), name, expert, parameter.shape if expert is None else parameter.shape[1:])
+            return Made(
+                replace(self, held=True), name, expert, parameter.shape if expert is None else parameter.shape[1:]
+            )
         if expert is None and rows is None and _is_stack(parameter):
             whole = stacked([self.read(name, index) for index in range(parameter.shape[0])])
             assert whole is not None, "experts are alike"
