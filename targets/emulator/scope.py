@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import torch
 
@@ -92,7 +93,12 @@ class Scope:
 
     def elements(self, name: str) -> int:
         """Elements of a value for one token of one user."""
-        return for_one_token(self.types[name].elements)
+        return _elements(self.types[name])
+
+
+@lru_cache(maxsize=4096)
+def _elements(type_: TensorType) -> int:
+    return for_one_token(type_.elements)
 
 
 @dataclass(frozen=True, slots=True)
