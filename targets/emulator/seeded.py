@@ -100,8 +100,8 @@ def _about_one(kind: _Float) -> _Bits:
 class Seeded:
     """The weights of ``parameters`` made from ``seed``; see :class:`WeightSource`.
 
-    Where they are ``held``, a weight is made whole when it is read, by ``threads`` threads. Else it takes no memory: its
-    rows are made each time that they are used.
+    Where they are ``held``, a weight is made whole when it is read, by ``threads`` threads. Else it takes no memory:
+    its rows are made each time that they are used.
     """
 
     parameters: Mapping[str, Parameter]
