@@ -7,7 +7,7 @@ from math import prod
 
 from ir.types import TensorType, for_one_token
 from targets.emulator.scope import Charge, Scope
-from targets.emulator.ways import Way, layout_way, vector_way, relay_way, spread_way
+from targets.emulator.ways import Way, layout_way, relay_way, spread_way, vector_way
 
 
 def counting(charges: Iterable[Charge]) -> Callable[[Scope], None]:
