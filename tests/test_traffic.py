@@ -12,6 +12,7 @@ import torch
 from test_emulator import (
     MACHINE,
     REGION,
+    TWO_USERS,
     block_of,
     gqa,
     graph_of,
@@ -385,6 +386,25 @@ def test_each_user_meets_the_copies_whose_turn_it_is():
     assert ("head", "logits") in first.ops
     assert ("head #1", "logits") in second.ops
     assert (set(first.links), set(second.links)) == ({(0, 1), (1, 0)}, {(0, 1), (1, 2)})
+
+
+def test_ways_are_those_from_the_copies_that_a_user_meets():
+    """One router is on the experts' wafer, the other elsewhere: for the one user a relay, for the other a transfer."""
+    graph = graph_of(MIXTURE)
+    blocks = (
+        block_of(graph, "router", [0, 1, 2], BlockKind.ROUTER),
+        block_of(graph, "experts", [3, 4, 5, 6, 7], BlockKind.EXPERTS, experts=4),
+    )
+    model = Model(graph, blocks, tuple(Edge(0, 1, name, 0) for name in ("flat", "chosen", "best")), ())
+    sent = [(name, "router", 2, 0) for name in ("flat", "chosen", "best")]
+    places = [(0, Rectangle(20, 3, 3, 4)), (0, EXPERT_PLACES["apart"][0])]
+    plan = plan_of(model, places, sent, TWO_USERS, BIG, APART)
+    router, experts = plan.blocks
+    plan = replace(plan, blocks=(router, replace(router, copy=1, wafer=2), experts))
+    run(model, plan, [1], users=2)
+    first, second = (predict(model, plan, Step(1, 0, user)).mesh for user in (0, 1))
+    assert first["relay"].calls == 3
+    assert "relay" not in second
 
 
 # --- Whole models -----------------------------------------------------------------------------------------------------

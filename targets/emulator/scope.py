@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import TypeAlias
 
 import torch
 
@@ -19,6 +20,8 @@ from targets.emulator.meter import Meter
 from targets.program.instructions import Program
 
 Tensor = torch.Tensor
+Sources: TypeAlias = tuple[tuple[tuple[str, Rectangle], ...], tuple[str, ...]]
+"""Where a block reads values of others: on its wafer, by their region, and of other wafers."""
 
 
 @dataclass(slots=True)
@@ -26,13 +29,13 @@ class BlockMemory:
     """The weights of one block: on its own region, and on the region of each routed expert, by its number.
 
     ``kernels`` are those made so far, by the first value that each computes; ``arrivals`` count what comes from other
-    blocks, ``None`` before the first step.
+    blocks, by the program's ``relays`` and ``arrivals``.
     """
 
     own: TileWeights
     experts: Mapping[int, TileWeights]
     kernels: dict[str, Prepared] = field(default_factory=dict)
-    arrivals: Sequence[tuple[tuple[str, str], Callable[[Scope], None]]] | None = None
+    arrivals: dict[Sources, Sequence[tuple[tuple[str, str], Callable[[Scope], None]]]] = field(default_factory=dict)
 
     def gather(self, name: str) -> Tensor | None:
         """A whole weight, a stacked one from all experts; ``None`` if it is not here."""
