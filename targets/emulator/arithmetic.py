@@ -47,8 +47,8 @@ class Order(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Arithmetic:
-    """How the host computes. ``narrowed`` are the values and weights that the graph states in 32 bit and the machine has
-    in 16; ``recast``: casts between floats are to the type that the host has the result in, and no other.
+    """How the host computes. ``narrowed`` are the values and weights that the graph states in 32 bit and the machine
+    has in 16; ``recast``: casts between floats are to the type that the host has the result in, and no other.
     """
 
     precision: Precision = Precision.FLOAT32
