@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,8 +27,9 @@ from partitioner.frontends.lowered import Lowered, Origin
 from partitioner.options import MOST
 from partitioner.options import LoadOptions as LoadOptions
 from partitioner.passes.fix import fix_sizes
-from partitioner.passes.step import STEP_SYMBOLS, takes_tokens
+from partitioner.passes.step import STEP_SYMBOLS, continues_text, takes_tokens, takes_whole_texts
 from partitioner.placing import Progress
+from partitioner.plan_test import plan_test
 from partitioner.problem import ExpertLayout
 from partitioner.profiles import load_profile
 from partitioner.questions import ask
@@ -40,6 +41,8 @@ from targets.machines import load_target, load_wafers
 if TYPE_CHECKING:
     import torch
 
+    from partitioner.running.plans import OpenPlan
+    from partitioner.running.verify import Verification
     from targets.emulator import Emulator
 
 _DEFAULT_CONTEXT = 4096
@@ -151,12 +154,13 @@ def _wrong_objectives(names: Sequence[str]) -> Iterator[Diagnostic]:
 
 @dataclass(frozen=True)
 class CompiledModel:
-    """A placed model: its plan, what it was made from, and, for modules, its weights."""
+    """A placed model: its plan, what it was made from, and, for modules, its weights and its own forward."""
 
     lowered: Lowered
     compiled: Compiled
     weights: Mapping[str, torch.Tensor] | None = None
     trust_code: bool = False
+    forward: Callable[[Mapping[str, torch.Tensor]], list[torch.Tensor]] | None = None
 
     @property
     def plan(self) -> Plan:
@@ -168,13 +172,14 @@ class CompiledModel:
         """The blocks that were placed."""
         return self.compiled.model
 
-    def save(self, folder: str | Path) -> None:
-        """Write the plan's folder.
+    def save(self, folder: str | Path, *, tests: bool = False) -> None:
+        """Write the plan's folder, with a file of ``tests`` for pytest if wanted.
 
         Raises:
             UsageError: W0105, it cannot be written.
         """
-        write_plan(Path(folder), self.plan, self.model, self.lowered, self.page())
+        written = plan_test(continues_text=continues_text(self.model.graph)) if tests else None
+        write_plan(Path(folder), self.plan, self.model, self.lowered, self.page(), written)
 
     def page(self) -> str:
         """The placement as an HTML page."""
@@ -185,19 +190,29 @@ class CompiledModel:
             unplaced_parameters=[parameter.name for parameter in self.model.unplaced],
         )
 
-    def emulator(self, seed: int = 0) -> Emulator:
+    def opened(self) -> OpenPlan:
+        """The plan ready to run: to continue prompts, to take steps, and to be verified against the original."""
+        from partitioner.frontends.original import Original
+        from partitioner.running.plans import OpenPlan
+        from partitioner.running.setup import Runnable
+        from targets.emulator.weights import Tensors
+
+        original = None
+        if self.weights is not None and self.forward is not None:
+            original = Original(Tensors(self.weights), self.forward, "weights of the module")
+        return OpenPlan(Runnable(self.model, self.plan, self.lowered.origin, original, self.trust_code))
+
+    def emulator(self, seed: int = 0, **options: Any) -> Emulator:
         """The model on emulated tiles; a model without weights of its own gets random ones from ``seed``.
+
+        Args:
+            seed: of random weights.
+            options: such as ``precision="native"``; fields of :class:`partitioner.running.setup.How`.
 
         Raises:
             UsageError: W0610 or W0611, the weights cannot be had.
         """
-        from partitioner.frontends.weights import open_weights
-        from targets.emulator import Emulator
-
-        if self.weights is not None:
-            return Emulator(self.model, self.plan, self.weights)
-        found = open_weights(self.lowered.origin, self.model.placed, seed, trust_code=self.trust_code)
-        return Emulator(self.model, self.plan, found.source)
+        return self.opened().emulator(seed=seed, **options)
 
     def run(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """One step on emulated tiles, for inputs in the order of the model's.
@@ -209,6 +224,10 @@ class CompiledModel:
         if len(inputs) != len(names):
             raise UsageError(Diagnostic("W0609", f"the model takes {len(names)} inputs, not {len(inputs)}"))
         return tuple(self.emulator().step(dict(zip(names, inputs, strict=True))).values())
+
+    def verify(self, prompts: Sequence[Sequence[int]] = (), **options: Any) -> Verification:
+        """Run plan and original side by side, layer by layer; see :meth:`partitioner.running.plans.OpenPlan.verify`."""
+        return self.opened().verify(prompts, **options)
 
 
 def compile_lowered(lowered: Lowered, request: Request, progress: Progress = lambda _step: None) -> CompiledModel:
@@ -245,13 +264,15 @@ def _on_granularity(asked: Granularity, model: Model) -> tuple[str, ...]:
 
 
 def workload_of(lowered: Lowered, request: Request) -> Workload:
-    """What the machine must hold.
+    """What the machine must hold: an encoder, which takes whole texts, works on all tokens of the context at once.
 
     Raises:
         UsageError: W0107, the context is longer than the model's.
     """
-    chunk = request.prefill_chunk if takes_tokens(lowered.graph) else 1
-    return Workload(request.users, _context(request.context, lowered.max_context), chunk)
+    context = _context(request.context, lowered.max_context)
+    if takes_whole_texts(lowered.graph):
+        return Workload(request.users, context, context)
+    return Workload(request.users, context, request.prefill_chunk if takes_tokens(lowered.graph) else 1)
 
 
 def compile(  # noqa: A001 - the name that users expect: waferc.compile
@@ -302,7 +323,7 @@ def compile(  # noqa: A001 - the name that users expect: waferc.compile
         inputs = () if example_inputs is None else example_inputs
         found = lower_module(model, inputs, example_kwargs, dynamic_shapes)
     lowered = replace(found.lowered, graph=fix_sizes(found.lowered.graph, LoadOptions(fix=fix or {}).fix))
-    return replace(compile_lowered(lowered, request), weights=found.weights)
+    return replace(compile_lowered(lowered, request), weights=found.weights, forward=found.forward)
 
 
 def _request(options: Mapping[str, Any]) -> Request:
@@ -330,6 +351,18 @@ def _context(asked: int | None, most: int | None) -> int:
         facts = {"context": asked, "model_limit": most}
         raise UsageError(Diagnostic("W0107", "the context is longer than the model's", "--context", facts))
     return asked or min(_DEFAULT_CONTEXT, most or _DEFAULT_CONTEXT)
+
+
+def open_plan(folder: str | Path, *, trust_code: bool = False) -> OpenPlan:
+    """The plan in ``folder``, if it passes every check: to run it, and to verify it against the original.
+
+    Raises:
+        UsageError: W0106, there is no plan in ``folder``; W0616, it is one for GPUs or LPUs.
+        CheckError: with every fault of the plan.
+    """
+    from partitioner.running.plans import open_plan as opened
+
+    return opened(folder, trust_code=trust_code)
 
 
 def estimate(

@@ -6,6 +6,7 @@ model.ir             the graph, as text; the checker derives everything from it 
 model.json           where the model came from, for running it
 diagnostics.jsonl    notes on what was left out or assumed
 report.html          the placement as a page
+test_plan.py         tests of the plan beside the original, if asked for; the manifest does not name it
 """
 
 from __future__ import annotations
@@ -30,7 +31,10 @@ from partitioner.manifest import Manifest, decode, encode, encode_tables, to_man
 MANIFEST = "manifest.json"
 GRAPH, ORIGIN, NOTES = "model.ir", "model.json", "diagnostics.jsonl"
 _TABLES, REPORT = "tables.safetensors", "report.html"
+TESTS = "test_plan.py"
 _FILES = (_TABLES, GRAPH, ORIGIN, NOTES, REPORT)
+_BESIDE = (TESTS, "__pycache__", ".pytest_cache")
+"""What may lie there beside, and goes when the plan is replaced."""
 _MOST_FILE_BYTES = 1 << 30
 
 
@@ -45,8 +49,11 @@ class PlanFolder:
     faults: tuple[Diagnostic, ...]
 
 
-def write_plan(output: Path, plan: Plan, model: Model, lowered: Lowered, report: str) -> Manifest:
-    """Write the folder ``output``; an older plan there is replaced, anything else is left alone.
+def write_plan(
+    output: Path, plan: Plan, model: Model, lowered: Lowered, report: str, tests: str | None = None
+) -> Manifest:
+    """Write the folder ``output``, with ``tests`` as a file of tests; an older plan there is replaced, anything else is
+    left alone.
 
     Raises:
         UsageError: W0105, the folder cannot be written or holds something else.
@@ -54,7 +61,8 @@ def write_plan(output: Path, plan: Plan, model: Model, lowered: Lowered, report:
     contents = {**model_files(model, lowered), _TABLES: encode_tables(plan), REPORT: report.encode()}
     digests = {name: sha256_of(data) for name, data in contents.items()}
     manifest = to_manifest(plan, model, lowered.notes, digests)
-    write_whole(output, {**contents, MANIFEST: encode(manifest)})
+    beside = {} if tests is None else {TESTS: tests.encode()}
+    write_whole(output, {**contents, **beside, MANIFEST: encode(manifest)})
     return manifest
 
 
@@ -118,7 +126,7 @@ def refuse_foreign(output: Path) -> None:
         raise _unwritable(output, str(error.strerror)) from None
     except ValueError as error:
         raise _unwritable(output, str(error)) from None
-    foreign = sorted(entries - {MANIFEST, *_FILES})
+    foreign = sorted(entries - {MANIFEST, *_FILES, *_BESIDE})
     if foreign or (entries and MANIFEST not in entries):
         shown = ", ".join((foreign or sorted(entries))[:3])
         raise UsageError(

@@ -15,7 +15,7 @@ ONLY_IN = {
     "onnx": ("partitioner/frontends/",),
     "transformers": ("partitioner/frontends/",),
     "torch": (
-        *("partitioner/frontends/", "targets/emulator/", "ir/interpret.py", "partitioner/cli/run.py"),
+        *("partitioner/frontends/", "targets/emulator/", "ir/interpret.py", "partitioner/running/"),
         "partitioner/passes/probe.py",
         "partitioner/passes/rows.py",
         "partitioner/passes/routing.py",  # which runs pieces of a graph

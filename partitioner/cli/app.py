@@ -13,13 +13,16 @@ from ir.diagnostics import Diagnostic, ExitCode, UsageError, WafercError
 from partitioner.cli.arguments import (
     Count,
     Json,
+    PromptIds,
     RuleOptions,
+    RunOptions,
     TrustCode,
-    parse_ids,
     parse_parts,
+    parse_prompts,
     parse_share,
     parse_sizes,
     parse_wafers,
+    with_value,
 )
 from partitioner.cli.forecasts import compare, estimate, size
 from partitioner.cli.output import Output
@@ -53,6 +56,7 @@ def compile_command(
     parts: str = "text",
     trust_code: TrustCode = False,
     output: Annotated[Path | None, Parameter(["--output", "-o"])] = None,
+    tests: Annotated[bool, Parameter("--tests", negative=())] = False,
     objective: str = "balance,traffic",
     report: Path | None = None,
     seed: Count = 0,
@@ -67,7 +71,8 @@ def compile_command(
         systems: number of wafers, or of nodes of devices; the target's own number if not given.
         users: users whose KV caches are resident at the same time.
         context: tokens remembered for each user; 4096 if not given, or the model's own limit if that is less.
-        prefill_chunk: tokens that a pipeline stage works on at once; sizes the activation buffers.
+        prefill_chunk: tokens that a pipeline stage works on at once; sizes the activation buffers. An encoder, which
+            takes whole texts, works on all tokens of the context.
         reserve_bytes: bytes of each tile or device kept for code and buffers; the target's own if not given.
         without: wafers that are out of service, by number, for example 7 or 3,7.
         experts: apart, each routed expert on tiles of its own; sliced, each on all tiles of its layer's region; or auto
@@ -80,6 +85,7 @@ def compile_command(
         parts: text, or text,vision to place the vision tower of a multimodal transformers model too, for one picture.
         trust_code: open a .pt2 file, which is a pickle and can run code: only if you trust who made it.
         output: folder to write the plan to; nothing is written if not given.
+        tests: write test_plan.py into that folder, for pytest: that the plan computes what the original does.
         objective: what to make the placement best for, the first first: machines, latency, bottleneck, traffic,
             balance or room, separated by commas.
         report: file (.html) to write a page to: of the plan, or of why there is none and what would fit.
@@ -106,7 +112,9 @@ def compile_command(
         time_limit=time_limit,
     )
     options = LoadOptions(fix=parse_sizes(fix), trust_code=trust_code, parts=parse_parts(parts))
-    run_compile(model, options, request, output, Output(json=json), report)
+    if tests and output is None:
+        raise UsageError(Diagnostic("W0104", "--tests writes into the plan's folder: give --output", "--tests"))
+    run_compile(model, options, request, output, Output(json=json), report, tests=tests)
 
 
 @app.command
@@ -235,39 +243,87 @@ def run(
     folder: Path,
     /,
     *,
-    prompt_ids: str | None = None,
+    prompt_ids: PromptIds = (),
+    prompt: str | None = None,
     inputs: Path | None = None,
+    users: Count | None = None,
     tokens: Count = 16,
-    seed: Count = 0,
-    compare: Annotated[bool, Parameter("--compare", negative=())] = False,
+    compare: str = "",
+    options: RunOptions = RunOptions(),  # noqa: B008 - frozen, and cyclopts reads the options off it
+    counters: str = "totals",
+    trace: Path | None = None,
     trust_code: TrustCode = False,
     json: Json = False,
 ) -> None:
-    """Run a plan on emulated tiles: generate tokens (greedily), or run once on given inputs.
+    """Run a plan on emulated tiles: generate tokens (greedily), or run once on given inputs; see docs/emulator.md.
 
     Args:
         folder: a plan's folder.
-        prompt_ids: for language models: token ids of the prompt, separated by commas.
+        prompt_ids: for language models: token ids of the prompt, separated by commas; several prompts, which are in the
+            pipeline at the same time, by semicolons or by this option again.
+        prompt: a prompt in words, where a tokenizer.json lies in the checkpoint's folder.
         inputs: for other models: an .npz file with an array for each input.
-        tokens: how many tokens to generate.
-        seed: seed of the random weights of a model that has no checkpoint.
+        users: how many users there are at once, the prompts being given to them in turn; one for each prompt if not
+            given.
+        tokens: how many tokens to generate for each prompt.
+        compare: run the original too, by torch, onnxruntime, onnx, or auto, which needs not be written; exit code 6 if
+            tokens or outputs differ.
+        options: how the host computes.
+        counters: how finely --json tells counters: totals, blocks or ops.
+        trace: file (.json) to write a trace of the run to, for Perfetto or Chrome.
         trust_code: open the .pt2 file that the plan is of, which can run code.
-        compare: run the original model too; exit code 6 if tokens differ or a logit is more than 1e-4 off (float32).
+        json: print one JSON object.
+    """
+    from partitioner.cli.run import Asked
+    from partitioner.cli.run import run as run_plan
+
+    asked = Asked(
+        prompts=parse_prompts(prompt_ids),
+        text=prompt,
+        inputs=inputs,
+        users=users,
+        tokens=tokens,
+        compare=compare,
+        counters=counters,
+        trace=trace,
+    )
+    run_plan(folder, asked, options.how(), Output(json=json), trust_code=trust_code)
+
+
+@app.command
+def verify(
+    folder: Path,
+    /,
+    *,
+    reference: str = "auto",
+    prompt_ids: PromptIds = (),
+    inputs: Path | None = None,
+    tokens: Count = 8,
+    options: RunOptions = RunOptions(),  # noqa: B008 - frozen, and cyclopts reads the options off it
+    trust_code: TrustCode = False,
+    json: Json = False,
+) -> None:
+    """Run a plan and the original side by side and tell the error of every layer; exit code 6 if one is wrong.
+
+    Args:
+        folder: a plan's folder.
+        reference: who runs the original: torch, onnxruntime, onnx, or auto.
+        prompt_ids: token ids of the prompt, separated by commas; some from the seed, more than the plan's prefill
+            chunk, if not given.
+        inputs: for other models: an .npz file with an array for each input; some from the seed if not given.
+        tokens: how many tokens to generate for each prompt.
+        options: how the host computes.
+        trust_code: open the .pt2 file that the plan is of, which can run code.
         json: print one JSON object.
     """
     if tokens < 1:
         raise UsageError(Diagnostic("W0103", f"--tokens must be at least 1, not {tokens}", "--tokens"))
-    if not 0 <= seed < 1 << 31:
-        raise UsageError(Diagnostic("W0103", f"--seed must be from 0 to 2^31 - 1, not {seed}", "--seed"))
-    if (prompt_ids is None) == (inputs is None):
-        raise UsageError(Diagnostic("W0104", "give either --prompt-ids or --inputs", "run"))
-    from partitioner.cli.run import run_inputs, run_plan
+    if prompt_ids and inputs is not None:
+        raise UsageError(Diagnostic("W0104", "give either --prompt-ids or --inputs", "verify"))
+    from partitioner.cli.verify import verify as verify_plan
 
-    out = Output(json=json)
-    if prompt_ids is not None:
-        run_plan(folder, parse_ids(prompt_ids), tokens, seed, out, compare=compare, trust_code=trust_code)
-    elif inputs is not None:
-        run_inputs(folder, inputs, seed, out, compare=compare, trust_code=trust_code)
+    prompts = parse_prompts(prompt_ids)
+    verify_plan(folder, prompts, inputs, tokens, reference, options.how(), Output(json=json), trust_code=trust_code)
 
 
 @app.command
@@ -313,6 +369,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run one command and exit with its code; every error is a diagnostic, never a traceback."""
     arguments = sys.argv[1:] if arguments is None else arguments
     output = Output(json="--json" in arguments)
+    arguments = with_value(arguments, "--compare", "auto")
     try:
         app(arguments, exit_on_error=False, print_error=False)
     except CycloptsError as error:

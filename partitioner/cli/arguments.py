@@ -7,12 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter, Token
 
 from ir.diagnostics import Diagnostic, UsageError
 from ir.rules import Rule
+
+if TYPE_CHECKING:
+    from partitioner.running.setup import How
 
 
 def _whole(_type: object, tokens: Sequence[Token]) -> int:
@@ -26,6 +29,7 @@ def _whole(_type: object, tokens: Sequence[Token]) -> int:
 Count = Annotated[int, Parameter(converter=_whole)]
 Json = Annotated[bool, Parameter("--json", negative=())]
 TrustCode = Annotated[bool, Parameter("--trust-code", negative=())]
+PromptIds = Annotated[tuple[str, ...], Parameter("--prompt-ids", negative=(), show_default=False)]
 
 Rules = Annotated[tuple[str, ...], Parameter(negative=(), show_default=False)]
 
@@ -74,13 +78,47 @@ class RuleOptions:
         return (*(read_rules(self.rules) if self.rules else ()), *given)
 
 
-def parse_ids(text: str) -> list[int]:
-    """Token ids, separated by commas."""
+@Parameter(name="*")
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """How the host computes what the machine would.
+
+    Attributes:
+        precision: float32, to compare with the original in 32 bit; native, weights as stored and values in 16 bit.
+        order: in which sums are taken: host, by the host's own routine, or mesh, tile after tile; host in float32 and
+            mesh in native if not given.
+        host_memory: bytes of weights that the host keeps at most; it reads them again when they are needed.
+        seed: seed of the random weights of a model that has no checkpoint.
+    """
+
+    precision: str = "float32"
+    order: str | None = None
+    host_memory: Count | None = None
+    seed: Count = 0
+
+    def how(self) -> How:
+        """The same for a run.
+
+        Raises:
+            UsageError: W0103 or W0104, one of them is not possible.
+        """
+        from partitioner.running.setup import How
+
+        return How(seed=self.seed, precision=self.precision, order=self.order, host_bytes=self.host_memory)
+
+
+def parse_prompts(texts: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+    """Token ids separated by commas; several prompts by semicolons, or as texts of their own."""
+    return tuple(_ids(part) for text in texts for part in text.split(";"))
+
+
+def _ids(text: str) -> tuple[int, ...]:
     try:
-        return [int(part) for part in text.split(",")]
+        return tuple(int(part) for part in text.split(","))
     except ValueError:
         help_ = ("for example --prompt-ids 1,5,9,2",)
-        fault = Diagnostic("W0104", f"token ids must be integers separated by commas, not {text!r}", help=help_)
+        shown = text if len(text) < 80 else f"{text[:80]}..."
+        fault = Diagnostic("W0104", f"token ids must be integers separated by commas, not {shown!r}", help=help_)
         raise UsageError(fault) from None
 
 
@@ -127,3 +165,12 @@ def parse_share(text: str, option: str) -> Fraction:
 def parse_parts(text: str) -> tuple[str, ...]:
     """``text,vision``."""
     return tuple(part.strip() for part in text.split(","))
+
+
+def with_value(arguments: Sequence[str], option: str, value: str) -> list[str]:
+    """``arguments`` with ``value`` behind ``option`` where nothing, or another option, follows it."""
+    following = [*arguments[1:], "--"]
+    return [
+        f"{argument}={value}" if argument == option and after.startswith("-") else argument
+        for argument, after in zip(arguments, following, strict=True)
+    ]

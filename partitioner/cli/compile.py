@@ -27,12 +27,21 @@ from targets.machines import load_target, load_wafers
 
 
 def run_compile(
-    model: str, options: LoadOptions, request: Request, folder: Path | None, out: Output, report: Path | None = None
+    model: str,
+    options: LoadOptions,
+    request: Request,
+    folder: Path | None,
+    out: Output,
+    report: Path | None = None,
+    *,
+    tests: bool = False,
 ) -> None:
-    """Compile, write the plan to ``folder`` if there is one, and report; to the page ``report`` even if none fits."""
+    """Compile, write the plan, with its ``tests`` if wanted, to ``folder`` if there is one, and report; to the page
+    ``report`` even if none fits.
+    """
     begin = time.perf_counter()
     if isinstance(load_target(request.target).cluster, DeviceCluster):  # a wrong target is told at once
-        _refuse_what_is_for_wafers(request, report)
+        _refuse_what_is_for_wafers(request, report, tests=tests)
         run_compile_devices(model, options, request, folder, out)
         return
     load_wafers(request.target, request.systems, request.reserve_bytes, request.without)
@@ -43,7 +52,7 @@ def run_compile(
         placed = compile_lowered(lower(model, options), request, progress)
         if folder is not None:
             progress("writing the plan")
-            placed.save(folder)
+            placed.save(folder, tests=tests)
         if report is not None:
             write_page(report, placed.page())
     for note in placed.lowered.notes:
@@ -68,7 +77,9 @@ def run_compile(
         print(f"plan in {folder}, page in {folder / REPORT}")
 
 
-def _refuse_what_is_for_wafers(request: Request, report: Path | None) -> None:
+def _refuse_what_is_for_wafers(request: Request, report: Path | None, *, tests: bool) -> None:
+    if tests:
+        raise UsageError(Diagnostic("W0104", "--tests is for wafers, which are emulated", "--tests"))
     if request.experts != ExpertLayout.AUTO:
         raise UsageError(Diagnostic("W0104", "--experts is for wafers; devices deal them by rank", "--experts"))
     if request.granularity not in (Granularity.AUTO, Granularity.HALVES):

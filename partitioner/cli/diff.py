@@ -9,12 +9,12 @@ from typing import Any
 from ir.diagnostics import CheckError, Diagnostic, UnsupportedModelError, UsageError
 from ir.forecast import Range
 from ir.plan import Plan
-from partitioner.cli.check import require_sound
 from partitioner.cli.difference_table import difference_record, print_difference
 from partitioner.cli.output import Output
 from partitioner.device_folder import is_device_plan
 from partitioner.difference import Change, difference
 from partitioner.folder import PlanFolder, read_plan
+from partitioner.sound import require_sound
 
 
 def run_diff(before: Path, after: Path, out: Output, *, speed: bool) -> None:

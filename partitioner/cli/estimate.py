@@ -110,10 +110,10 @@ _OF_A_PLAN = ("tile.sram_bytes", "tile.reserve_bytes", "cluster.systems")
 
 
 def _planned(folder: Path, asked: Asked) -> Subject:
-    from partitioner.cli.check import require_sound
     from partitioner.device_folder import is_device_plan
     from partitioner.folder import read_plan
     from partitioner.planned import plan_machine, planned, require_room
+    from partitioner.sound import require_sound
     from targets.machines import with_changes
 
     if asked.mesh is not None:

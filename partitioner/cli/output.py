@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ir.diagnostics import Diagnostic, WafercError
 
@@ -48,12 +48,21 @@ class Output:
 
     def failure(self, error: WafercError) -> int:
         """Print why the command failed; its exit code."""
+        self._show(error, {})
+        return int(error.exit_code)
+
+    def failed(self, record: Mapping[str, Any], error: WafercError) -> NoReturn:
+        """Print a result that shows a failure (``record``, with ``--json``) and why; end with the error's exit code."""
+        self._show(error, record)
+        sys.exit(int(error.exit_code))
+
+    def _show(self, error: WafercError, record: Mapping[str, Any]) -> None:
         if self.json:
             faults = [fault.to_dict() for fault in error.diagnostics]
-            self.result({"status": "error", "ok": False, "exit_code": int(error.exit_code), "diagnostics": faults})
+            status = {"status": "error", "ok": False, "exit_code": int(error.exit_code), "diagnostics": faults}
+            self.result({**record, **status})
         else:
             self.diagnostics(error.diagnostics)
-        return int(error.exit_code)
 
     @contextmanager
     def progress(self) -> Iterator[Any]:

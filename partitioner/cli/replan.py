@@ -12,7 +12,6 @@ from ir.objective import Objective
 from ir.plan import Plan, Score
 from ir.target import Wafers, WaferSpeed
 from partitioner.api import CompiledModel
-from partitioner.cli.check import require_sound
 from partitioner.cli.diff import layer_blocks, require_wafers
 from partitioner.cli.difference_table import difference_record, print_difference
 from partitioner.cli.output import Output, amount
@@ -22,6 +21,7 @@ from partitioner.frontends.lowered import Lowered
 from partitioner.planned import plan_machine
 from partitioner.problem import ExpertLayout
 from partitioner.replan import Change, Replanned, replan
+from partitioner.sound import require_sound
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,178 +2,160 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from ir.diagnostics import CheckError, Diagnostic, Fact, UsageError
-from ir.model import Model
-from ir.types import DType
-from partitioner.cli.check import require_sound
-from partitioner.cli.output import Output
-from partitioner.device_folder import is_device_plan
-from partitioner.folder import read_plan
-from partitioner.frontends.original import Original, open_original
-from partitioner.frontends.weights import Weights, open_weights
-from targets.emulator import Counters, Emulator, Generated, generate
-
-_TOLERANCE = {DType.F64: 1e-4, DType.F32: 1e-4}
-"""Greatest error of a logit; for 16-bit models the order of sums alone changes logits by more than this."""
-_TOLERANCE_16_BIT = 0.25
-_SMALL_MODEL_BYTES = 64 << 20
-"""Below this, waking a second thread for each product costs more than it gains."""
+from partitioner.cli.output import Output, peak_rss_bytes
+from partitioner.running.inputs import Prompts, read_arrays
+from partitioner.running.record import COUNTER_DETAILS, counters_record, step_record, text_record
+from partitioner.running.runs import StepRun, TextRun, run_prompts, run_step
+from partitioner.running.setup import How, Opened, Runnable, open_plan
+from targets.emulator.trace import Trace
 
 
-@dataclass(frozen=True, slots=True)
-class _Loaded:
-    """A plan's weights, and how to make the original with them."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What a run is to yield.
 
-    weights: Weights
-    original: Callable[[], Original]
+    Attributes:
+        prompts: token ids of each user's prompt; else ``text``, a prompt in words, or ``inputs``, an ``.npz`` file.
+        tokens: how many to generate for each prompt.
+        compare: the reference to compare with; empty: none.
+        counters: how finely counters are told.
+        trace: file to write a trace to.
+    """
+
+    prompts: Prompts = ()
+    text: str | None = None
+    inputs: Path | None = None
+    users: int | None = None
+    tokens: int = 16
+    compare: str = ""
+    counters: str = "totals"
+    trace: Path | None = None
+
+    def __post_init__(self) -> None:
+        given = [bool(self.prompts), self.text is not None, self.inputs is not None]
+        if sum(given) != 1:
+            raise UsageError(Diagnostic("W0104", "give one of --prompt-ids, --prompt and --inputs", "run"))
+        if self.tokens < 1:
+            raise UsageError(Diagnostic("W0103", f"--tokens must be at least 1, not {self.tokens}", "--tokens"))
+        if self.counters not in COUNTER_DETAILS:
+            known = ", ".join(COUNTER_DETAILS)
+            raise UsageError(Diagnostic("W0104", f"--counters is {known}, not {self.counters!r}", "--counters"))
 
 
-def run_plan(
-    folder: Path,
-    prompt_ids: Sequence[int],
-    tokens: int,
-    seed: int,
-    out: Output,
-    *,
-    compare: bool,
-    trust_code: bool = False,
-) -> None:
-    """Generate tokens on emulated tiles.
+def run(folder: Path, asked: Asked, how: How, out: Output, *, trust_code: bool = False) -> None:
+    """Run a plan on emulated tiles: continue prompts, or take one step on given inputs.
 
     Raises:
-        UsageError: W0604 to W0612, the prompt or the weights do not fit the plan.
-        CheckError: the plan is unsound; W0620, the run differs from the original.
+        UsageError: W0604 to W0616, W0660 or W0661, prompts, inputs or weights do not fit the plan.
+        CheckError: the plan is unsound.
+        SystemExit: 6 after W0620, the run differs from the original; W0662, it was not counted as predicted.
     """
     begin = time.perf_counter()
-    emulator, loaded = _load(folder, seed, out, trust_code=trust_code)
-    graph = emulator.model.graph
-    further = {value.name for value in graph.inputs} - {"input_ids", "position_ids"}
-    if further or not graph.inputs:
-        help_ = ("give the model's inputs with --inputs FILE.npz",)
-        needs = f": it takes {', '.join(sorted(further))}" if further else ""
-        raise UsageError(
-            Diagnostic("W0613", f"the plan is of no model of token ids alone{needs}", str(folder), help=help_)
-        )
-    made = generate(emulator, prompt_ids, tokens)
-    record: dict[str, Any] = {"tokens": list(made.tokens), "steps": len(made.tokens), **_totals(made.counters)}
-    if compare:
-        record |= _compare_tokens(made, loaded.original(), prompt_ids, emulator.model)
-    _finish(record, emulator, loaded.weights.note, begin, out)
-
-
-def run_inputs(folder: Path, inputs: Path, seed: int, out: Output, *, compare: bool, trust_code: bool = False) -> None:
-    """Run a model once, on the arrays of an ``.npz`` file.
-
-    Raises:
-        UsageError: W0609 to W0614, the inputs or the weights do not fit the plan.
-        CheckError: the plan is unsound; W0620, the run differs from the original.
-    """
-    begin = time.perf_counter()
-    emulator, loaded = _load(folder, seed, out, trust_code=trust_code)
-    given = _read_arrays(inputs)
-    outputs = emulator.step(given)
-    shown = {name: {"shape": list(t.shape), "values": t.flatten()[:8].tolist()} for name, t in outputs.items()}
-    record: dict[str, Any] = {"outputs": shown, **_totals([emulator.counters])}
-    if compare:
-        reference = loaded.original().forward(given)
-        errors = [_error(ours, theirs) for ours, theirs in zip(outputs.values(), reference, strict=True)]
-        record |= _verdict(max(errors), emulator.model, same=True) | {"max_abs_error": max(errors)}
-    _finish(record, emulator, loaded.weights.note, begin, out)
-
-
-def _load(folder: Path, seed: int, out: Output, *, trust_code: bool) -> tuple[Emulator, _Loaded]:
     with out.progress() as progress:
         progress("checking the plan")
-        if is_device_plan(folder):
-            help_ = ("compile for a cluster of wafers; the plan's own folder says which flags serving engines take",)
-            message = "a plan for devices is no program for emulated tiles"
-            raise UsageError(Diagnostic("W0616", message, str(folder), help=help_))
-        stored = read_plan(folder)
-        model = require_sound(stored)
-        progress("loading weights onto tiles")
-        if model.weight_bytes < _SMALL_MODEL_BYTES:
-            torch.set_num_threads(1)
-        weights = open_weights(stored.origin, model.placed, seed, trust_code=trust_code)
-
-        def original() -> Original:
-            return open_original(stored.origin, model.placed, seed, weights=weights, trust_code=trust_code)
-
-        return Emulator(model, stored.plan, weights.source), _Loaded(weights, original)
-
-
-def _read_arrays(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return {name: torch.from_numpy(np.array(arrays[name])) for name in arrays.files}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise UsageError(Diagnostic("W0614", f"the inputs cannot be read: {error}", str(path))) from None
-
-
-def _compare_tokens(made: Generated, original: Original, prompt_ids: Sequence[int], model: Model) -> dict[str, Any]:
-    """The same generation by the original's own forward over the whole sequence, without a cache."""
-    ids = list(prompt_ids)
-    reference: list[int] = []
-    error = 0.0
-    for ours in made.logits:
-        sequence = torch.tensor([ids])
-        inputs = {"input_ids": sequence, "position_ids": torch.arange(len(ids))[None]}
-        logits = original.forward(inputs)[0][0, -1]
-        error = max(error, _error(ours, logits))
-        reference.append(int(logits.argmax()))
-        ids.append(reference[-1])
-    verdict = _verdict(error, model, same=list(made.tokens) == reference)
-    return {"reference_tokens": reference, "max_abs_logit_error": error, **verdict}
-
-
-def _error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    return float((ours.double() - theirs.double()).abs().max())
-
-
-def _verdict(error: float, model: Model, *, same: bool) -> dict[str, Any]:
-    dtype = model.graph.types[model.graph.outputs[0]].dtype
-    tolerance = _TOLERANCE.get(dtype, _TOLERANCE_16_BIT)
-    return {"tolerance": tolerance, "ok": same and error <= tolerance}
-
-
-def _totals(counters: Sequence[Counters]) -> dict[str, Any]:
-    return {
-        "multiply_adds": sum(step.multiply_adds for step in counters),
-        "transfer_bytes": sum(step.transfer_bytes for step in counters),
-        "mesh_bytes": sum(step.mesh_bytes for step in counters),
-        "mesh_hops": sum(step.mesh_hops for step in counters),
-    }
-
-
-def _finish(record: dict[str, Any], emulator: Emulator, note: str, begin: float, out: Output) -> None:
-    record |= {
-        "wafers": len(emulator.plan.wafers_used),
-        "weights": note,
-        "wall_s": round(time.perf_counter() - begin, 3),
-    }
-    if not record.get("ok", True):
-        facts: dict[str, Fact] = {
-            name: record[name] for name in ("max_abs_logit_error", "max_abs_error", "tolerance") if name in record
-        }
-        raise CheckError(Diagnostic("W0620", "the run differs from the original", emulator.model.graph.name, facts))
+        runnable = open_plan(folder, trust_code=trust_code)
+        opened = Opened(runnable, how)
+        trace = Trace(runnable.plan) if asked.trace else None
+        progress("running")
+        done, record = _run(opened, asked, [trace] if trace else [])
+    if asked.trace and trace:
+        _write(asked.trace, trace)
+        record["trace"] = str(asked.trace)
+    record |= _about(runnable, opened, done, asked.counters)
+    record["ok"] = done.ok and done.taken.miscounted is None
+    record |= {"processes": 1, "peak_rss_bytes": peak_rss_bytes(), "wall_s": round(time.perf_counter() - begin, 3)}
+    if not out.json:
+        _print(record)
+    if faults := _faults(done, record, runnable):
+        out.failed(record, CheckError(*faults))
     if out.json:
         out.result(record)
-        return
+
+
+def _run(opened: Opened, asked: Asked, watchers: list[Trace]) -> tuple[TextRun | StepRun, dict[str, Any]]:
+    if asked.inputs is not None:
+        step = run_step(opened, read_arrays(asked.inputs), asked.compare, watchers)
+        return step, step_record(step)
+    words = None if asked.text is None else opened.words
+    prompts = asked.prompts if words is None else (words.encode(asked.text or ""),)
+    text = run_prompts(opened, _for_users(prompts, asked.users), asked.tokens, asked.compare, watchers)
+    record = text_record(text)
+    return text, record if words is None else {"text": words.decode(text.made[0].tokens), **record}
+
+
+def _for_users(prompts: Prompts, users: int | None) -> Prompts:
+    """A prompt for each user: those given, in turn.
+
+    Raises:
+        UsageError: W0104, there are more prompts than users.
+    """
+    count = len(prompts) if users is None else users
+    if count < len(prompts):
+        message = f"{len(prompts)} prompts are more than --users {count}"
+        raise UsageError(Diagnostic("W0104", message, "--users"))
+    return tuple(prompts[user % len(prompts)] for user in range(count))
+
+
+def _write(path: Path, trace: Trace) -> None:
+    try:
+        path.write_text(json.dumps(trace.record()))
+    except OSError as error:
+        raise UsageError(Diagnostic("W0105", f"the trace cannot be written: {error.strerror}", str(path))) from None
+
+
+def _about(runnable: Runnable, opened: Opened, done: TextRun | StepRun, details: str) -> dict[str, Any]:
+    plan, graph = runnable.plan, runnable.model.graph
+    return {
+        "counters": counters_record(done.taken.counters, plan, graph, details),
+        "predicted_counters": counters_record(done.taken.predicted, plan, graph, details),
+        "by_reference": dict(sorted(done.taken.counters.by_reference.items())),
+        "wafers": len(plan.wafers_used),
+        "precision": opened.how.precision,
+        "order": str(opened.emulator.arithmetic.order),
+        "weights": opened.weights.note,
+    }
+
+
+def _faults(done: TextRun | StepRun, record: dict[str, Any], runnable: Runnable) -> list[Diagnostic]:
+    """Why a run has failed: W0620, and W0662."""
+    different = [] if done.ok else [_different(record, runnable)]
+    return different if done.taken.miscounted is None else [*different, done.taken.miscounted]
+
+
+def _different(record: dict[str, Any], runnable: Runnable) -> Diagnostic:
+    names = ("max_abs_logit_error", "max_abs_error", "tolerance")
+    facts: dict[str, Fact] = {name: record[name] for name in names if name in record}
+    help_ = ("waferc verify says in which layer they part",)
+    return Diagnostic("W0620", "the run differs from the original", runnable.model.graph.name, facts, help_)
+
+
+def _print(record: dict[str, Any]) -> None:
     for name, value in record.items():
-        print(f"{name.replace('_', ' '):22} {_shown(value)}")
+        if name == "counters":
+            for figure in ("multiply_adds", "transfer_bytes", "mesh_bytes", "mesh_hops"):
+                print(f"{figure.replace('_', ' '):22} {value[figure]:,}")
+        elif name not in ("predicted_counters", "outputs", "errors") and value != {}:
+            print(f"{name.replace('_', ' '):22} {_shown(value)}")
+    for name, value in record.get("outputs", {}).items():
+        print(f"{name:22} {value['shape']} {_shown(value['values'])}")
 
 
 def _shown(value: Any) -> str:
     if isinstance(value, list):
-        return ",".join(map(str, value))
-    if isinstance(value, float) and not isinstance(value, bool):
+        return "; ".join(map(_shown, value)) if value and isinstance(value[0], list) else ",".join(map(_item, value))
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_shown(item)}" for name, item in value.items())
+    return _item(value)
+
+
+def _item(value: Any) -> str:
+    if isinstance(value, float):
         return f"{value:.3g}"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -18,7 +18,7 @@ from ir.encoding import plain
 from ir.graph import Graph, Parameter
 from ir.types import Dim, TensorType
 from partitioner.frontends import hooks, vision
-from partitioner.frontends.checkpoint import as_stored
+from partitioner.frontends.checkpoint import as_stored, most_stored_dtype
 from partitioner.frontends.configuration import (
     bad_config,
     dtype_of,
@@ -68,6 +68,13 @@ def lower_config(
         UsageError: W0220 to W0229 (the checkpoint's files).
     """
     config, notes = without_foreign_code(config)
+    if stated_dtype(config) is None:
+        found = most_stored_dtype(checkpoint)
+        config |= {"dtype": found} if found else {}
+        notes = (
+            *notes,
+            f"the configuration states no dtype: {f'{found}, as stored' if found else 'bfloat16 is assumed'}",
+        )
     model = build_model(config, torch.device("meta"), traced=True)
     parameters, stored = stored_parameters(config, model, checkpoint)
     notes += stored
@@ -75,8 +82,6 @@ def lower_config(
     graph = _with_tower(model, name, grouped.graph) if "vision" in parts else grouped.graph
     read = {name for node in graph.nodes for name in node.inputs}
     left_out = [parameter for parameter in parameters if parameter.name not in read]
-    if stated_dtype(config) is None:
-        notes = (*notes, "the configuration states no dtype: bfloat16 is assumed")
     if left_out:
         modules = ", ".join(dict.fromkeys(".".join(parameter.name.split(".")[:2]) for parameter in left_out))
         millions = sum(parameter.elements for parameter in left_out) / 1e6
@@ -169,13 +174,14 @@ def _parameters(model: nn.Module, encode: EncodingRule) -> Iterator[Parameter]:
     modules = dict(model.named_modules())
     for name, tensor in (stored | buffers).items():
         path = name.rpartition(".")[0]
-        role = WeightRole(path, isinstance(modules[path], nn.Linear), _is_expert_stack(modules[path], tensor))
+        role = WeightRole(path, isinstance(modules[path], nn.Linear), is_expert_stack(modules[path], tensor))
         type_ = TensorType(DTYPES[tensor.dtype], tuple(tensor.shape))
         encoding = encode(role) if tensor.dim() >= 2 else None
         yield Parameter(name, type_, encoding or plain(type_.dtype))
 
 
-def _is_expert_stack(module: nn.Module, tensor: torch.Tensor) -> bool:
+def is_expert_stack(module: nn.Module, tensor: torch.Tensor) -> bool:
+    """Whether ``tensor`` of ``module`` is of all its routed experts, one after the other."""
     return tensor.dim() == 3 and getattr(module, "num_experts", None) == tensor.shape[0]
 
 
@@ -260,7 +266,7 @@ def _traced(
     try:
         with quietly(), lean_trace():
             program = torch.export.export(module, examples, dynamic_shapes=shapes, strict=False)
-        constants = _computed_buffers(model)
+        constants = {f"{_WRAPPER}{name}": value for name, value in computed_values(model).items()}
     except Exception as error:
         raise not_exported(error, _place_of(error, model) or name) from None
     return _translate(program, name, Names(axes, tied_names(model, _WRAPPER), constants, _WRAPPER))
@@ -304,11 +310,11 @@ def _translate(program: ExportedProgram, name: str, names: Names) -> Graph:
             raise error from None
 
 
-def _computed_buffers(model: Any) -> dict[str, torch.Tensor]:
+def computed_values(model: Any) -> dict[str, torch.Tensor]:
     """The values of buffers that are computed, by their full name; each part of a model knows how to make its own."""
     parts = {path: part for path, part in model.named_modules() if hasattr(part, "_init_weights")}
     return {
-        f"{_WRAPPER}{path}.{name}" if path else f"{_WRAPPER}{name}": value
+        f"{path}.{name}" if path else name: value
         for path, module in model.named_modules()
         for name, value in computed_buffers(_innermost(parts, path), module).items()
     }

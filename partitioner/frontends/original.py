@@ -97,7 +97,7 @@ def _of_onnx(origin: Origin) -> Callable[[Outputs], list[torch.Tensor]]:
     path = require_unchanged(origin, "ONNX file")
 
     def forward(inputs: Outputs) -> list[torch.Tensor]:
-        arrays = reference_outputs(path, {name: tensor.numpy() for name, tensor in inputs.items()})
+        arrays, _ = reference_outputs(path, {name: tensor.numpy() for name, tensor in inputs.items()})
         return [torch.from_numpy(array.copy()) for array in arrays]
 
     return forward

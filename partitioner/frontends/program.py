@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,11 @@ _MOST_ROUNDS = 8
 
 @dataclass(frozen=True, slots=True)
 class LoweredProgram:
-    """A lowered program and its weights by the names that the graph has for them."""
+    """A lowered program and its weights by the names that the graph has for them; ``forward`` is the program's own."""
 
     lowered: Lowered
     weights: Mapping[str, torch.Tensor]
+    forward: Callable[[Mapping[str, torch.Tensor]], list[torch.Tensor]]
 
 
 def lower_program(
@@ -64,7 +66,7 @@ def lower_program(
     named = _axes_of_tokens(functional) if axes is None else axes
     grouped = group_experts(simplify(lower_exported(functional, name, Names(named, tied, computed))))
     lowered = Lowered(grouped.graph, origin, stacks=grouped.stacks)
-    return LoweredProgram(lowered, stacked(weights, grouped.stacks))
+    return LoweredProgram(lowered, stacked(weights, grouped.stacks), partial(outputs_of, program))
 
 
 def open_program(path: Path, *, trust_code: bool) -> ExportedProgram:

@@ -27,15 +27,14 @@ SUM_BYTES = 4
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """A block in one step: what it runs, where its weights lie, what the symbols stand for, how many tokens the user's
-    caches hold before the step, and which experts are met (see :class:`targets.cost.traffic.Predictor`).
+    """A block in one step: what it runs, where its weights lie, what the symbols stand for, and which experts are met
+    (see :class:`targets.cost.traffic.Predictor`).
     """
 
     program: Program
     weights: LaidOut
     types: Mapping[str, TensorType]
     bindings: Mapping[str, int]
-    remembered: int
     routing: Routing | None
 
     @property
@@ -117,7 +116,7 @@ Kernel: TypeAlias = Callable[[Instruction, Site], Iterator[OpCount]]
 
 
 def count(instruction: Instruction, site: Site) -> OpCount:
-    """What one operator takes."""
+    """What one operator takes, attention left out (see :mod:`targets.cost.attention_traffic`)."""
     total = OpCount()
     if instruction.kind not in (KernelKind.REFERENCE, KernelKind.EVERYWHERE):
         for piece in _collect(instruction, site):

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 
 from targets.counters import Counters, Ints, OpCount, Traffic
 
+K = TypeVar("K")
 Op = tuple[str, str]
+Moved = tuple[Op, str, int, int]
+"""What one run of a collective moved: the operator it ran for, its name, hops, and bytes over links."""
 
 
 @dataclass(slots=True)
@@ -21,7 +26,7 @@ class Meter:
 
     op: Op = ("", "")
     work: defaultdict[Op, int] = field(default_factory=lambda: defaultdict(int))
-    moved: list[tuple[Op, str, int, int]] = field(default_factory=list)
+    moved: list[Moved] = field(default_factory=list)
     links: defaultdict[tuple[int, int], int] = field(default_factory=lambda: defaultdict(int))
     by_reference: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
     routing: dict[str, Ints] = field(default_factory=dict)
@@ -34,17 +39,26 @@ class Meter:
         """Count one run of ``collective``: hops on its longest path, and bytes over all links."""
         self.moved.append((self.op, collective, hops, link_bytes))
 
+    def since(self, multiply_adds: int, collectives: int) -> OpCount:
+        """What was counted after so many multiply-adds and runs of collectives, all operators together."""
+        moved = [("", name, hops, link_bytes) for _, name, hops, link_bytes in self.moved[collectives:]]
+        return self._counts(moved, {"": sum(self.work.values()) - multiply_adds})[""]
+
     def counters(self) -> Counters:
         """What was counted so far."""
-        sums: dict[Op, dict[str, list[int]]] = {op: {} for op in self.work}
-        for op, collective, hops, link_bytes in self.moved:
+        ops = self._counts(self.moved, self.work)
+        routing = {name: np.copy(counts) for name, counts in self.routing.items()}
+        return Counters(ops, dict(self.links), dict(self.by_reference), routing)
+
+    @staticmethod
+    def _counts(moved: Iterable[tuple[K, str, int, int]], work: Mapping[K, int]) -> dict[K, OpCount]:
+        sums: dict[K, dict[str, list[int]]] = {op: {} for op in work}
+        for op, collective, hops, link_bytes in moved:
             total = sums.setdefault(op, {}).setdefault(collective, [0, 0, 0])
             total[0] += 1
             total[1] += hops
             total[2] += link_bytes
-        ops = {
-            op: OpCount(self.work.get(op, 0), {name: Traffic(*total) for name, total in moved.items()})
-            for op, moved in sums.items()
+        return {
+            op: OpCount(work.get(op, 0), {name: Traffic(*total) for name, total in collectives.items()})
+            for op, collectives in sums.items()
         }
-        routing = {name: np.copy(counts) for name, counts in self.routing.items()}
-        return Counters(ops, dict(self.links), dict(self.by_reference), routing)

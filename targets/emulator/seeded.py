@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 
 import numpy as np
@@ -98,11 +98,16 @@ def _about_one(kind: _Float) -> _Bits:
 
 @dataclass(frozen=True, slots=True)
 class Seeded:
-    """The weights of ``parameters`` made from ``seed``, by ``threads`` threads; see :class:`WeightSource`."""
+    """The weights of ``parameters`` made from ``seed``; see :class:`WeightSource`.
+
+    Where they are ``held``, a weight is made whole when it is read, by ``threads`` threads. Else it takes no memory: its
+    rows are made each time that they are used.
+    """
 
     parameters: Mapping[str, Parameter]
     seed: int = 0
     threads: int = 1
+    held: bool = True
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         """See :class:`WeightSource`."""
@@ -117,6 +122,8 @@ class Seeded:
                 known here.
         """
         parameter = self.parameters[name]
+        if not self.held and rows is None:
+            return Made(replace(self, held=True), name, expert, parameter.shape if expert is None else parameter.shape[1:])
         if expert is None and rows is None and _is_stack(parameter):
             whole = stacked([self.read(name, index) for index in range(parameter.shape[0])])
             assert whole is not None, "experts are alike"
@@ -142,22 +149,46 @@ class Seeded:
             return Int4(part("elements", _ANY, (shape[-1] // 2,)).view(torch.int32), scales)
         if encoding == "mxfp4":
             power = 127 + round(math.log2(size / _E2M1_SPREAD / math.sqrt(5 / 2)))
-            blocks = part("elements", _ANY, (shape[-1] // 2,)).unflatten(-1, (-1, 16))
+            blocks = part("elements", _ANY, (shape[-1] // 2,)).view(len(rows), -1, 16)
             return Mxfp4(blocks, part("scales", _Bits(1, 1, power), (shape[-1] // 32,)))
         if encoding in ("fp8_b128", "fp8_b128_bf16"):
             kind = _FLOATS[DType.F32 if encoding == "fp8_b128" else DType.BF16]
             spread, whole = _FOUR_OCTAVES, range(shape[0])
             values = part("elements", _spread(_FLOATS[DType.F8E4M3], spread), shape[1:], whole)
-            how, blocks = _octave(kind, size / spread), range(-(-shape[0] // 128))
-            scales = part("scales", how, (-(-shape[-1] // 128),), blocks).view(kind.dtype)
+            how = _octave(kind, size / spread)
+            scales = part("scales", how, (-(-shape[-1] // 128),), range(-(-shape[0] // 128))).view(kind.dtype)
             weight = Fp8(values.view(torch.float8_e4m3fn), scales)
             return weight if rows == whole else Plain(weight.unpack(torch.float32, "cpu")[rows.start : rows.stop])
-        kind = next((kind for dtype, kind in _FLOATS.items() if dtype.value == encoding), None)
-        if kind is None:
+        dtype = next((dtype for dtype in _FLOATS if dtype.value == encoding), None)
+        if dtype is None:
             raise _unknown(parameter)
+        kind = _FLOATS[dtype]
         is_scale = len(parameter.shape) < 2 and not parameter.name.endswith("bias")
         how = _about_one(kind) if is_scale else _spread(kind, size)
         return Plain(part("elements", how, shape[1:]).view(kind.dtype).view(_taken(shape, rows)))
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A weight, or one expert's part of it, that is made each time that it is used."""
+
+    source: Seeded
+    name: str
+    expert: int | None
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """None."""
+        return 0
+
+    def rows(self, rows: range | None = None) -> Stored:
+        """The weight made, or these rows of it."""
+        return self.source.read(self.name, self.expert, rows)
+
+    def unpack(self, dtype: torch.dtype, device: str) -> torch.Tensor:
+        """The weight in ``dtype``."""
+        return self.rows().unpack(dtype, device)
 
 
 def _taken(shape: tuple[int, ...], rows: range) -> tuple[int, ...]:

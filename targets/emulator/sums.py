@@ -35,9 +35,10 @@ class _Group:
     def sums(self, weight: Tensor) -> Tensor:
         """By a weight [out, in] in 32 bit -> [all lines, tokens, out]."""
         blocks, length, columns = self.inputs.shape
-        own = weight[:, self.begin : self.begin + blocks * length].unflatten(1, (blocks, length))
-        found = torch.bmm(own.transpose(0, 1), self.inputs).unflatten(2, (self.lines, columns // self.lines))
-        return found.permute(0, 2, 3, 1).flatten(0, 1)
+        own = weight[:, self.begin : self.begin + blocks * length].reshape(len(weight), blocks, length)
+        found = torch.bmm(own.transpose(0, 1), self.inputs)
+        apart = found.view(blocks, len(weight), self.lines, columns // self.lines)
+        return apart.permute(0, 2, 3, 1).flatten(0, 1)
 
 
 def mesh_sums(x: Tensor, parts: Iterable[Tensor], inputs: Split) -> Tensor:
@@ -62,14 +63,14 @@ def mesh_sums(x: Tensor, parts: Iterable[Tensor], inputs: Split) -> Tensor:
 def _small(parts: Iterable[Tensor], inputs: int) -> Iterator[Tensor]:
     step = max(1, _PART_ELEMENTS // max(1, inputs))
     for part in parts:
-        yield from part.split(step)
+        yield from torch.split(part, step)
 
 
 def _added_up(sums: list[Tensor]) -> Tensor:
     """Sums [lines, tokens, out] of parts of the outputs, added line after line -> [tokens, out]."""
-    first, *others = torch.cat(sums, dim=-1)
-    total = first.clone()
-    for line in others:
+    each = torch.cat(sums, dim=-1)
+    total = each[0].clone()
+    for line in each[1:]:
         total += line
     return total
 
@@ -85,7 +86,7 @@ def _groups(x: Tensor, inputs: Split) -> Iterator[_Group]:
 
 def _group(x: Tensor, begin: int, count: int, lines: int, share: int) -> _Group:
     """``count`` lines, in blocks of ``lines``."""
-    own = x[:, begin : begin + count * share].unflatten(1, (count // lines, lines, share))
+    own = x[:, begin : begin + count * share].reshape(len(x), count // lines, lines, share)
     diagonal = x.new_zeros(count // lines, lines, share, lines, len(x))
     each = torch.arange(lines, device=x.device)
     diagonal[:, each, :, each] = own.permute(2, 1, 3, 0)

@@ -2,7 +2,7 @@
 
 from partitioner.frontends.checkpoint.folder import Checkpoint, open_checkpoint
 from partitioner.frontends.checkpoint.match import Match, match_checkpoint
-from partitioner.frontends.checkpoint.stored import as_stored
+from partitioner.frontends.checkpoint.stored import as_stored, most_stored_dtype
 from partitioner.frontends.checkpoint.weights import CheckpointWeights, open_checkpoint_weights
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "Match",
     "as_stored",
     "match_checkpoint",
+    "most_stored_dtype",
     "open_checkpoint",
     "open_checkpoint_weights",
 ]

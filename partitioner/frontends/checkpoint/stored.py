@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +14,8 @@ from partitioner.frontends.checkpoint.match import Match, match_checkpoint
 from partitioner.frontends.checkpoint.names import grouped
 
 _MOST_SHOWN = 3
+
+_FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 def as_stored(
@@ -37,6 +39,21 @@ def as_stored(
     match = match_checkpoint(model, checkpoint)
     stored = tuple(replace(p, encoding=match.encodings.get(p.name, p.encoding)) for p in parameters)
     return stored, tuple(_notes(checkpoint, match, parameters, stored))
+
+
+def most_stored_dtype(folder: str) -> str | None:
+    """The floating-point type in which the folder's files hold most bytes, as configurations name it; ``None`` where
+    there is no folder, or none of its tensors is of such a type.
+
+    Raises:
+        UsageError: what :func:`open_checkpoint` raises.
+    """
+    checkpoint = open_checkpoint(Path(folder)) if folder else None
+    held: Counter[str] = Counter()
+    for tensor in checkpoint.tensors if checkpoint else ():
+        if tensor.dtype in _FLOATS:
+            held[_FLOATS[tensor.dtype]] += tensor.bytes
+    return held.most_common(1)[0][0] if held else None
 
 
 def _notes(

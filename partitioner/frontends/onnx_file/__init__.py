@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from ir.builder import GraphBuilder
-from ir.diagnostics import Diagnostic, UsageError
 from ir.graph import Graph
 from ir.verify import verify
 from partitioner.frontends.lowered import Lowered, Origin
@@ -36,6 +34,7 @@ from partitioner.frontends.onnx_file import (
     spatial,
 )
 from partitioner.frontends.onnx_file.constants import Known
+from partitioner.frontends.onnx_file.engines import run_file
 from partitioner.frontends.onnx_file.lowering import Lowering
 from partitioner.frontends.onnx_file.nodes import decode
 from partitioner.frontends.onnx_file.reading import Stored, Weight, open_onnx
@@ -109,23 +108,19 @@ def lower_file(lowering: Lowering, bound: Mapping[str, Known] | None = None) -> 
     return lowering.finish()
 
 
-def reference_outputs(path: Path, inputs: dict[str, npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
-    """What ONNX's own reference implementation yields for ``inputs`` of the graph, in the order of its outputs.
+def reference_outputs(
+    path: Path, inputs: dict[str, npt.NDArray[Any]], engine: str = "onnx", inner: Collection[str] = ()
+) -> tuple[list[npt.NDArray[Any]], dict[str, npt.NDArray[Any]]]:
+    """What ONNX's own reference implementation, or the ``engine`` onnxruntime, yields for ``inputs`` of the graph.
+
+    Returns:
+        The graph's outputs in order, and the values named in ``inner`` as far as the file has tensors of that name.
 
     Raises:
-        UsageError: W0615, it does not know an operator of the file.
+        UsageError: W0615, it cannot run the file; W0661, onnxruntime is not installed.
     """
-    from onnx.reference import ReferenceEvaluator
-    from onnx.reference.op_run import RuntimeContextError
-
     lowering, _graph = _lower(Path(path))
     step = read_step(lowering.file.graph, lowering.file.weights)
-    try:
-        results = ReferenceEvaluator(str(path)).run(None, original_inputs(lowering, step, inputs))
-    except (NotImplementedError, RuntimeContextError) as error:
-        reason = " ".join(str(error).split())[:200]
-        help_ = ("run the plan without --compare",)
-        message = f"onnx's reference cannot run this file: {reason}"
-        raise UsageError(Diagnostic("W0615", message, str(path), help=help_)) from None
+    results, found = run_file(engine, Path(path), original_inputs(lowering, step, inputs), inner)
     kept = range(len(results)) if lowering.outputs is None else lowering.outputs
-    return [np.asarray(results[index]) for index in kept]
+    return [results[index] for index in kept], found

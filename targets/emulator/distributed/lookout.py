@@ -50,7 +50,7 @@ class Lookout:
     def _look(self, over: threading.Event) -> None:
         begin = time.monotonic()
         others = [rank for rank in self.ranks if rank != self.own]
-        last: dict[int, tuple[int, float]] = {rank: (0, begin) for rank in others}
+        last: dict[int, tuple[int, float]] = dict.fromkeys(others, (0, begin))
         while not over.wait(min(1.0, self.timeout_s / 5)):
             try:
                 if self.own is not None:

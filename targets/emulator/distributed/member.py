@@ -17,8 +17,8 @@ from torch.distributed import PrefixStore, TCPStore
 
 from ir.diagnostics import CheckError, Diagnostic, UsageError, WafercError
 from targets.emulator.distributed.channel import PeerLost
-from targets.emulator.distributed.pipeline import FIRST
 from targets.emulator.distributed.lookout import Lookout, lost_diagnostic, tell
+from targets.emulator.distributed.pipeline import FIRST
 
 _NEVER = timedelta(days=365)
 """Waiting for a process that computes has no limit; the lookout finds those that are lost."""

@@ -54,7 +54,9 @@ class Asked:
     choose: int
 
 
-def in_pieces(prompt: Sequence[int], finished: Sequence[int], chunk: int, *, one_by_one: bool = False) -> list[tuple[int, ...]]:
+def in_pieces(
+    prompt: Sequence[int], finished: Sequence[int], chunk: int, *, one_by_one: bool = False
+) -> list[tuple[int, ...]]:
     """A prompt and what followed it, in pieces of at most ``chunk`` tokens; ``one_by_one``, what followed in its own."""
     known = list(prompt) if one_by_one else [*prompt, *finished]
     pieces = [tuple(known[start : start + chunk]) for start in range(0, len(known), chunk)]

@@ -27,23 +27,25 @@ def meaning(instruction: Instruction, scope: Scope) -> Compute:
     wanted = [arithmetic.dtype(value.type.dtype, value.name) for value in node.results]
     given_types = [arithmetic.dtype(scope.types[name].dtype, name) for name in node.inputs]
     alike = _alike([scope.types[name].dtype for name in node.inputs], given_types)
-    reference, is_plain = operation.reference, {*wanted, *given_types} <= _PLAIN
+    reference = operation.reference
 
-    def compute(scope: Scope, operands: list[Tensor]) -> tuple[Tensor, ...]:
-        given = attributes(scope.bindings)
-        if alike != given_types:
-            operands = [operand.to(dtype) for operand, dtype in zip(operands, alike, strict=True)]
-        found: Any = (
-            reference(torch, operands, given) if is_plain else evaluate_op(operation, torch, operands, given, results)
-        )
-        values: tuple[Tensor, ...] = found if isinstance(found, tuple) else (found,)
-        return tuple(v if v.dtype is dtype else v.to(dtype) for v, dtype in zip(values, wanted, strict=True))
+    def at_once(scope: Scope, operands: list[Tensor]) -> tuple[Tensor, ...]:
+        """The usual case, which runs often: one result, of types that torch computes with."""
+        value: Tensor = reference(torch, operands, attributes(scope.bindings))
+        return (value if value.dtype is wanted[0] else value.to(wanted[0]),)
+
+    def in_general(scope: Scope, operands: list[Tensor]) -> tuple[Tensor, ...]:
+        operands = [operand.to(dtype) for operand, dtype in zip(operands, alike, strict=True)]
+        found = evaluate_op(operation, torch, operands, attributes(scope.bindings), results)
+        return tuple(value.to(dtype) for value, dtype in zip(found, wanted, strict=True))
 
     def cast(_scope: Scope, operands: list[Tensor]) -> tuple[Tensor, ...]:
         return (operands[0].to(wanted[0]),)
 
     if arithmetic.recast and node.op == "cast" and wanted[0] != torch_dtype(torch, node.result.type.dtype):
         return cast
+    is_usual = {*wanted, *given_types} <= _PLAIN and len(results) == 1 and alike == given_types
+    compute = at_once if is_usual else in_general
     if node.inputs:
         return compute
     device = arithmetic.device
