@@ -15,6 +15,7 @@ from ir.graph import Parameter
 from ir.types import DType, TensorType
 from partitioner.api import Request, compile_lowered
 from partitioner.frontends.load import load
+from partitioner.frontends.original import open_original
 from partitioner.frontends.streamed import streamed_model
 from partitioner.frontends.weights import open_weights
 from partitioner.running.layers import compare_layers, compare_mixture, faults_of
@@ -241,3 +242,15 @@ def test_the_demo_runs_on_a_small_sibling(compiled, tmp_path):
     assert record["ok"]
     assert record["counters"] == record["predicted_counters"]
     assert record["layers"] == 5
+
+
+def test_a_model_too_large_for_memory_has_made_weights_and_an_original_all_the_same(compiled, source, monkeypatch):
+    monkeypatch.setattr("partitioner.frontends.weights._SHARE_OF_MEMORY", 1e-9)
+    origin = compiled.lowered.origin
+    origin = type(origin)(origin.kind, origin.config)
+    weights = open_weights(origin, compiled.model.placed, 5)
+    assert weights.note == "weights made from seed 5"
+    original = open_original(origin, compiled.model.placed, 5, weights=weights)
+    (theirs,) = original.forward(INPUTS)
+    (ours,) = emulator(compiled, weights.source, Precision.FLOAT32).step(INPUTS).values()
+    assert torch.allclose(ours, theirs, atol=1e-4)

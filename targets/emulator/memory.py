@@ -26,7 +26,8 @@ Tensor = torch.Tensor
 @dataclass(slots=True)
 class HostMemory:
     """What the host holds of the weights: each when it is first used, and at most ``limit_bytes`` of them, the last
-    used ones. In ``float32`` they are held unpacked, else as stored. ``held_bytes`` are what it holds now.
+    used ones. In ``float32`` they are held unpacked, else as stored; those that take no memory stay so.
+    ``held_bytes`` are what it holds now.
     """
 
     source: WeightSource
@@ -61,7 +62,7 @@ class HostMemory:
                 yield self._as_held(parameter, self.source.read(parameter.name, None, taken))
 
     def _as_held(self, parameter: Parameter, stored: Stored) -> Stored:
-        if self.arithmetic.precision is Precision.NATIVE:
+        if self.arithmetic.precision is Precision.NATIVE or not stored.nbytes:
             return stored
         dtype = self.arithmetic.dtype(parameter.type.dtype, parameter.name)
         return Plain(stored.unpack(dtype, self.arithmetic.device).contiguous())
