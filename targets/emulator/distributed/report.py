@@ -17,8 +17,21 @@ from targets.emulator.distributed.channel import Channel
 from targets.emulator.distributed.pipeline import FIRST, Made
 
 Tensor = torch.Tensor
-_TYPES = {str(dtype): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64,
-                                          torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)}
+_TYPES = {
+    str(dtype): dtype
+    for dtype in (
+        torch.float32,
+        torch.bfloat16,
+        torch.float16,
+        torch.float64,
+        torch.int64,
+        torch.int32,
+        torch.int16,
+        torch.int8,
+        torch.uint8,
+        torch.bool,
+    )
+}
 
 
 class _Array(msgspec.Struct, array_like=True, frozen=True):

@@ -61,9 +61,7 @@ def find_route(
     owner = {wafer: rank for rank, wafers in enumerate(groups) for wafer in wafers}
     segments = _segments([owner[stage.wafer] for stage in stages])
     programs = [[p for index in segment.stages for p in stages[index].programs] for segment in segments]
-    bundles = tuple(
-        bundle for index, own in enumerate(programs) for bundle in _bundles(index, own, segments, owner)
-    )
+    bundles = tuple(bundle for index, own in enumerate(programs) for bundle in _bundles(index, own, segments, owner))
     made = {name: index for index, own in enumerate(programs) for program in own for name in _computed(program)}
     if missing := [name for name in outputs if name not in made and name not in inputs]:
         raise CheckError(Diagnostic("W0607", "no block of the plan computes an output of the graph", missing[0]))
@@ -106,5 +104,8 @@ def _reads(program: Program, name: str) -> bool:
     """Whether a block reads the graph's input ``name``, for the new tokens or for those that it remembers."""
     cached = [instruction.cache for instruction in program.instructions if instruction.cache]
     everything = [*program.instructions, *(earlier for cache in cached for earlier in cache.recompute)]
-    held = [*(value for cache in cached for value in cache.cache.values), *(c for cache in cached for c in cache.constants)]
+    held = [
+        *(value for cache in cached for value in cache.cache.values),
+        *(c for cache in cached for c in cache.constants),
+    ]
     return name in held or any(name in instruction.node.inputs for instruction in everything)
