@@ -38,7 +38,9 @@ class Lookout:
     _over: threading.Event | None = None
 
     def start(self) -> None:
-        """Begin, in a thread that ends with the process."""
+        """Begin, in a thread that ends with the process; the first sign is given at once."""
+        if self.own is not None:
+            self.store.add(_sign(self.own), 1)
         self._over = threading.Event()
         threading.Thread(target=self._look, args=(self._over,), name="lookout", daemon=True).start()
 
