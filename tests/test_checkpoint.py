@@ -30,7 +30,6 @@ from partitioner.frontends.checkpoint.renaming import Renaming
 from partitioner.frontends.checkpoint.schemes import StoredWeight, stored_weights
 from partitioner.frontends.huggingface import build_model
 from partitioner.frontends.lowered import Origin
-from partitioner.frontends.original import open_original
 from partitioner.frontends.weights import open_weights
 from targets.emulator.weights import unpacked
 
