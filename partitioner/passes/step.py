@@ -48,7 +48,7 @@ def takes_tokens(graph: Graph) -> bool:
 
 
 def continues_text(graph: Graph) -> bool:
-    """Whether a step takes token ids alone (and their positions), which see earlier ones only: what continues a text."""
+    """Whether a step takes token ids alone (and their positions), which see earlier ones only: it continues a text."""
     causal = all(node.attributes["causal"] for node in graph.nodes if node.op == "attention")
     names = {value.name for value in graph.inputs}
     return takes_tokens(graph) and causal and "input_ids" in names and names <= TEXT_INPUTS
