@@ -249,6 +249,7 @@ def run(
     tokens: Count = 16,
     compare: str = "",
     options: RunOptions = RunOptions(),  # noqa: B008 - frozen, and cyclopts reads the options off it
+    draft: Count = 0,
     counters: str = "totals",
     trace: Path | None = None,
     trust_code: TrustCode = False,
@@ -268,6 +269,8 @@ def run(
         compare: run the original too, by torch, onnxruntime, onnx, or auto, which needs not be written; exit code 6 if
             tokens or outputs differ.
         options: how the host computes.
+        draft: how many tokens to guess, from where the last ones stood before, for each step to examine at once; the
+            tokens are the same as without.
         counters: how finely --json tells counters: totals, blocks or ops.
         trace: file (.json) to write a trace of the run to, for Perfetto or Chrome.
         trust_code: open the .pt2 file that the plan is of, which can run code.
@@ -285,6 +288,7 @@ def run(
         compare=compare,
         counters=counters,
         trace=trace,
+        draft=draft,
     )
     run_plan(folder, asked, options.how(), Output(json=json), trust_code=trust_code)
 

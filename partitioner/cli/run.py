@@ -27,6 +27,7 @@ class Asked:
         compare: the reference to compare with; empty: none.
         counters: how finely counters are told.
         trace: file to write a trace to.
+        draft: tokens to guess before each step, at most.
     """
 
     prompts: Prompts = ()
@@ -37,6 +38,7 @@ class Asked:
     compare: str = ""
     counters: str = "totals"
     trace: Path | None = None
+    draft: int = 0
 
     def __post_init__(self) -> None:
         given = [bool(self.prompts), self.text is not None, self.inputs is not None]
@@ -44,6 +46,8 @@ class Asked:
             raise UsageError(Diagnostic("W0104", "give one of --prompt-ids, --prompt and --inputs", "run"))
         if self.tokens < 1:
             raise UsageError(Diagnostic("W0103", f"--tokens must be at least 1, not {self.tokens}", "--tokens"))
+        if self.draft < 0:
+            raise UsageError(Diagnostic("W0103", f"--draft must not be negative, but is {self.draft}", "--draft"))
         if self.counters not in COUNTER_DETAILS:
             known = ", ".join(COUNTER_DETAILS)
             raise UsageError(Diagnostic("W0104", f"--counters is {known}, not {self.counters!r}", "--counters"))
@@ -85,7 +89,8 @@ def _run(opened: Opened, asked: Asked, watchers: list[Trace]) -> tuple[TextRun |
         return step, step_record(step)
     words = None if asked.text is None else opened.words
     prompts = asked.prompts if words is None else (words.encode(asked.text or ""),)
-    text = run_prompts(opened, _for_users(prompts, asked.users), asked.tokens, asked.compare, watchers)
+    given = _for_users(prompts, asked.users)
+    text = run_prompts(opened, given, asked.tokens, asked.compare, watchers, asked.draft)
     record = text_record(text)
     return text, record if words is None else {"text": words.decode(text.made[0].tokens), **record}
 

@@ -15,6 +15,7 @@ from partitioner.running.setup import Opened
 from targets.counters import Counters
 from targets.emulator import Generated
 from targets.emulator.generate import Prompt, generate_together
+from targets.emulator.speculate import PromptLookup
 from targets.emulator.watch import Steps, Watcher
 
 
@@ -81,9 +82,15 @@ class StepRun:
 
 
 def run_prompts(
-    opened: Opened, prompts: Prompts, tokens: int, compare: str = "", watchers: Sequence[Watcher] = ()
+    opened: Opened,
+    prompts: Prompts,
+    tokens: int,
+    compare: str = "",
+    watchers: Sequence[Watcher] = (),
+    draft_tokens: int = 0,
 ) -> TextRun:
-    """Continue ``prompts``, all at once, by ``tokens`` tokens each; ``compare`` names the reference, if any.
+    """Continue ``prompts``, all at once, by ``tokens`` tokens each; ``compare`` names the reference, if any. With
+    ``draft_tokens``, up to so many are guessed from the text before each step, which examines them.
 
     Raises:
         UsageError: W0604, W0605, W0613 or W0660, the prompts do not fit the plan; W0661, there is no such reference.
@@ -94,7 +101,8 @@ def run_prompts(
     reference = opened.reference(compare) if compare else None
     book = Steps()
     opened.emulator.watchers = (book, *watchers)
-    made, _ = generate_together(opened.emulator, [Prompt(ids, tokens) for ids in prompts])
+    given = [Prompt(ids, tokens) for ids in prompts]
+    made, _ = generate_together(opened.emulator, given, PromptLookup() if draft_tokens else None, draft_tokens)
     taken = Taken(counted(book), *predicted_for(opened, book))
     if reference is None:
         return TextRun(prompts, made, taken)
