@@ -311,6 +311,31 @@ def test_experts_move_what_was_said(where, transposed, given):
     assert last.routing["y"].sum() == 3
 
 
+OFF_TILES = """graph "off" {
+  input %x : f32[tokens, 1, 12]
+  input %chosen : i64[tokens, 3]
+  param %up : f32[4, 18, 12] as f32
+  param %bias : f32[4, 18] as f32
+  param %other : f32[4, 18, 12] as f32
+  %w : f32[4, 18, 12] = mul(%up, %up) @ "w"
+  %y : f32[tokens, 3, 18] = grouped_linear(%x, %w, %chosen, %bias) {transposed = false} @ "y"
+  %z : f32[tokens, 3, 18] = grouped_linear(%x, %other, %chosen) {transposed = false} @ "z"
+  %g : f32[4, 18] = gelu(%bias) {approximate = "none"} @ "g"
+  return %y, %z, %g
+}"""
+
+
+@pytest.mark.parametrize("where", EXPERT_PLACES)
+def test_experts_weights_that_are_not_read_on_their_tiles_come_from_there(where):
+    region, regions = EXPERT_PLACES[where]
+    model, _ = one_block(graph_of(OFF_TILES), kind=BlockKind.EXPERTS, experts=4)
+    last = run(model, plan_of(model, [(0, region)], experts=regions, machine=BIG), [2])
+    assert last.by_reference == {"grouped_linear": 1}
+    assert {name: set(last.ops["all", name].mesh) for name in "ywg"} == {
+        "y": {"gather", "scatter"}, "w": {"collect"}, "g": {"collect"},
+    }  # fmt: skip
+
+
 MIXTURE = """graph "mixture" {
   input %x : f32[users, tokens, 12]
   param %gate : f32[4, 12] as f32

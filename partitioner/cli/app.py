@@ -16,6 +16,7 @@ from partitioner.cli.arguments import (
     PromptIds,
     RuleOptions,
     RunOptions,
+    SpreadOptions,
     TrustCode,
     parse_parts,
     parse_prompts,
@@ -71,7 +72,8 @@ def compile_command(
         systems: number of wafers, or of nodes of devices; the target's own number if not given.
         users: users whose KV caches are resident at the same time.
         context: tokens remembered for each user; 4096 if not given, or the model's own limit if that is less.
-        prefill_chunk: tokens that a pipeline stage works on at once; sizes the activation buffers.
+        prefill_chunk: tokens that a pipeline stage works on at once; sizes the activation buffers. An encoder, which
+            takes whole texts, works on all tokens of the context.
         reserve_bytes: bytes of each tile or device kept for code and buffers; the target's own if not given.
         without: wafers that are out of service, by number, for example 7 or 3,7.
         experts: apart, each routed expert on tiles of its own; sliced, each on all tiles of its layer's region; or auto
@@ -250,6 +252,7 @@ def run(
     compare: str = "",
     options: RunOptions = RunOptions(),  # noqa: B008 - frozen, and cyclopts reads the options off it
     draft: Count = 0,
+    spread: SpreadOptions = SpreadOptions(),  # noqa: B008 - likewise
     counters: str = "totals",
     trace: Path | None = None,
     trust_code: TrustCode = False,
@@ -271,6 +274,7 @@ def run(
         options: how the host computes.
         draft: how many tokens to guess, from where the last ones stood before, for each step to examine at once; the
             tokens are the same as without.
+        spread: over how many processes, and what is kept of the run.
         counters: how finely --json tells counters: totals, blocks or ops.
         trace: file (.json) to write a trace of the run to, for Perfetto or Chrome.
         trust_code: open the .pt2 file that the plan is of, which can run code.
@@ -279,6 +283,7 @@ def run(
     from partitioner.cli.run import Asked
     from partitioner.cli.run import run as run_plan
 
+    out = Output(json=json)
     asked = Asked(
         prompts=parse_prompts(prompt_ids),
         text=prompt,
@@ -289,8 +294,9 @@ def run(
         counters=counters,
         trace=trace,
         draft=draft,
+        spread=spread.spread(out.failure),
     )
-    run_plan(folder, asked, options.how(), Output(json=json), trust_code=trust_code)
+    run_plan(folder, asked, options.how(), out, trust_code=trust_code)
 
 
 @app.command

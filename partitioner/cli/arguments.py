@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from fractions import Fraction
 from pathlib import Path
@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter, Token
 
-from ir.diagnostics import Diagnostic, UsageError
+from ir.diagnostics import Diagnostic, UsageError, WafercError
 from ir.rules import Rule
 
 if TYPE_CHECKING:
     from partitioner.running.setup import How
+    from partitioner.running.spread import Spread
 
 
 def _whole(_type: object, tokens: Sequence[Token]) -> int:
@@ -89,12 +90,14 @@ class RunOptions:
             mesh in native if not given.
         host_memory: bytes of weights that the host keeps at most; it reads them again when they are needed.
         seed: seed of the random weights of a model that has no checkpoint.
+        device: cpu, or cuda for a GPU (of several, each process takes its own).
     """
 
     precision: str = "float32"
     order: str | None = None
     host_memory: Count | None = None
     seed: Count = 0
+    device: str = "cpu"
 
     def how(self) -> How:
         """The same for a run.
@@ -104,7 +107,45 @@ class RunOptions:
         """
         from partitioner.running.setup import How
 
-        return How(seed=self.seed, precision=self.precision, order=self.order, host_bytes=self.host_memory)
+        return How(
+            seed=self.seed,
+            precision=self.precision,
+            order=self.order,
+            host_bytes=self.host_memory,
+            device=self.device,
+        )
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, slots=True)
+class SpreadOptions:
+    """How a run is spread over processes; docs/distributed.md.
+
+    Attributes:
+        processes: how many processes share the plan's wafers, each with its own; more than wafers in use are not
+            started.
+        timeout: seconds without a sign of life after which a process counts as lost, which ends the run.
+        resume: go on with the run of the same plan and prompts that was ended, from the last finished token.
+        state: file to keep what is finished in, and to resume from; if not given it is run.json in the plan's folder,
+            which goes once the run is done.
+    """
+
+    processes: Count = 1
+    timeout: float = 60.0
+    resume: Annotated[bool, Parameter("--resume", negative=())] = False
+    state: Path | None = None
+
+    def spread(self, failed: Callable[[WafercError], object]) -> Spread:
+        """The same for a run; ``failed`` tells the user of an error where other processes have a part in it.
+
+        Raises:
+            UsageError: W0103, a number is not possible.
+        """
+        from partitioner.running.spread import Spread
+
+        return Spread(
+            processes=self.processes, timeout_s=self.timeout, resume=self.resume, state=self.state, failed=failed
+        )
 
 
 def parse_prompts(texts: Sequence[str]) -> tuple[tuple[int, ...], ...]:

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from ir.diagnostics import CheckError, Diagnostic, Fact, UsageError
-from partitioner.cli.output import Output, peak_rss_bytes
+from partitioner.cli.output import Output
 from partitioner.running.inputs import Prompts, read_arrays
 from partitioner.running.record import COUNTER_DETAILS, counters_record, step_record, text_record
 from partitioner.running.runs import StepRun, TextRun, run_prompts, run_step
 from partitioner.running.setup import How, Opened, Runnable, open_plan
+from partitioner.running.spread import ONE_PROCESS, Spread
 from targets.emulator.trace import Trace
 
 
@@ -28,6 +29,7 @@ class Asked:
         counters: how finely counters are told.
         trace: file to write a trace to.
         draft: tokens to guess before each step, at most.
+        spread: over how many processes, and what is kept of the run.
     """
 
     prompts: Prompts = ()
@@ -39,6 +41,7 @@ class Asked:
     counters: str = "totals"
     trace: Path | None = None
     draft: int = 0
+    spread: Spread = ONE_PROCESS
 
     def __post_init__(self) -> None:
         given = [bool(self.prompts), self.text is not None, self.inputs is not None]
@@ -74,7 +77,9 @@ def run(folder: Path, asked: Asked, how: How, out: Output, *, trust_code: bool =
         record["trace"] = str(asked.trace)
     record |= _about(runnable, opened, done, asked.counters)
     record["ok"] = done.ok and done.taken.miscounted is None
-    record |= {"processes": 1, "peak_rss_bytes": peak_rss_bytes(), "wall_s": round(time.perf_counter() - begin, 3)}
+    rss_bytes = done.taken.rss_bytes
+    record |= {"processes": len(rss_bytes), "peak_rss_bytes": max(rss_bytes), "processes_rss_bytes": list(rss_bytes)}
+    record |= {"wall_s": round(time.perf_counter() - begin, 3)}
     if not out.json:
         _print(record)
     if faults := _faults(done, record, runnable):
@@ -85,12 +90,12 @@ def run(folder: Path, asked: Asked, how: How, out: Output, *, trust_code: bool =
 
 def _run(opened: Opened, asked: Asked, watchers: list[Trace]) -> tuple[TextRun | StepRun, dict[str, Any]]:
     if asked.inputs is not None:
-        step = run_step(opened, read_arrays(asked.inputs), asked.compare, watchers)
+        step = run_step(opened, read_arrays(asked.inputs), asked.compare, watchers, asked.spread, asked.inputs)
         return step, step_record(step)
     words = None if asked.text is None else opened.words
     prompts = asked.prompts if words is None else (words.encode(asked.text or ""),)
     given = _for_users(prompts, asked.users)
-    text = run_prompts(opened, given, asked.tokens, asked.compare, watchers, asked.draft)
+    text = run_prompts(opened, given, asked.tokens, asked.compare, watchers, asked.spread, asked.draft)
     record = text_record(text)
     return text, record if words is None else {"text": words.decode(text.made[0].tokens), **record}
 
@@ -123,8 +128,8 @@ def _about(runnable: Runnable, opened: Opened, done: TextRun | StepRun, details:
         "by_reference": dict(sorted(done.taken.counters.by_reference.items())),
         "wafers": len(plan.wafers_used),
         "precision": opened.how.precision,
-        "order": str(opened.emulator.arithmetic.order),
-        "weights": opened.weights.note,
+        "order": str(opened.how.arithmetic(runnable.model).order),
+        "weights": done.taken.weights,
     }
 
 

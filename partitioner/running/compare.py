@@ -71,10 +71,11 @@ def compare_text(prompt: Sequence[int], made: Generated, reference: Reference, b
     """Hold a generated text against the original, which reads prompt and text at once, without a cache.
 
     In 32 bit the tokens must be the same. In 16 bit a token may differ where its logit in the original is no further
-    from the greatest one than both errors allow.
+    from the greatest one than both errors allow. Tokens that were finished before the run have no logits.
     """
     theirs = text_logits(prompt, made.tokens, reference)[-len(made.tokens) :]
-    error = max(error_of(ours, row) for ours, row in zip(made.logits, theirs, strict=True))
+    beside = theirs[len(made.tokens) - len(made.logits) :]
+    error = max((error_of(ours, row) for ours, row in zip(made.logits, beside, strict=True)), default=0.0)
     allowed = bound.of_outputs(theirs)
     chosen = theirs.argmax(-1).tolist()
     behind = theirs.max(-1).values - theirs.gather(-1, torch.tensor(made.tokens)[:, None])[:, 0]

@@ -4,28 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from ir.diagnostics import Diagnostic
 from partitioner.running.compare import Bound, TextComparison, compare_text, error_of
 from partitioner.running.inputs import Prompts, require_prompts
+from partitioner.running.perform import Made, continue_prompts, take_step
 from partitioner.running.predicted import counted, predicted_for
 from partitioner.running.setup import Opened
+from partitioner.running.spread import ONE_PROCESS, Spread
 from targets.counters import Counters
 from targets.emulator import Generated
-from targets.emulator.generate import Prompt, generate_together
-from targets.emulator.speculate import PromptLookup
-from targets.emulator.watch import Steps, Watcher
+from targets.emulator.watch import Watcher
 
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """What a run has taken as counted and as predicted; ``miscounted``: the first difference of the two, if any."""
+    """What a run has taken as counted and as predicted; ``miscounted``: the first difference of the two, if any.
+
+    ``rss_bytes`` is the most memory that each process has held, ``weights`` says where the weights are from.
+    """
 
     counters: Counters
     predicted: Counters
-    miscounted: Diagnostic | None = None
+    miscounted: Diagnostic | None
+    rss_bytes: tuple[int, ...]
+    weights: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +93,7 @@ def run_prompts(
     tokens: int,
     compare: str = "",
     watchers: Sequence[Watcher] = (),
+    spread: Spread = ONE_PROCESS,
     draft_tokens: int = 0,
 ) -> TextRun:
     """Continue ``prompts``, all at once, by ``tokens`` tokens each; ``compare`` names the reference, if any. With
@@ -99,22 +106,26 @@ def run_prompts(
     it = opened.runnable
     require_prompts(it.model.graph, it.plan, prompts, tokens)
     reference = opened.reference(compare) if compare else None
-    book = Steps()
-    opened.emulator.watchers = (book, *watchers)
-    given = [Prompt(ids, tokens) for ids in prompts]
-    made, _ = generate_together(opened.emulator, given, PromptLookup() if draft_tokens else None, draft_tokens)
-    taken = Taken(counted(book), *predicted_for(opened, book))
+    made = continue_prompts(
+        opened, prompts, tokens, spread, watchers, keep_logits=bool(compare), draft_tokens=draft_tokens
+    )
+    taken = _taken(opened, made)
     if reference is None:
-        return TextRun(prompts, made, taken)
+        return TextRun(prompts, made.generated, taken)
     bound = Bound.of(it.model.graph, opened.how.precision, wide=opened.original.module is not None)
-    found = tuple(compare_text(ids, text, reference, bound) for ids, text in zip(prompts, made, strict=True))
-    return TextRun(prompts, made, taken, reference.name, found)
+    found = tuple(compare_text(ids, text, reference, bound) for ids, text in zip(prompts, made.generated, strict=True))
+    return TextRun(prompts, made.generated, taken, reference.name, found)
 
 
 def run_step(
-    opened: Opened, inputs: Mapping[str, torch.Tensor], compare: str = "", watchers: Sequence[Watcher] = ()
+    opened: Opened,
+    inputs: Mapping[str, torch.Tensor],
+    compare: str = "",
+    watchers: Sequence[Watcher] = (),
+    spread: Spread = ONE_PROCESS,
+    file: Path | None = None,
 ) -> StepRun:
-    """Run a model once; ``compare`` names the reference, if any.
+    """Run a model once; ``compare`` names the reference, if any. Other processes read the inputs from ``file``.
 
     Raises:
         UsageError: W0609, they are not the model's inputs; W0661, there is no such reference.
@@ -122,10 +133,8 @@ def run_step(
     """
     it = opened.runnable
     reference = opened.reference(compare) if compare else None
-    book = Steps()
-    opened.emulator.watchers = (book, *watchers)
-    outputs = opened.emulator.step(inputs)
-    taken = Taken(counted(book), *predicted_for(opened, book))
+    made = take_step(opened, inputs, file, spread, watchers)
+    outputs, taken = made.outputs, _taken(opened, made)
     if reference is None:
         return StepRun(outputs, taken)
     theirs = dict(zip(outputs, reference.run(inputs, frozenset())[0], strict=True))
@@ -133,3 +142,7 @@ def run_step(
     errors = {name: error_of(ours, theirs[name]) for name, ours in outputs.items()}
     allowed = {name: bound.of_outputs(value) for name, value in theirs.items()}
     return StepRun(outputs, taken, reference.name, errors, allowed)
+
+
+def _taken(opened: Opened, made: Made) -> Taken:
+    return Taken(counted(made.book), *predicted_for(opened, made.book), made.rss_bytes, made.weights)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import torch
 
 from ir.diagnostics import Diagnostic, UsageError
-from ir.graph import Graph
 from targets.counters import Counters
 from targets.emulator.executor import Emulator
-from targets.emulator.pipeline import Tick, write_together
+from targets.emulator.pipeline import Tick, vocabulary_of, write_together
 from targets.emulator.speculate import Draft
+
+OnToken: TypeAlias = Callable[[int, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,15 +54,21 @@ def generate(
 
     Raises:
         UsageError: W0604, the prompt is empty or holds an id outside the vocabulary; W0605, prompt and new tokens
-            exceed the plan's context.
+            exceed the plan's context; W0670, the draft has another vocabulary.
     """
     return generate_together(emulator, [Prompt(prompt_ids, tokens)], draft, draft_tokens)[0][0]
 
 
 def generate_together(
-    emulator: Emulator, prompts: Sequence[Prompt], draft: Draft | None = None, draft_tokens: int = 4
+    emulator: Emulator,
+    prompts: Sequence[Prompt],
+    draft: Draft | None = None,
+    draft_tokens: int = 4,
+    on_token: OnToken = lambda _prompt, _place, _token: None,
 ) -> tuple[tuple[Generated, ...], tuple[Tick, ...]]:
     """Continue several prompts at once, each as :func:`generate` does, as users of one pipeline.
+
+    ``on_token`` is called for every token that is chosen: the prompt's number, the token's place after it, and its id.
 
     Returns:
         What was generated for each prompt, and which prompt's step each wafer worked on in each tick.
@@ -70,8 +78,10 @@ def generate_together(
     """
     for prompt in prompts:
         require_prompt(emulator, prompt.ids, prompt.tokens)
+    if draft:
+        _require_same_vocabulary(vocabulary_of(emulator.model.graph), draft)
     chunk = emulator.plan.workload.chunk
-    writers = [_Writer(number, prompt, chunk, draft, draft_tokens) for number, prompt in enumerate(prompts)]
+    writers = [_Writer(number, prompt, chunk, draft, draft_tokens, on_token) for number, prompt in enumerate(prompts)]
     ticks = write_together(emulator, writers)
     return tuple(writer.generated() for writer in writers), ticks
 
@@ -88,6 +98,7 @@ class _Writer:
     chunk: int
     draft: Draft | None
     draft_tokens: int
+    on_token: OnToken
     certain: list[int] = field(init=False)
     guesses: list[int] = field(default_factory=list)
     chosen: list[int] = field(default_factory=list)
@@ -122,6 +133,7 @@ class _Writer:
         for row in logits[len(self.certain) - 1 :]:
             self.logits.append(row)
             self.chosen.append(int(row.argmax()))
+            self.on_token(self.number, len(self.chosen) - 1, self.chosen[-1])
             if self.guesses[right : right + 1] != self.chosen[-1:]:
                 self.guesses = []
                 break
@@ -141,7 +153,7 @@ class _Writer:
 
 def require_prompt(emulator: Emulator, prompt_ids: Sequence[int], tokens: int) -> None:
     """Refuse what :func:`generate` does not continue: raises W0604 and W0605 as it does."""
-    vocabulary = _vocabulary(emulator.model.graph)
+    vocabulary = vocabulary_of(emulator.model.graph)
     outside = [token for token in prompt_ids if not 0 <= token < vocabulary]
     if outside:
         message = f"the prompt's token {outside[0]} is outside the vocabulary of {vocabulary}"
@@ -154,6 +166,7 @@ def require_prompt(emulator: Emulator, prompt_ids: Sequence[int], tokens: int) -
         raise UsageError(Diagnostic("W0605", message, "prompt", {}, ("ask for fewer tokens", "plan for more context")))
 
 
-def _vocabulary(graph: Graph) -> int:
-    """Tokens that the model can yield, and so can read."""
-    return int(graph.types[graph.outputs[0]].shape[-1])  # type: ignore[arg-type]
+def _require_same_vocabulary(vocabulary: int, draft: Draft) -> None:
+    if draft.vocabulary not in (None, vocabulary):
+        message = f"the draft has a vocabulary of {draft.vocabulary:,} tokens, the model one of {vocabulary:,}"
+        raise UsageError(Diagnostic("W0670", message, "draft", help=("take a draft of the same family",)))

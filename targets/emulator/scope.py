@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import torch
 
@@ -40,10 +41,15 @@ class BlockMemory:
         held = [weights.values(name) for weights in self._experts_with(name)]
         return torch.stack(held) if held else None
 
-    def layouts(self, name: str) -> tuple[tuple[Rectangle, MatrixLayout], ...]:
-        """The regions where the matrices of a weight lie, one after the other, and how; none for vectors."""
-        holders = [self.own] if self.own.holds(name) else self._experts_with(name)
-        return tuple((weights.region, weights.layouts[name]) for weights in holders if name in weights.layouts)
+    def layouts(self, name: str) -> tuple[tuple[Rectangle, MatrixLayout | None], ...]:
+        """The regions where the matrices of a weight lie, one after the other, and how; none for vectors.
+
+        Experts' vectors lie at their elements' homes on each expert's region, without a layout.
+        """
+        if self.own.holds(name):
+            layout = self.own.layouts.get(name)
+            return ((self.own.region, layout),) if layout else ()
+        return tuple((weights.region, weights.layouts.get(name)) for weights in self._experts_with(name))
 
     def _experts_with(self, name: str) -> list[TileWeights]:
         return [weights for _, weights in sorted(self.experts.items()) if weights.holds(name)]
@@ -87,7 +93,12 @@ class Scope:
 
     def elements(self, name: str) -> int:
         """Elements of a value for one token of one user."""
-        return for_one_token(self.types[name].elements)
+        return _elements(self.types[name])
+
+
+@lru_cache(maxsize=4096)
+def _elements(type_: TensorType) -> int:
+    return for_one_token(type_.elements)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,18 +2,20 @@
 
 from targets.emulator.distributed.generate import generate_over, step_over
 from targets.emulator.distributed.launch import launch
-from targets.emulator.distributed.member import Member, member, threads_of_each, under_torchrun
+from targets.emulator.distributed.member import Member, alone, member, threads_of_each, under_torchrun
 from targets.emulator.distributed.owners import share_out
-from targets.emulator.distributed.report import Run, decode, encode
+from targets.emulator.distributed.report import Run, decode, encode, peak_rss_bytes
 
 __all__ = [
     "Member",
     "Run",
+    "alone",
     "decode",
     "encode",
     "generate_over",
     "launch",
     "member",
+    "peak_rss_bytes",
     "share_out",
     "step_over",
     "threads_of_each",

@@ -1,4 +1,4 @@
-"""Tensors from process to process, by torch.distributed: shapes and types are known on both sides, so only bytes travel.
+"""Tensors from process to process, by torch.distributed: both sides know shapes and types, so only bytes travel.
 
 Each direction between two processes is a group of its own, where messages keep their order; so nothing that one process
 sends waits for what the other sends.
@@ -22,7 +22,7 @@ _ALIGNMENT = 16
 """Bytes at whose multiples tensors of a message begin, so that each can be read as its type."""
 
 
-class PeerLost(Exception):
+class PeerLostError(Exception):
     """Nothing can be sent to process ``rank``, or received from it."""
 
     def __init__(self, rank: int, reason: str) -> None:
@@ -45,14 +45,14 @@ class Channel:
         """Channels for ``directions`` (from rank, to rank); all processes must name the same ones.
 
         Raises:
-            PeerLost: a process cannot be reached.
+            PeerLostError: a process cannot be reached.
         """
         groups = {}
         for source, target in sorted(directions):
             try:
                 group = dist.new_group([source, target])
             except RuntimeError as error:
-                raise PeerLost(target if rank == source else source, str(error)) from None
+                raise PeerLostError(target if rank == source else source, str(error)) from None
             groups[source, target] = group
         return Channel(rank, groups, device)
 
@@ -60,33 +60,33 @@ class Channel:
         """Start to send ``tensors`` together; :meth:`settle` waits for it.
 
         Raises:
-            PeerLost: ``target`` cannot be reached.
+            PeerLostError: ``target`` cannot be reached.
         """
         message = _packed(tensors, self.device)
         try:
             work = dist.isend(message, target, group=self.groups[self.rank, target])
         except RuntimeError as error:
-            raise PeerLost(target, str(error)) from None
+            raise PeerLostError(target, str(error)) from None
         self._sending.append((round_, target, work, message))
 
     def receive(self, source: int, specs: Sequence[Spec], device: str = "cpu") -> list[Tensor]:
         """The next tensors that ``source`` sends, which are as ``specs`` say, on ``device``.
 
         Raises:
-            PeerLost: ``source`` cannot be reached.
+            PeerLostError: ``source`` cannot be reached.
         """
         message = torch.empty(sum(map(_room, specs)), dtype=torch.uint8, device=self.device)
         try:
             dist.recv(message, source, group=self.groups[source, self.rank])
         except RuntimeError as error:
-            raise PeerLost(source, str(error)) from None
+            raise PeerLostError(source, str(error)) from None
         return _unpacked(message.to(device), specs)
 
     def settle(self, before: int | None = None) -> None:
         """Wait until what was sent in rounds ``before`` that one (of all, if not given) has arrived.
 
         Raises:
-            PeerLost: a process cannot be reached.
+            PeerLostError: a process cannot be reached.
         """
         left = []
         for entry in self._sending:
@@ -97,7 +97,7 @@ class Channel:
             try:
                 work.wait()
             except RuntimeError as error:
-                raise PeerLost(target, str(error)) from None
+                raise PeerLostError(target, str(error)) from None
         self._sending = left
 
 

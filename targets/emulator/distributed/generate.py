@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -10,15 +11,14 @@ from targets.emulator.arithmetic import Precision
 from targets.emulator.distributed.channel import Channel
 from targets.emulator.distributed.member import Member
 from targets.emulator.distributed.pipeline import Pipeline, directions_of
-from targets.emulator.distributed.report import Run, gather
+from targets.emulator.distributed.report import Run, Taken, gather
 from targets.emulator.distributed.route import Route, find_route
 from targets.emulator.distributed.schedule import Asked, Item, Round, in_pieces, plan_rounds
 from targets.emulator.executor import Emulator
-from targets.emulator.generate import require_prompt
+from targets.emulator.generate import OnToken, require_prompt
 from targets.emulator.turns import part_of
 
 Tensor = torch.Tensor
-OnToken = Callable[[int, int, int], None]
 
 
 def generate_over(
@@ -40,7 +40,7 @@ def generate_over(
         What was made, in the first process: the tokens that were not finished, counters and logits by step.
 
     Raises:
-        PeerLost: a process is not there any more.
+        PeerLostError: a process is not there any more.
         UsageError: W0604, a prompt is empty or holds an id outside the vocabulary; W0605, it is too long.
     """
     for prompt in prompts:
@@ -51,16 +51,17 @@ def generate_over(
         Asked(tuple(in_pieces(prompt, known, chunk, one_by_one=alone)), len(known), tokens)
         for prompt, known in zip(prompts, finished, strict=True)
     ]
-    routes = _routes(emulator, me)
     names = [value.name for value in emulator.model.graph.inputs]
-    return _run(emulator, me, routes, plan_rounds(asked, names, routes), keep_logits, on_token)
+    routes = _routes(emulator, me)
+    pipeline = Pipeline(emulator, me.rank, routes, _channel(emulator, me, routes), keep_logits, on_token)
+    return _run(pipeline, plan_rounds(asked, names, routes), me)
 
 
 def step_over(emulator: Emulator, me: Member, inputs: Mapping[str, Tensor]) -> Run | None:
     """Run the model once; see :meth:`Emulator.step`. Results are by user and name of the output, each user's part.
 
     Raises:
-        PeerLost: a process is not there any more.
+        PeerLostError: a process is not there any more.
         UsageError, CheckError: as :meth:`Emulator.step` does.
     """
     types = emulator.model.graph.types
@@ -71,13 +72,15 @@ def step_over(emulator: Emulator, me: Member, inputs: Mapping[str, Tensor]) -> R
             user,
             user,
             0,
+            0,
             {name: part_of(value, types[name], range(user, users, users)) for name, value in inputs.items()},
             {**bindings, "users": 1},
             gives=True,
         )
         for user in range(users)
     )
-    return _run(emulator, me, _routes(emulator, me), (items,), False, lambda _user, _place, _token: None)
+    routes = _routes(emulator, me)
+    return _run(Pipeline(emulator, me.rank, routes, _channel(emulator, me, routes)), (items,), me)
 
 
 def _routes(emulator: Emulator, me: Member) -> tuple[Route, ...]:
@@ -86,11 +89,18 @@ def _routes(emulator: Emulator, me: Member) -> tuple[Route, ...]:
     return tuple(find_route(stages, me.groups, names, graph.outputs) for stages in emulator.turns)
 
 
-def _run(
-    emulator: Emulator, me: Member, routes: tuple[Route, ...], rounds: Sequence[Round], keep: bool, on_token: OnToken
-) -> Run | None:
-    directions = directions_of(routes, me.processes, emulator.model.graph.outputs[0])
-    channel = Channel.open(me.rank, directions, me.wire)
-    emulator.reset()
-    made = Pipeline(emulator, me.rank, routes, channel, keep, on_token).run(rounds)
-    return gather(made, me.rank, me.processes, channel)
+def _channel(emulator: Emulator, me: Member, routes: tuple[Route, ...]) -> Channel | None:
+    if me.processes == 1:
+        return None
+    return Channel.open(me.rank, directions_of(routes, me.processes, emulator.model.graph.outputs[0]), me.wire)
+
+
+def _run(pipeline: Pipeline, rounds: Sequence[Round], me: Member) -> Run | None:
+    pipeline.emulator.reset()
+    run = gather(pipeline.run(rounds), me.rank, me.processes, pipeline.channel)
+    if run is None:
+        return None
+    items = sorted((item for items in rounds for item in items), key=lambda item: item.index)
+    counted = run.made.counters
+    steps = (Taken(i.user, i.place, i.remembered, dict(i.bindings), counted[i.index]) for i in items)
+    return replace(run, steps=tuple(steps))

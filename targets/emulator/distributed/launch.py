@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from threading import Event
 from typing import Any
 
-from torch.distributed import PrefixStore, TCPStore
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from ir.diagnostics import CheckError, WafercError
 from targets.emulator.distributed.lookout import Lookout, lost_diagnostic, told
@@ -60,7 +60,9 @@ def launch(
     try:
         for rank in range(len(groups)):
             variables = {**os.environ, **environment, **_meeting(rank, len(groups), port)}
-            process = subprocess.Popen(command, stdin=subprocess.PIPE, env=variables, start_new_session=True)
+            process = subprocess.Popen(  # noqa: S603 - the caller's own command
+                command, stdin=subprocess.PIPE, env=variables, start_new_session=True
+            )
             processes.append(process)
             assert process.stdin
             process.stdin.write(given)
@@ -101,11 +103,11 @@ def _look_after(
 ) -> None:
     """Return when all processes are done, raise when one has failed."""
     while any(process.poll() is None for process in processes):
-        if gone.wait(_LOOK_S):
+        if gone.wait(_LOOK_S) and not store.check(["failure"]):
             raise CheckError(lost_diagnostic(silent, groups, "no sign of life", timeout_s))
-        if any(process.poll() for process in processes):
+        if gone.is_set() or any(process.poll() for process in processes):
             break
-    if any(process.poll() for process in processes):
+    if gone.is_set() or any(process.poll() for process in processes):
         raise _failure(processes, store, groups, timeout_s)
 
 

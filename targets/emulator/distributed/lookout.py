@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ir.diagnostics import CheckError, Diagnostic, UnsupportedModelError, UsageError, WafercError
+from ir.diagnostics import CheckError, Diagnostic, Fact, UnsupportedModelError, UsageError, WafercError
 
 _START_S = 120.0
 """Time for all processes to give their first sign: they may read a large plan from a slow disk before."""
@@ -24,10 +24,10 @@ _ERRORS: Mapping[int, type[WafercError]] = {
 
 @dataclass(slots=True)
 class Lookout:
-    """Looks after ``ranks`` through ``store``, and gives signs for ``own`` if that is not ``None``.
+    """Looks after ``ranks`` through ``store``, and gives signs for ``own`` if that is one.
 
-    ``lost`` is called in the lookout's thread with the ranks that gave no sign for ``timeout_s``, or with none where the
-    store itself is gone.
+    ``lost`` is called in its thread with the ranks that gave no sign for ``timeout_s``, or with none where
+    another process has ended the run, or the store itself is gone.
     """
 
     store: Any
@@ -56,9 +56,13 @@ class Lookout:
                 if self.own is not None:
                     self.store.add(_sign(self.own), 1)
                 signs = {rank: self.store.add(_sign(rank), 0) for rank in others}
+                ended = bool(self.store.check(["failure"]))
             except Exception:  # torch has several, and any of them means the same
                 if not over.is_set():
                     self.lost([])
+                return
+            if ended:
+                self.lost([])
                 return
             now = time.monotonic()
             last = {r: (signs[r], now) if signs[r] != last[r][0] else last[r] for r in others}
@@ -80,9 +84,10 @@ def lost_diagnostic(ranks: Sequence[int], groups: Sequence[Sequence[int]], reaso
     what = f"process {names} was lost" if len(ranks) == 1 else f"processes {names} were lost"
     if not ranks:
         what = "the process that all others met by was lost"
-    facts = {"reason": " ".join(reason.split())[:200], "wafers": wafers, "timeout_s": timeout_s}
+    facts: dict[str, Fact] = {"wafers": wafers} if wafers else {}
+    facts |= {"reason": " ".join(reason.split())[:200], "timeout_s": timeout_s}
     help_ = ("run the same command with --resume to go on from the last finished token",)
-    return Diagnostic("W0650", what, "run", {name: fact for name, fact in facts.items() if fact}, help_)
+    return Diagnostic("W0650", what, "run", facts, help_)
 
 
 def tell(store: Any, error: WafercError) -> bool:

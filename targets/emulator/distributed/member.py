@@ -13,10 +13,11 @@ from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
-from torch.distributed import PrefixStore, TCPStore
+from torch.distributed import PrefixStore, TCPStore, rendezvous  # type: ignore[attr-defined]
 
 from ir.diagnostics import CheckError, Diagnostic, UsageError, WafercError
-from targets.emulator.distributed.channel import PeerLost
+from ir.plan import Plan
+from targets.emulator.distributed.channel import PeerLostError
 from targets.emulator.distributed.lookout import Lookout, lost_diagnostic, tell
 from targets.emulator.distributed.pipeline import FIRST
 
@@ -27,7 +28,7 @@ _LOOK_S = 0.02
 
 @dataclass(slots=True)
 class Member:
-    """Process ``rank`` of ``processes``; ``store`` is what they met by.
+    """Process ``rank`` of ``processes``; ``store`` is what they met by, and ``None`` where there is but one.
 
     Attributes:
         device: where this process computes.
@@ -48,10 +49,26 @@ class Member:
         Raises:
             UsageError: W0651, the first process has another one.
         """
+        if self.store is None:
+            return
         wanted = self.store.compare_set(f"agree/{name}", "", value).decode()
         if wanted != value:
             message = f"process {self.rank} was started with another {name} than the others"
             raise UsageError(Diagnostic("W0651", message, "run", help=("give every process the same command",)))
+
+    def from_first(self, name: str, make: Callable[[], str]) -> str:
+        """What ``make`` says in the first process, in all of them."""
+        if self.store is None:
+            return make()
+        if self.rank == FIRST:
+            self.store.set(f"first/{name}", make())
+        _wait(lambda: bool(self.store.check([f"first/{name}"])))
+        return bytes(self.store.get(f"first/{name}")).decode()
+
+
+def alone(plan: Plan, device: str) -> Member:
+    """The only process of a run."""
+    return Member(FIRST, 1, None, _device_of(device), groups=(plan.wafers_used,))
 
 
 def under_torchrun() -> bool:
@@ -65,7 +82,7 @@ def threads_of_each() -> int:
 
 
 @contextmanager
-def member(timeout_s: float, device: str, failed: Callable[[WafercError], None]) -> Iterator[Member]:
+def member(timeout_s: float, device: str, failed: Callable[[WafercError], object]) -> Iterator[Member]:
     """This process among the others, for as long as the block runs; ends the process when another one is lost.
 
     ``failed`` is called in the one process that tells the user of an error.
@@ -73,7 +90,7 @@ def member(timeout_s: float, device: str, failed: Callable[[WafercError], None])
     Raises:
         WafercError: what the block raises, W0650 for a lost process, unless another process has told already.
     """
-    store, rank, processes = next(dist.rendezvous("env://", timeout=timedelta(seconds=max(120.0, timeout_s))))
+    store, rank, processes = next(rendezvous("env://", timeout=timedelta(seconds=max(120.0, timeout_s))))
     prefix = f"waferc/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
     met = PrefixStore(prefix, store)
     me = Member(rank, processes, met, device)
@@ -107,7 +124,7 @@ def member(timeout_s: float, device: str, failed: Callable[[WafercError], None])
         dist.init_process_group(backend, store=place, rank=rank, world_size=processes, timeout=_NEVER)
         yield me
         _part(me, lookout)
-    except PeerLost as error:
+    except PeerLostError as error:
         end(CheckError(lost_diagnostic([error.rank], me.groups, error.reason, timeout_s)))
     except WafercError as error:
         end(error)

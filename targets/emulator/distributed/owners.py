@@ -6,6 +6,8 @@ from itertools import accumulate
 
 from ir.plan import Plan
 
+_NONE = float("inf")
+
 
 def share_out(plan: Plan, processes: int) -> tuple[tuple[int, ...], ...]:
     """The wafers of each process, in the order of the pipeline: at least one for each, and each for one process.
@@ -14,12 +16,13 @@ def share_out(plan: Plan, processes: int) -> tuple[tuple[int, ...], ...]:
     """
     wafers = plan.wafers_used
     sums = (0, *accumulate(plan.wafer_bytes(wafer) for wafer in wafers))
-    fullest: list[float] = [0, *[float("inf")] * len(wafers)]
+    fullest: list[float] = [0, *[_NONE] * len(wafers)]
     starts: list[list[int]] = []
     for _ in range(processes):
-        best = [(float("inf"), 0)]
-        for end in range(1, len(sums)):
-            best.append(min((max(fullest[start], sums[end] - sums[start]), start) for start in range(end)))
+        best = [
+            min(((max(fullest[start], sums[end] - sums[start]), start) for start in range(end)), default=(_NONE, 0))
+            for end in range(len(sums))
+        ]
         fullest, start_of = [most for most, _ in best], [start for _, start in best]
         starts.append(start_of)
     groups: list[tuple[int, ...]] = []

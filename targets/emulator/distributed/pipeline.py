@@ -18,7 +18,7 @@ from targets.emulator.executor import Emulator, Flight
 
 Tensor = torch.Tensor
 Mail: TypeAlias = tuple[str, int, int]
-"""A message: ``values`` of a step by its number and the segment that they come from, or a ``token`` by user and place."""
+"""A message: ``values`` of a step by its number and the segment they come from, or a ``token`` by user and place."""
 Letter: TypeAlias = tuple[Mail, list[Spec]]
 
 FIRST = 0
@@ -64,7 +64,7 @@ class Pipeline:
         """Run this process's parts of all steps.
 
         Raises:
-            PeerLost: another process is not there any more.
+            PeerLostError: another process is not there any more.
             UsageError, CheckError: as :meth:`Emulator.step` does.
         """
         ranks = {segment.rank for route in self.routes for segment in route.segments}
@@ -202,15 +202,18 @@ class Pipeline:
             for bundle in route.bundles:
                 if bundle.source == index and route.segments[bundle.target].rank == self.rank:
                     yield ("values", item.index, index), self._specs(item, bundle)
-            if item.chooses and route.results[self.emulator.model.graph.outputs[0]] == index:
-                if self.rank in self._told(item):
-                    yield ("token", item.user, item.place), _TOKEN
+            chosen_here = item.chooses and route.results[self.emulator.model.graph.outputs[0]] == index
+            if chosen_here and self.rank in self._told(item):
+                yield ("token", item.user, item.place), _TOKEN
 
     def _specs(self, item: Item, bundle: Bundle) -> list[Spec]:
         """Shapes and types of a message's values in a step."""
         types, arithmetic = self.emulator.model.graph.types, self.emulator.arithmetic
         return [
-            (tuple(evaluate(size, item.bindings) for size in types[name].shape), arithmetic.dtype(types[name].dtype))
+            (
+                tuple(evaluate(size, item.bindings) for size in types[name].shape),
+                arithmetic.dtype(types[name].dtype, name),
+            )
             for name, _ in bundle.values
         ]
 

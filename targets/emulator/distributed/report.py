@@ -40,11 +40,23 @@ class _Array(msgspec.Struct, array_like=True, frozen=True):
     data: bytes
 
 
+class Taken(msgspec.Struct, frozen=True):
+    """One step of a user: which new token it led to (``place``), after how many tokens, and what it took."""
+
+    user: int
+    place: int
+    remembered: int
+    bindings: dict[str, int]
+    counted: Counters
+
+
 class _Report(msgspec.Struct, frozen=True):
     counters: dict[int, Counters]
     results: dict[tuple[int, str], _Array]
     tokens: dict[tuple[int, int], int]
     rss_bytes: tuple[int, ...]
+    steps: tuple[Taken, ...]
+    note: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +66,14 @@ class Run:
     Attributes:
         made: as in each process; counters are added up.
         rss_bytes: the most memory that each process has held.
+        steps: what each step took, in the order in which they began.
+        note: where the weights are from.
     """
 
     made: Made
     rss_bytes: tuple[int, ...]
+    steps: tuple[Taken, ...] = ()
+    note: str = ""
 
 
 def peak_rss_bytes() -> int:
@@ -70,7 +86,7 @@ def gather(made: Made, rank: int, processes: int, channel: Channel | None) -> Ru
     """In the first process what all have made; ``None`` in the others.
 
     Raises:
-        PeerLost: a process is not there any more.
+        PeerLostError: a process is not there any more.
     """
     own = Run(made, (peak_rss_bytes(),))
     if channel is None:
@@ -102,7 +118,9 @@ def _joined(parts: list[Made]) -> Made:
 def encode(run: Run) -> bytes:
     """A run as bytes."""
     results = {key: _array(tensor) for key, tensor in run.made.results.items()}
-    return msgspec.msgpack.encode(_Report(run.made.counters, results, run.made.tokens, run.rss_bytes), enc_hook=_plain)
+    return msgspec.msgpack.encode(
+        _Report(run.made.counters, results, run.made.tokens, run.rss_bytes, run.steps, run.note), enc_hook=_plain
+    )
 
 
 def decode(data: bytes) -> Run:
@@ -113,7 +131,7 @@ def decode(data: bytes) -> Run:
     """
     report = msgspec.msgpack.decode(data, type=_Report, dec_hook=_counts)
     results = {key: _tensor(array) for key, array in report.results.items()}
-    return Run(Made(report.counters, results, report.tokens), report.rss_bytes)
+    return Run(Made(report.counters, results, report.tokens), report.rss_bytes, report.steps, report.note)
 
 
 def _array(tensor: Tensor) -> _Array:

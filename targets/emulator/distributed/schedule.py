@@ -26,6 +26,7 @@ class Item:
     Attributes:
         index: its number among all.
         place: which of the user's new tokens it leads to; pieces of a prompt share it.
+        remembered: tokens of the user that have passed before it.
         awaits: whether its token id is chosen by the user's step before it.
         chooses: whether the next token is chosen from its result.
         continues: whether a later step reads that token.
@@ -35,6 +36,7 @@ class Item:
     index: int
     user: int
     place: int
+    remembered: int
     inputs: Mapping[str, Tensor]
     bindings: Mapping[str, int]
     awaits: bool = False
@@ -57,7 +59,7 @@ class Asked:
 def in_pieces(
     prompt: Sequence[int], finished: Sequence[int], chunk: int, *, one_by_one: bool = False
 ) -> list[tuple[int, ...]]:
-    """A prompt and what followed it, in pieces of at most ``chunk`` tokens; ``one_by_one``, what followed in its own."""
+    """A prompt and what followed it, in pieces of at most ``chunk`` tokens; ``one_by_one``: what followed apart."""
     known = list(prompt) if one_by_one else [*prompt, *finished]
     pieces = [tuple(known[start : start + chunk]) for start in range(0, len(known), chunk)]
     return pieces + ([(token,) for token in finished] if one_by_one else [])
@@ -96,7 +98,7 @@ def _item(index: int, user: int, step: int, wish: Asked, names: Sequence[str]) -
     inputs = {name: tensors[name] for name in names}
     chooses = step >= known - 1
     continues = chooses and place + 1 < wish.choose
-    return Item(index, user, place, inputs, {"users": 1, "tokens": len(ids)}, awaits, chooses, continues)
+    return Item(index, user, place, seen, inputs, {"users": 1, "tokens": len(ids)}, awaits, chooses, continues)
 
 
 def in_order(rounds: Sequence[Round], routes: Sequence[Route]) -> Iterator[tuple[int, Item, int]]:
