@@ -30,6 +30,7 @@ from partitioner.frontends.checkpoint.reading import read_weight
 from partitioner.frontends.checkpoint.renaming import Renaming
 from partitioner.frontends.checkpoint.schemes import StoredWeight, stored_weights
 from partitioner.frontends.huggingface import build_model
+from partitioner.frontends.load import load
 from partitioner.frontends.lowered import Origin
 from partitioner.frontends.weights import open_weights
 from targets.emulator.weights import unpacked
