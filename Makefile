@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: help demo demo-run test check format profiles validate bench-solver fuzz clean
+.PHONY: help demo demo-run demo-trillion demo-mixture test check format profiles validate bench-solver fuzz conformance clean
 .DEFAULT_GOAL := help
 
 help: ## list what can be made
@@ -26,6 +26,14 @@ demo: $(READY) ## compile Kimi K2.6 for 20 CS-3, print the placement, check it a
 demo-run: $(READY) ## run a small sibling of Kimi K2.6 on emulated wafers beside the original
 	$(BIN)/waferc compile small-kimi --target mini --context 256 -o out/small-kimi
 	$(BIN)/waferc run out/small-kimi --prompt-ids 1,5,9,2 --tokens 32 --compare
+
+demo-trillion: $(READY) ## run one token through all of Kimi K2.6, weights from a seed, each layer beside the original
+	test -d out/kimi-k2.6 || $(MAKE) demo
+	$(BIN)/python -m benchmarks.trillion out/kimi-k2.6
+
+demo-mixture: $(READY) ## run one mixture of experts of Kimi K2.6 whole in memory (9.8 GB), beside the original
+	test -d out/kimi-k2.6 || $(MAKE) demo
+	$(BIN)/python -m benchmarks.trillion out/kimi-k2.6 --layer 1 --host-memory 12
 
 test: check ## every check and test
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
@@ -52,6 +60,9 @@ bench-solver: $(READY) ## place published instances, models and chains beside ot
 
 fuzz: $(READY) ## hold the solver against all placements of random problems: make fuzz SECONDS=300 SEED=0
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz_solver --seconds $(or $(SECONDS),300) --seed $(or $(SEED),0)
+
+conformance: $(READY) ## run every family over 1, 3 and 7 wafers of odd meshes beside the original: make conformance SEED=0
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.conformance --seed $(or $(SEED),0)
 
 clean: ## remove what was set up and made
 	rm -rf .venv out .mypy_cache .ruff_cache .pytest_cache

@@ -199,11 +199,11 @@ def _table(found: dict[str, Any]) -> str:
             f"{name}, {own['parameters'] / 1e6:.0f} M parameters: prefill {own['prefill_ratio']:.2f} of the original's "
             f"speed ({own['prefill_ms']:.0f} ms), decode {own['decode_ratio']:.2f} ({own['decode_ms']:.1f} ms a token)"
         )
-    for own in (*found.get("meshes", ()), *found.get("wafers", ())):
-        lines.append(
-            f"{own['columns']} x {own['rows']} tiles, {own['wafers']} wafers ({own['tiles_used']:,} tiles in use): "
-            f"time of prefill {own['prefill_relative']:.2f}, of decode {own['decode_relative']:.2f}"
-        )
+    lines += [
+        f"{own['columns']} x {own['rows']} tiles, {own['wafers']} wafers ({own['tiles_used']:,} tiles in use): "
+        f"time of prefill {own['prefill_relative']:.2f}, of decode {own['decode_relative']:.2f}"
+        for own in (*found.get("meshes", ()), *found.get("wafers", ()))
+    ]
     if "counting" in found:
         own = found["counting"]
         lines.append(f"counting: {own['prefill_overhead']:+.1%} of prefill, {own['decode_overhead']:+.1%} of decode")

@@ -27,7 +27,7 @@ from partitioner.frontends.lowered import Lowered, Origin
 from partitioner.options import MOST
 from partitioner.options import LoadOptions as LoadOptions
 from partitioner.passes.fix import fix_sizes
-from partitioner.passes.step import STEP_SYMBOLS, continues_text, takes_tokens
+from partitioner.passes.step import STEP_SYMBOLS, continues_text, takes_tokens, takes_whole_texts
 from partitioner.placing import Progress
 from partitioner.plan_test import plan_test
 from partitioner.problem import ExpertLayout
@@ -264,13 +264,15 @@ def _on_granularity(asked: Granularity, model: Model) -> tuple[str, ...]:
 
 
 def workload_of(lowered: Lowered, request: Request) -> Workload:
-    """What the machine must hold.
+    """What the machine must hold: an encoder, which takes whole texts, works on all tokens of the context at once.
 
     Raises:
         UsageError: W0107, the context is longer than the model's.
     """
-    chunk = request.prefill_chunk if takes_tokens(lowered.graph) else 1
-    return Workload(request.users, _context(request.context, lowered.max_context), chunk)
+    context = _context(request.context, lowered.max_context)
+    if takes_whole_texts(lowered.graph):
+        return Workload(request.users, context, context)
+    return Workload(request.users, context, request.prefill_chunk if takes_tokens(lowered.graph) else 1)
 
 
 def compile(  # noqa: A001 - the name that users expect: waferc.compile

@@ -18,6 +18,7 @@ from partitioner.compile import Compiled, compile_model
 from partitioner.difference import Difference, difference
 from partitioner.former import Former
 from partitioner.options import MOST
+from partitioner.passes.step import takes_whole_texts
 from partitioner.placing import Progress
 from partitioner.problem import ExpertLayout
 from partitioner.solver.cpsat import Limits
@@ -117,6 +118,8 @@ def replan(
         InfeasibleError, TimeLimitError: as :func:`partitioner.compile.compile_model`.
     """
     machine, workload = change.machine(plan.machine), change.workload(plan.workload)
+    if takes_whole_texts(model.graph):
+        workload = replace(workload, chunk=workload.context)
     if (machine, workload) == (plan.machine, plan.workload):
         return Replanned(plan, plan, None, difference(plan, plan))
     case = Case(

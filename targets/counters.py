@@ -6,7 +6,7 @@ machine, whose element types are the graph's, whatever the host computes with.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -90,6 +90,11 @@ class Counters:
             _added(self.by_reference, other.by_reference),
             _added(self.routing, other.routing),
         )
+
+
+def added_up(parts: Sequence[Counters]) -> Counters:
+    """What several steps took together."""
+    return sum(parts[1:], start=parts[0]) if parts else Counters()
 
 
 def _added(one: Mapping[K, Any], other: Mapping[K, Any]) -> dict[K, Any]:

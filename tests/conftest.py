@@ -141,3 +141,19 @@ def quick_load(lowered_small_kimi, monkeypatch) -> None:
         "load",
         lambda model, **options: lowered_small_kimi if model == "small-kimi" else load(model, **options),
     )
+
+
+@pytest.fixture(scope="session")
+def text_plan(waferc, once, shared) -> Path:
+    """The folder of a plan of a small language model; nobody may change it."""
+    from plans import compile_llama
+
+    return once("small-llama-plan", lambda: compile_llama(waferc, shared))
+
+
+@pytest.fixture(scope="session")
+def onnx_plan(waferc, once, shared) -> Path:
+    """The folder of a plan of an ONNX file; nobody may change it."""
+    from plans import compile_mlp
+
+    return once("mlp-plan", lambda: compile_mlp(waferc, shared))

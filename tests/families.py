@@ -15,7 +15,7 @@ from ir.plan import FEASIBLE, Plan, Score, SolverRecord
 from ir.workload import Workload
 from partitioner.check import check
 from partitioner.compile import build_model, transfers
-from partitioner.floorplan.wafers import FloorPlanner
+from partitioner.floorplan.wafers import FloorPlanner, TooTight
 from partitioner.frontends.lowered import Lowered
 from partitioner.frontends.original import Original, open_original
 from partitioner.problem import Copy, shared_groups
@@ -52,9 +52,11 @@ def plan_over(model: Model, mesh: Mesh, workload: Workload) -> Plan:
     assert all(held), f"{len(groups)} items are too few for {mesh.wafers} wafers"
     machine = _machine(model, mesh, workload)
     blocks = FloorPlanner(model, machine, workload).lay_out(held)
-    plan = Plan(
-        model.graph.name, _machine(model, mesh, workload), workload, tuple(blocks), transfers(model, blocks), None
-    )
+    while isinstance(blocks, TooTight) and machine.tile_sram_bytes < 1 << 24:
+        machine = replace(machine, tile_sram_bytes=2 * machine.tile_sram_bytes)
+        blocks = FloorPlanner(model, machine, workload).lay_out(held)
+    assert not isinstance(blocks, TooTight), f"{mesh} has too few tiles"
+    plan = Plan(model.graph.name, machine, workload, tuple(blocks), transfers(model, blocks), None)
     sent = sum(transfer.bytes_per_token for transfer in plan.transfers)
     scores = (Score(Objective.BALANCE, plan.largest_wafer_bytes, 0, ""), Score(Objective.TRAFFIC, sent, 0, ""))
     plan = replace(plan, solver=SolverRecord(FEASIBLE, scores, 0, 60.0))

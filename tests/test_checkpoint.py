@@ -4,7 +4,6 @@ libraries do.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,17 +22,13 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, dot
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from ir.diagnostics import UsageError
-from ir.graph import Graph
 from ir.ops import torch_dtype
-from ir.text import parse_graph
-from ir.types import DType
 from partitioner.frontends.catalog import configuration
 from partitioner.frontends.checkpoint import match_checkpoint, open_checkpoint
 from partitioner.frontends.checkpoint.reading import read_weight
 from partitioner.frontends.checkpoint.renaming import Renaming
 from partitioner.frontends.checkpoint.schemes import StoredWeight, stored_weights
 from partitioner.frontends.huggingface import build_model
-from partitioner.frontends.load import load
 from partitioner.frontends.lowered import Origin
 from partitioner.frontends.weights import open_weights
 from targets.emulator.weights import unpacked
@@ -103,17 +98,6 @@ def test_what_is_stored_wins_over_what_the_configuration_says(folder_of, tmp_pat
     half = planned(config, write(tmp_path / "half", config, tensors))
     assert {p.name: p for p in half.parameters}[name].encoding.name == "f16"
     assert f"stored as f16, though the configuration says fp8_b128: {name}" in half.notes
-
-
-def test_without_a_stated_type_the_stored_one_is_taken(tmp_path) -> None:
-    publisher = PUBLISHERS["mixtral"]
-    config = {key: value for key, value in publisher.config.items() if key not in ("dtype", "torch_dtype")}
-    tensors = {name: tensor.float() for name, tensor in values(publisher.tensors).items()}
-    found = load(str(write(tmp_path, config, tensors)))
-    assert {parameter.type.dtype for parameter in found.graph.parameters} == {DType.F32}
-    assert "the configuration states no dtype: float32, as stored" in found.notes
-    weights = open_original(found.origin, found.graph.parameters, 0).weights
-    assert {weight.dtype for weight in weights.values()} == {torch.float32}
 
 
 @pytest.mark.parametrize("name", PUBLISHERS)
@@ -286,29 +270,6 @@ def library_model(kind: Any, folder: Path, config: dict[str, Any]) -> Any:
     else:
         wanted = CompressedTensorsConfig(**{k: v for k, v in said.items() if k != "quant_method"}, dequantize=True)
     return kind.from_pretrained(folder, dtype=torch.bfloat16, quantization_config=wanted)
-
-
-@pytest.mark.parametrize("name", ["kimi_k26", "deepseek_v3", "gpt_oss"])
-def test_a_plan_of_a_quantized_checkpoint_runs_on_the_emulator(name: str, waferc, tmp_path) -> None:
-    """Computed in f32, so that no rounding hides a mistake; the weights are stored as ever."""
-    publisher = PUBLISHERS[name]
-    config = json.loads(json.dumps(publisher.config).replace('"bfloat16"', '"float32"'))
-    write(tmp_path / name, config, values(publisher.tensors), 2)
-    options = ("--target", "mini", "--systems", 4, "--context", 64, "-o", tmp_path / "plan", "--json")
-    compiled = waferc("compile", tmp_path / name, *options)
-    assert compiled.code == 0, compiled.out
-    read = [p for p in load_graph(tmp_path / "plan").parameters if ".vision_tower." not in p.name]
-    stored = sum(p.stored_bytes for p in read if ".mm_projector." not in p.name)
-    assert compiled.record["weight_bytes"] == stored
-    run = waferc("run", tmp_path / "plan", "--prompt-ids", "5,17,33,8", "--tokens", 3, "--compare", "--json")
-    assert run.code == 0, run.out
-    assert run.record["ok"]
-    assert run.record["tokens"] == run.record["reference_tokens"]
-    assert run.record["weights"] == f"weights from {tmp_path / name}"
-
-
-def load_graph(plan: Path) -> Graph:
-    return parse_graph((plan / "model.ir").read_text())
 
 
 def test_a_checkpoint_that_has_changed_is_not_run(folder_of, planned_of, tmp_path) -> None:

@@ -478,8 +478,8 @@ def test_a_run_gives_the_tokens_of_the_original(waferc, stored_plan):
     assert record["tokens"] == record["reference_tokens"]
     assert 0 < record["max_abs_logit_error"] <= 1e-4
     assert record["ok"] is True
-    assert record["transfer_bytes"] > 0
-    assert record["mesh_bytes"] > 0
+    assert record["counters"]["transfer_bytes"] > 0
+    assert record["counters"]["mesh_bytes"] > 0
 
 
 def test_seeds_decide_the_weights_of_a_run(waferc, stored_plan):

@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -301,3 +301,25 @@ def test_cuda_is_refused_where_there_is_none():
             require_device("cuda")
     with pytest.raises(UsageError, match="W0655"):
         require_device("cuda:99")
+
+
+def test_all_that_a_step_makes_lies_on_its_device(compiled):
+    """Attention on torch's device without memory, which refuses operands that lie elsewhere as a GPU does."""
+    graph, (*_, last) = compiled.model.graph, compiled.plan.wafers_used
+    how = Arithmetic.of(graph, device="meta")
+    emulator = Emulator(compiled.model, compiled.plan, Seeded(graph.parameter, 3), how, wafers=(last,))
+    stage = emulator.stages(0)[-1]
+    emulator._stages = ((replace(stage, programs=tuple(p for p in stage.programs if p.block.caches)),),)
+    for position in (0, 2):
+        flight = emulator.begin(
+            {"input_ids": torch.zeros(1, 2).long(), "position_ids": torch.arange(2)[None] + position}
+        )
+        sent = {transfer.value for transfer in compiled.plan.transfers if transfer.target_wafer == last}
+        flight.values[last] |= {name: torch.ones(1, 2, 128, device="meta") for name in sent}
+        emulator.advance(flight)
+        emulator.finish(flight)
+    (history,) = flight.histories.values()
+    made = [*flight.values[last].values(), *history.values.values()]
+    assert history.tokens == 4
+    assert flight.values[last].keys() > {"input_ids", "position_ids"}
+    assert {value.device.type for value in made} == {"meta"}

@@ -1,5 +1,6 @@
 """The emulator computes what the reference does, from tile memories, along the plan's transfers, within its limits."""
 
+from bisect import bisect_left
 from dataclasses import replace
 
 import numpy as np
@@ -671,6 +672,52 @@ def test_a_full_tile_is_refused():
     tight = replace(plan, machine=replace(MACHINE, tile_sram_bytes=needed + 99, reserve_bytes=100))
     with pytest.raises(CheckError, match=r"W0601.*tile \(row 1, column 2\).*\n.*all on wafer 0\n.*weight bytes: 272"):
         Emulator(model, tight, random_weights(graph))
+
+
+def test_a_step_is_refused_if_one_byte_is_lacking_for_its_values():
+    text = LINEAR.format(inputs=37, outputs=53, shape="53, 37", transposed="false", encoding="f32")
+    graph = graph_of(text)
+    model, plan = one_block(graph)
+    weights, x = random_weights(graph), torch.randn(1, 7, 37)
+    held = Emulator(model, plan, weights).ledgers[0].held(REGION)[0].ravel()
+    alive = [7 * 4 * (37 + 53) // REGION.tiles + (tile < 7 * 4 * (37 + 53) % REGION.tiles) for tile in range(35)]
+    needed = int((held + np.array(alive)).max())
+    fits = replace(plan, machine=replace(MACHINE, tile_sram_bytes=needed))
+    Emulator(model, fits, weights).step({"x": x})
+    tight = Emulator(model, replace(plan, machine=replace(MACHINE, tile_sram_bytes=needed - 1)), weights)
+    with pytest.raises(
+        CheckError, match=rf"W0601.*{needed} bytes of {needed - 1}\n.*linear y of all on wafer 0\n"
+    ) as raised:
+        tight.step({"x": x})
+    facts = raised.value.diagnostics[0].facts
+    assert facts["limit"] == needed - 1
+    assert facts["weight_bytes"] + facts["cache_bytes"] + facts["activation_bytes"] == needed
+    tight.step({"x": x[:, :6]})
+
+
+def test_the_room_for_values_shrinks_as_caches_fill():
+    model, plan = gqa(*CUTS["heads"], workload=Workload(1, 12, 1))
+    regions = (Rectangle(0, 0, 12, 12), REGION, Rectangle(20, 0, 15, 15))
+    blocks = tuple(replace(block, region=region) for block, region in zip(plan.blocks, regions, strict=True))
+    plan = replace(plan, blocks=blocks)  # attention has the fullest tiles
+    weights, ids = random_weights(model.graph), IDS[:1, :5]
+
+    def with_tiles_of(size: int) -> Emulator:
+        return Emulator(model, replace(plan, machine=replace(MACHINE, tile_sram_bytes=size)), weights)
+
+    def runs(size: int) -> int:
+        try:
+            with_tiles_of(size).step({"input_ids": ids})
+        except CheckError:
+            return 0
+        return 1
+
+    emulator = with_tiles_of(bisect_left(range(8192), 1, key=runs))  # the smallest tiles that will do
+    emulator.step({"input_ids": ids})
+    with pytest.raises(CheckError, match=r"W0601.*\n.*attention on wafer 1"):
+        emulator.step({"input_ids": ids})
+    assert emulator.tokens() == 5
+    emulator.step({"input_ids": ids[:, :1]})
 
 
 def test_overlapping_regions_share_their_tiles_memory():

@@ -21,6 +21,7 @@ from ir.model import BlockKind, Model
 from ir.text import parse_graph, print_graph
 from ir.types import Dim, DType, TensorType
 from ir.verify import verify
+from partitioner.api import Request, workload_of
 from partitioner.compile import build_model as blocks_of
 from partitioner.frontends import huggingface
 from partitioner.frontends.aten import RULES
@@ -247,6 +248,8 @@ def test_encoders_see_all_tokens_and_remember_none(name: str, lowered_sibling: S
     assert not any(node.attributes["causal"] for node in attention)
     assert not any(block.caches for block in model.blocks)
     assert not model.unplaced
+    workload = workload_of(lowered, Request())
+    assert workload.chunk == workload.context > 1  # a text passes as a whole
 
     original = open_original(lowered.origin, lowered.graph.parameters, seed=0)
     shake(original, lowered.graph.parameters)

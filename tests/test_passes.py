@@ -17,6 +17,7 @@ from ir.builder import GraphBuilder
 from ir.encoding import plain
 from ir.graph import Attribute, Graph
 from ir.interpret import bind_attributes, interpret
+from ir.liveness import token_dependent
 from ir.model import BlockKind, Cache, Model
 from ir.ops import OPS
 from ir.types import Dim, DType, Size, TensorType, for_one_token
@@ -26,7 +27,6 @@ from partitioner.frontends.huggingface import lower_config
 from partitioner.frontends.lowered import Lowered
 from partitioner.frontends.original import Original, open_original
 from partitioner.passes.blocks import find_blocks
-from partitioner.passes.cache import token_dependent
 from partitioner.passes.localise import localise
 from partitioner.passes.origins import layer_of
 from partitioner.passes.simplify import simplify

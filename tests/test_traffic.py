@@ -12,6 +12,7 @@ import torch
 from test_emulator import (
     MACHINE,
     REGION,
+    TWO_USERS,
     block_of,
     gqa,
     graph_of,
@@ -311,6 +312,31 @@ def test_experts_move_what_was_said(where, transposed, given):
     assert last.routing["y"].sum() == 3
 
 
+OFF_TILES = """graph "off" {
+  input %x : f32[tokens, 1, 12]
+  input %chosen : i64[tokens, 3]
+  param %up : f32[4, 18, 12] as f32
+  param %bias : f32[4, 18] as f32
+  param %other : f32[4, 18, 12] as f32
+  %w : f32[4, 18, 12] = mul(%up, %up) @ "w"
+  %y : f32[tokens, 3, 18] = grouped_linear(%x, %w, %chosen, %bias) {transposed = false} @ "y"
+  %z : f32[tokens, 3, 18] = grouped_linear(%x, %other, %chosen) {transposed = false} @ "z"
+  %g : f32[4, 18] = gelu(%bias) {approximate = "none"} @ "g"
+  return %y, %z, %g
+}"""
+
+
+@pytest.mark.parametrize("where", EXPERT_PLACES)
+def test_experts_weights_that_are_not_read_on_their_tiles_come_from_there(where):
+    region, regions = EXPERT_PLACES[where]
+    model, _ = one_block(graph_of(OFF_TILES), kind=BlockKind.EXPERTS, experts=4)
+    last = run(model, plan_of(model, [(0, region)], experts=regions, machine=BIG), [2])
+    assert last.by_reference == {"grouped_linear": 1}
+    assert {name: set(last.ops["all", name].mesh) for name in "ywg"} == {
+        "y": {"gather", "scatter"}, "w": {"collect"}, "g": {"collect"},
+    }  # fmt: skip
+
+
 MIXTURE = """graph "mixture" {
   input %x : f32[users, tokens, 12]
   param %gate : f32[4, 12] as f32
@@ -360,6 +386,25 @@ def test_each_user_meets_the_copies_whose_turn_it_is():
     assert ("head", "logits") in first.ops
     assert ("head #1", "logits") in second.ops
     assert (set(first.links), set(second.links)) == ({(0, 1), (1, 0)}, {(0, 1), (1, 2)})
+
+
+def test_ways_are_those_from_the_copies_that_a_user_meets():
+    """One router is on the experts' wafer, the other elsewhere: for the one user a relay, for the other a transfer."""
+    graph = graph_of(MIXTURE)
+    blocks = (
+        block_of(graph, "router", [0, 1, 2], BlockKind.ROUTER),
+        block_of(graph, "experts", [3, 4, 5, 6, 7], BlockKind.EXPERTS, experts=4),
+    )
+    model = Model(graph, blocks, tuple(Edge(0, 1, name, 0) for name in ("flat", "chosen", "best")), ())
+    sent = [(name, "router", 2, 0) for name in ("flat", "chosen", "best")]
+    places = [(0, Rectangle(20, 3, 3, 4)), (0, EXPERT_PLACES["apart"][0])]
+    plan = plan_of(model, places, sent, TWO_USERS, BIG, APART)
+    router, experts = plan.blocks
+    plan = replace(plan, blocks=(router, replace(router, copy=1, wafer=2), experts))
+    run(model, plan, [1], users=2)
+    first, second = (predict(model, plan, Step(1, 0, user)).mesh for user in (0, 1))
+    assert first["relay"].calls == 3
+    assert "relay" not in second
 
 
 # --- Whole models -----------------------------------------------------------------------------------------------------

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
 import pytest
 import torch
+from checkpoints import values, write
+from publishers import PUBLISHERS, codes
+from safetensors.torch import load_file
 
+from ir.diagnostics import UnsupportedModelError, UsageError
 from ir.encoding import ENCODINGS
+from partitioner import api
+from partitioner.frontends.original import Original, open_original
+from partitioner.frontends.weights import open_weights
+from targets.emulator import Arithmetic, Emulator, Order, Precision
+from targets.emulator.arithmetic import native_tolerance, roundings
 from targets.emulator.encodings import Blockwise, Fp8, Int4, Mxfp4, Transposed, joined, stacked
-from targets.emulator.weights import Plain
+from targets.emulator.weights import Plain, Stored, WeightSource
 
 SIZES = [(4, 64), (3, 200, 96)]
 
@@ -122,3 +135,161 @@ def test_blocks_that_would_share_a_scale_are_not_joined() -> None:
     generator = torch.Generator().manual_seed(3)
     assert joined([fp8((100, 128), generator), fp8((128, 128), generator)], 0) is None
     assert joined([int4((4, 64), generator), fp8((4, 64), generator)], 0) is None
+
+
+# --- runs -----------------------------------------------------------------------------------------------------------
+
+PROMPT = torch.tensor([[5, 17, 33, 8, 61, 2, 90, 44]])
+RUN = {"input_ids": PROMPT, "position_ids": torch.arange(PROMPT.shape[1])[None]}
+
+
+@dataclass
+class Seen:
+    """A source that keeps what was read of it: a name, and the expert or ``None``."""
+
+    source: WeightSource
+    reads: list[tuple[str, int | None]] = field(default_factory=list)
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        return self.source.shape(name)
+
+    def read(self, name: str, expert: int | None = None, rows: range | None = None) -> Stored:
+        self.reads.append((name, expert))
+        return self.source.read(name, expert, rows)
+
+
+@dataclass
+class Placed:
+    """A small checkpoint, placed, and its original in 32 bit."""
+
+    compiled: api.CompiledModel
+    original: Original
+    wanted: torch.Tensor
+
+    def step(self, arithmetic: Arithmetic, host_bytes: int | None = None) -> tuple[torch.Tensor, Emulator, Seen]:
+        """The logits of the whole prompt in one step."""
+        model, seen = self.compiled.model, Seen(self.original.weights)
+        emulator = Emulator(model, self.compiled.plan, seen, arithmetic, host_bytes)
+        (logits,) = emulator.step({value.name: RUN[value.name] for value in model.graph.inputs}).values()
+        return logits.float(), emulator, seen
+
+
+@pytest.fixture(scope="module")
+def placed_of(tmp_path_factory) -> Callable[[str], Placed]:
+    """Checkpoints as publishers write them, in bf16 but for what is quantized."""
+    made: dict[str, Placed] = {}
+
+    def of(name: str) -> Placed:
+        if name not in made:
+            publisher = PUBLISHERS[name]
+            folder = write(tmp_path_factory.mktemp("placed") / name, publisher.config, values(publisher.tensors), 2)
+            compiled = api.compile(folder, target="mini", systems=4, context=64)
+            original = open_original(compiled.lowered.origin, compiled.model.placed)
+            made[name] = Placed(compiled, original, original.forward(RUN)[0])
+        return made[name]
+
+    return of
+
+
+@pytest.mark.parametrize("name", ["kimi_k26", "deepseek_v3", "gpt_oss", "llama"])
+def test_runs_are_as_near_to_the_original_in_32_bit_as_is_said(name: str, placed_of) -> None:
+    """Weights in INT4, FP8, MXFP4 and bf16."""
+    it = placed_of(name)
+    graph = it.compiled.model.graph
+    assert it.wanted.dtype == torch.float32
+    wide, _, _ = it.step(Arithmetic.of(graph))
+    assert float((wide - it.wanted).abs().max()) < 1e-4
+    assert torch.equal(wide.argmax(-1), it.wanted.argmax(-1))
+    spread, steps = float(it.wanted.std()), roundings(graph)[graph.outputs[0]]
+    for order in Order:
+        native, emulator, _ = it.step(Arithmetic.of(graph, Precision.NATIVE, order))
+        error = (native - it.wanted) / spread
+        assert 2**-9 < float(error.abs().max()) < native_tolerance(graph, graph.outputs[0])
+        assert float(error.square().mean().sqrt()) < 2**-8 * steps**0.5
+    host = next(iter(emulator.memories.values())).own.host
+    held = {name: stored for (name, expert), stored in host._held.items() if expert is None}
+    assert held
+    for parameter in it.compiled.model.placed:
+        if parameter.name in held:
+            assert held[parameter.name].nbytes == parameter.stored_bytes, "as it is stored"
+
+
+def test_a_small_host_computes_the_same_and_reads_the_chosen_experts_alone(placed_of) -> None:
+    it = placed_of("kimi_k26")
+    arithmetic = Arithmetic.of(it.compiled.model.graph, Precision.NATIVE, Order.HOST)
+    ample, emulator, all_at_once = it.step(arithmetic)
+    little, _, again = it.step(arithmetic, host_bytes=1)
+    assert torch.equal(ample, little)
+    assert len(set(all_at_once.reads)) == len(all_at_once.reads) < len(again.reads)
+    chosen = {expert for counts in emulator.counters.routing.values() for expert in counts.sum(axis=1).nonzero()[0]}
+    assert 0 < len(chosen) < 12
+    assert {expert for _, expert in again.reads if expert is not None} == chosen
+    assert all(expert is not None for name, expert in again.reads if ".experts." in name)
+
+
+def test_of_a_checkpoint_only_what_is_asked_for_is_read(placed_of, monkeypatch) -> None:
+    from partitioner.frontends.checkpoint import recorded
+
+    source, taken = placed_of("kimi_k26").original.weights, list[str]()
+    read = recorded.read_weight
+    monkeypatch.setattr(recorded, "read_weight", lambda weight, *rows: taken.append(weight.name) or read(weight, *rows))
+    name = next(p.name for p in placed_of("kimi_k26").compiled.model.placed if p.name.endswith("gate_up_proj"))
+    one = source.read(name, 7)
+    assert isinstance(one, Int4)
+    assert sorted(part.split(".experts.")[1] for part in taken) == ["7.gate_proj.weight", "7.up_proj.weight"]
+    table = next(p for p in placed_of("kimi_k26").compiled.model.placed if p.name.endswith("embed_tokens.weight"))
+    whole, rows = source.read(table.name), source.read(table.name, None, range(3, 5))
+    assert rows.nbytes == 2 * table.shape[1] * 2
+    assert torch.equal(rows.unpack(torch.float32, "cpu"), whole.unpack(torch.float32, "cpu")[3:5])
+
+
+# --- what is not what was planned -----------------------------------------------------------------------------------
+
+
+def shortened(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-64])
+
+
+def without_a_tensor(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors.pop("model.norm.weight")
+    write(folder, PUBLISHERS["llama"].config, tensors)
+
+
+def of_another_shape(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"] = tensors["model.norm.weight"][:-1].clone()
+    write(folder, PUBLISHERS["llama"].config, tensors)
+
+
+def gone(folder: Path) -> None:
+    for file in folder.iterdir():
+        file.unlink()
+    folder.rmdir()
+
+
+@pytest.mark.parametrize(
+    ("harm", "code"),
+    [(shortened, "W0222"), (without_a_tensor, "W0225"), (of_another_shape, "W0226"), (gone, "W0611")],
+)
+def test_a_checkpoint_that_was_harmed_is_refused_before_anything_runs(harm, code: str, placed_of, tmp_path) -> None:
+    it = placed_of("llama").compiled
+    folder = write(tmp_path / "llama", PUBLISHERS["llama"].config, values(PUBLISHERS["llama"].tensors))
+    origin = type(it.lowered.origin)("config", it.lowered.origin.config, str(folder))
+    assert open_weights(origin, it.model.placed).note == f"weights from {folder}"
+    harm(folder)
+    with pytest.raises((UsageError, UnsupportedModelError)) as caught:
+        open_weights(origin, it.model.placed)
+    assert codes(caught.value) == [code]
+
+
+def test_a_file_that_becomes_shorter_while_it_is_in_use_is_told(placed_of, tmp_path) -> None:
+    it = placed_of("llama").compiled
+    folder = write(tmp_path / "llama", PUBLISHERS["llama"].config, values(PUBLISHERS["llama"].tensors))
+    source = open_weights(type(it.lowered.origin)("config", it.lowered.origin.config, str(folder)), it.model.placed)
+    shortened(folder)
+    with pytest.raises(UsageError) as caught:
+        for parameter in it.model.placed:
+            source.source.read(parameter.name)
+    assert codes(caught.value) == ["W0221"]

@@ -72,7 +72,8 @@ def compile_command(
         systems: number of wafers, or of nodes of devices; the target's own number if not given.
         users: users whose KV caches are resident at the same time.
         context: tokens remembered for each user; 4096 if not given, or the model's own limit if that is less.
-        prefill_chunk: tokens that a pipeline stage works on at once; sizes the activation buffers.
+        prefill_chunk: tokens that a pipeline stage works on at once; sizes the activation buffers. An encoder, which
+            takes whole texts, works on all tokens of the context.
         reserve_bytes: bytes of each tile or device kept for code and buffers; the target's own if not given.
         without: wafers that are out of service, by number, for example 7 or 3,7.
         experts: apart, each routed expert on tiles of its own; sliced, each on all tiles of its layer's region; or auto

@@ -36,8 +36,8 @@ def run_compile(
     *,
     tests: bool = False,
 ) -> None:
-    """Compile, write the plan (and its ``tests``) to ``folder`` if there is one, and report; to the page ``report`` even
-    if none fits.
+    """Compile, write the plan, with its ``tests`` if wanted, to ``folder`` if there is one, and report; to the page
+    ``report`` even if none fits.
     """
     begin = time.perf_counter()
     if isinstance(load_target(request.target).cluster, DeviceCluster):  # a wrong target is told at once

@@ -57,8 +57,8 @@ def run(folder: Path, asked: Asked, how: How, out: Output, *, trust_code: bool =
 
     Raises:
         UsageError: W0604 to W0616, W0660 or W0661, prompts, inputs or weights do not fit the plan.
-        CheckError: the plan is unsound; W0662, counters are not those that were predicted.
-        SystemExit: 6 after W0620, the run differs from the original.
+        CheckError: the plan is unsound.
+        SystemExit: 6 after W0620, the run differs from the original; W0662, it was not counted as predicted.
     """
     begin = time.perf_counter()
     with out.progress() as progress:
@@ -72,6 +72,7 @@ def run(folder: Path, asked: Asked, how: How, out: Output, *, trust_code: bool =
         _write(asked.trace, trace)
         record["trace"] = str(asked.trace)
     record |= _about(runnable, opened, done, asked.counters)
+    record["ok"] = done.ok and done.taken.miscounted is None
     rss_bytes = done.taken.rss_bytes
     record |= {"processes": len(rss_bytes), "peak_rss_bytes": max(rss_bytes), "processes_rss_bytes": list(rss_bytes)}
     record |= {"wall_s": round(time.perf_counter() - begin, 3)}
@@ -129,7 +130,9 @@ def _about(runnable: Runnable, opened: Opened, done: TextRun | StepRun, details:
 
 
 def _faults(done: TextRun | StepRun, record: dict[str, Any], runnable: Runnable) -> list[Diagnostic]:
-    return [] if done.ok else [_different(record, runnable)]
+    """Why a run has failed: W0620, and W0662."""
+    different = [] if done.ok else [_different(record, runnable)]
+    return different if done.taken.miscounted is None else [*different, done.taken.miscounted]
 
 
 def _different(record: dict[str, Any], runnable: Runnable) -> Diagnostic:

@@ -9,7 +9,7 @@ import torch
 
 from ir.graph import Parameter
 from partitioner.frontends.lowered import Origin
-from partitioner.frontends.weights import Weights, open_weights, require_memory, require_unchanged
+from partitioner.frontends.weights import Weights, fits_memory, open_weights, require_unchanged
 from targets.emulator.weights import WeightSource
 
 Outputs = Mapping[str, torch.Tensor]
@@ -42,11 +42,12 @@ def open_original(
 ) -> Original:
     """The original of a plan with its ``weights``, which are those of :func:`open_weights` if none are given.
 
-    The library's own models compute in f32, whatever type their checkpoint has, with weights unpacked exactly; programs
-    and ONNX files in the types that they state.
+    The library's own models compute in f32, whatever type their checkpoint has, with weights unpacked exactly; those
+    that do not fit in this computer's memory read them when they need them. Programs and ONNX files compute in the
+    types that they state.
 
     Raises:
-        UsageError: W0610, it does not fit in this computer's memory; and as :func:`open_weights`.
+        UsageError: as :func:`open_weights`.
         UnsupportedModelError: as :func:`open_weights`.
     """
     weights = weights or open_weights(origin, parameters, seed, trust_code=trust_code)
@@ -56,13 +57,28 @@ def open_original(
     return Original(weights.source, forward, weights.note)
 
 
+def streamed_original(origin: Origin, weights: Weights) -> Original:
+    """The original of a model of any size; see :mod:`partitioner.frontends.streamed`."""
+    from partitioner.frontends.streamed import streamed_model
+    from partitioner.frontends.tasks import step_outputs
+
+    module = streamed_model(origin.config, weights.source)
+
+    def forward(inputs: Outputs) -> list[torch.Tensor]:
+        with torch.no_grad():
+            return list(step_outputs(module, inputs))
+
+    return Original(weights.source, forward, weights.note, module)
+
+
 def _from_config(origin: Origin, weights: Weights, seed: int) -> Original:
     from partitioner.frontends.huggingface import build_model
     from partitioner.frontends.tasks import step_inputs, step_outputs
     from partitioner.frontends.vision import PICTURE, features_of, picture_of
 
     meta = build_model(origin.config, torch.device("meta"))
-    require_memory(sum(tensor.numel() * 4 for tensor in meta.state_dict().values()))
+    if not fits_memory(sum(tensor.numel() * 4 for tensor in meta.state_dict().values())):
+        return streamed_original(origin, weights)
     torch.manual_seed(seed)
     # Built in its own type: what it computes once, such as tables of positions, is then rounded as ever.
     model = build_model(origin.config, torch.device("cpu")).float()

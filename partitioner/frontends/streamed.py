@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from partitioner.frontends.huggingface import build_model, computed_values, is_expert_stack
-from targets.emulator.parts import row_parts
-from targets.emulator.weights import WeightSource
+from targets.emulator.parts import ahead, row_parts
+from targets.emulator.weights import Stored, WeightSource
 
-_MOST_ELEMENTS = 1 << 28
+_MOST_ELEMENTS = 1 << 24
 """Of a matrix that is unpacked at once."""
 _FLOAT = torch.float32
 
@@ -65,7 +65,7 @@ def _load_while_it_runs(module: nn.Module, own: Mapping[str, str], source: Weigh
 
     def load(_module: nn.Module, _inputs: Any) -> None:
         for name, tensor in empty.items():
-            values = source.read(own[name]).unpack(_FLOAT, "cpu")
+            values = _unpacked(source.read(own[name]))
             is_parameter = isinstance(tensor, nn.Parameter)
             setattr(module, name, nn.Parameter(values, requires_grad=False) if is_parameter else values)
 
@@ -77,6 +77,17 @@ def _load_while_it_runs(module: nn.Module, own: Mapping[str, str], source: Weigh
     module.register_forward_hook(drop, always_call=True)
 
 
+def _unpacked(stored: Stored) -> Tensor:
+    """A weight in 32 bit; of a matrix no more than a part is there as it is stored."""
+    if len(stored.shape) != 2:
+        return stored.unpack(_FLOAT, "cpu")
+    values, end = torch.empty(stored.shape), 0
+    for part in ahead(row_parts(stored)):
+        begin, end = end, end + part.shape[0]
+        values[begin:end] = part.unpack(_FLOAT, "cpu")
+    return values
+
+
 @dataclass(frozen=True, slots=True)
 class _Stack:
     """The weights of routed experts [experts, ...], read one expert at a time."""
@@ -85,7 +96,7 @@ class _Stack:
     source: WeightSource
 
     def __getitem__(self, expert: Any) -> Tensor:
-        return self.source.read(self.name, int(expert)).unpack(_FLOAT, "cpu")
+        return _unpacked(self.source.read(self.name, int(expert)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,5 +120,5 @@ class _Large:
     source: WeightSource
 
     def __call__(self, x: Tensor) -> Tensor:
-        parts = row_parts(self.source.read(self.name))
-        return torch.cat([nn.functional.linear(x, part.unpack(_FLOAT, "cpu")) for part in parts], dim=-1)
+        parts = ahead(part.unpack(_FLOAT, "cpu") for part in row_parts(self.source.read(self.name)))
+        return torch.cat([nn.functional.linear(x, part) for part in parts], dim=-1)

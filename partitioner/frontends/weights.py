@@ -16,6 +16,7 @@ from ir.graph import Parameter
 from partitioner.frontends.lowered import Origin
 from targets.emulator.encodings import stacked
 from targets.emulator.parts import rows_of
+from targets.emulator.seeded import Seeded
 from targets.emulator.weights import Plain, Stored, Tensors, WeightSource
 
 _SHARE_OF_MEMORY = 0.75
@@ -34,7 +35,7 @@ def open_weights(
     origin: Origin, parameters: tuple[Parameter, ...], seed: int = 0, *, trust_code: bool = False
 ) -> Weights:
     """The weights of a plan's ``parameters``: its checkpoint's or its file's; of a configuration without a checkpoint
-    those that the library's own model gets at random from ``seed``.
+    those that the library's own model gets at random from ``seed``, or, if it is too large to be built, made ones.
 
     Whatever can be told from headers is checked here; ``trust_code`` lets a file be opened that can run code.
 
@@ -54,13 +55,26 @@ def open_weights(
     raise UsageError(Diagnostic("W0612", f"a plan of kind {origin.kind!r} holds no weights", help=help_))
 
 
+def fits_memory(needed: int) -> bool:
+    """Whether so many bytes of weights fit in this computer's memory with room to spare."""
+    return needed <= _allowed_bytes()
+
+
 def require_memory(needed: int) -> None:
     """Raise W0610 unless so many bytes of weights fit in this computer's memory with room to spare."""
-    allowed = int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * _SHARE_OF_MEMORY)
-    if needed > allowed:
-        facts: dict[str, Fact] = {"bytes_needed": needed, "bytes_allowed": allowed}
+    if not fits_memory(needed):
+        facts: dict[str, Fact] = {"bytes_needed": needed, "bytes_allowed": _allowed_bytes()}
         help_ = ("weights of a checkpoint folder are read as they are needed",)
         raise UsageError(Diagnostic("W0610", "the model is too large to be built here whole", facts=facts, help=help_))
+
+
+def _allowed_bytes() -> int:
+    return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * _SHARE_OF_MEMORY)
+
+
+def made_weights(parameters: Iterable[Parameter], seed: int) -> Weights:
+    """Weights that take no memory: they are made from ``seed`` and their names each time that they are used."""
+    return Weights(Seeded({p.name: p for p in parameters}, seed, held=False), f"weights made from seed {seed}")
 
 
 def tensors_of(model: Any) -> dict[str, torch.Tensor]:
@@ -125,6 +139,8 @@ def _of_config(origin: Origin, parameters: tuple[Parameter, ...], seed: int) -> 
     stored = _of_checkpoint(origin, model, parameters) if origin.path else None
     if stored is not None and not (lacking := [p for p in parameters if stored.shape(p.name) is None]):
         return Weights(stored, f"weights from {origin.path}")
+    if stored is None and not fits_memory(sum(tensor.nbytes for tensor in model.state_dict().values())):
+        return made_weights(parameters, seed)
     random = _Stacks(Tensors(_random(origin, model, seed)))
     if stored is None:
         return Weights(random, f"random weights from seed {seed}")

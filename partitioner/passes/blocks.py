@@ -15,10 +15,11 @@ from dataclasses import dataclass, replace
 import networkx as nx
 
 from ir.graph import Graph, Node
+from ir.liveness import live_bytes, token_dependent
 from ir.model import Block, BlockKind, Cache, Edge, Granularity, Model
 from ir.ops import OPS, Kind
 from ir.types import for_one_token, symbols_of
-from partitioner.passes.cache import find_caches, token_dependent
+from partitioner.passes.cache import find_caches
 from partitioner.passes.origins import layer_of
 from partitioner.passes.split import Splitter
 
@@ -320,7 +321,7 @@ def _block(
         caches=tuple(caches[index] for index in nodes if index in caches),
         macs_per_token=sum(fixed for fixed, _ in work),
         macs_per_cached_token=sum(seen for _, seen in work),
-        live_bytes_per_token=_peak_live_bytes(graph, nodes, depends),
+        live_bytes_per_token=max(live_bytes(graph, nodes, depends)),
         takes_tokens=any(
             symbols_of(size) for node in members for name in _named(node) for size in graph.types[name].shape
         ),
@@ -338,41 +339,6 @@ def _work(graph: Graph, node: Node) -> tuple[int, int]:
     work = OPS[node.op].work(operands, [value.type for value in node.results], node.attributes)
     fixed = for_one_token(work, context=0)
     return fixed, for_one_token(work, context=1) - fixed
-
-
-def _peak_live_bytes(graph: Graph, nodes: list[int], depends: frozenset[str]) -> int:
-    """The largest sum of values alive at once while the block works on one token; views take no memory, and what does
-    not depend on the token is counted with the weights.
-    """
-    inside = set(nodes)
-    base: dict[str, str] = {}
-    last_read: dict[str, int] = {}
-    for index in nodes:
-        node = graph.nodes[index]
-        operands = [base.get(name, name) for name in node.inputs if name in depends]
-        last_read |= dict.fromkeys(operands, index)
-        if OPS[node.op].kind is Kind.VIEW and operands:
-            base[node.result.name] = operands[0]
-    for index in nodes:
-        for value in graph.nodes[index].results:
-            readers = graph.consumers.get(value.name, ())
-            if value.name in graph.outputs or any(reader not in inside for reader in readers):
-                last_read[base.get(value.name, value.name)] = nodes[-1]
-    dying: defaultdict[int, list[str]] = defaultdict(list)
-    for name, index in last_read.items():
-        dying[index].append(name)
-    alive = {name for name in last_read if graph.producer.get(name, -1) not in inside}
-    peak = total = sum(graph.token_bytes[name] for name in alive)
-    for index in nodes:
-        results = [value.name for value in graph.nodes[index].results]
-        born = {name for name in results if name in depends and name not in base} - alive
-        alive |= born
-        total += sum(graph.token_bytes[name] for name in born)
-        peak = max(peak, total)
-        dead = alive.intersection((*dying[index], *(name for name in born if name not in last_read)))
-        alive -= dead
-        total -= sum(graph.token_bytes[name] for name in dead)
-    return peak
 
 
 def _edges(graph: Graph, block_of: list[int]) -> tuple[Edge, ...]:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import networkx as nx
 
 from ir.graph import Graph, Node
+from ir.liveness import token_dependent
 from ir.model import Cache
 from ir.ops import OPS, Kind
 from ir.types import symbols_of
@@ -41,15 +42,6 @@ def find_caches(graph: Graph, block_of: Sequence[int]) -> dict[int, Cache]:
 
 def _takes_any_number(graph: Graph, node: Node) -> bool:
     return "tokens" in symbols_of(graph.types[node.inputs[_KEY]].shape[_TOKEN_AXIS])
-
-
-def token_dependent(graph: Graph) -> frozenset[str]:
-    """Names of values that depend on an input of the graph (others are constants of the model)."""
-    depends = {value.name for value in graph.inputs}
-    for node in graph.nodes:
-        if depends.intersection(node.inputs):
-            depends.update(value.name for value in node.results)
-    return frozenset(depends)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import networkx as nx
 
 from ir.graph import Graph, Node
+from ir.liveness import token_dependent
 from ir.model import Cache
 from ir.ops import OPS, Kind
-from partitioner.passes.cache import token_dependent
 
 _BEFORE, _BEHIND = "before", "behind"
 _CORE = "core"

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 
 from ir.diagnostics import Diagnostic, Fact, UnsupportedModelError
 from ir.graph import Graph, Node
+from ir.liveness import token_dependent
 from ir.ops import OPS, Kind
 from ir.types import Dim, Size, symbols_of
-from partitioner.passes.cache import token_dependent
 
 STEP_SYMBOLS = ("users", "tokens")
 """What a step is of any number of; their order where an axis joins both."""
@@ -48,7 +48,7 @@ def takes_tokens(graph: Graph) -> bool:
 
 
 def continues_text(graph: Graph) -> bool:
-    """Whether a step takes token ids alone (and their positions), which see earlier ones only: what continues a text."""
+    """Whether a step takes token ids (and positions) alone, which see earlier ones only: what continues a text."""
     causal = all(node.attributes["causal"] for node in graph.nodes if node.op == "attention")
     names = {value.name for value in graph.inputs}
     return takes_tokens(graph) and causal and "input_ids" in names and names <= TEXT_INPUTS
@@ -61,7 +61,7 @@ def require_step(graph: Graph) -> Graph:
     Raises:
         UnsupportedModelError: W0308, once for each kind of node that breaks it, at the first.
     """
-    breaches = find_breaches(graph) if takes_tokens(graph) and not _takes_whole_texts(graph) else ()
+    breaches = find_breaches(graph) if takes_tokens(graph) and not takes_whole_texts(graph) else ()
     alike: dict[tuple[str, str], list[Breach]] = {}
     for breach in breaches:
         alike.setdefault((breach.node.op, breach.reason), []).append(breach)
@@ -70,8 +70,8 @@ def require_step(graph: Graph) -> Graph:
     return graph
 
 
-def _takes_whole_texts(graph: Graph) -> bool:
-    """Whether some token sees tokens after it."""
+def takes_whole_texts(graph: Graph) -> bool:
+    """Whether some token sees tokens after it, so that a step is a text from its beginning to its end."""
     return any(
         OPS[node.op].kind is Kind.STATE
         and not node.attributes.get("causal", True)

@@ -11,29 +11,35 @@ from ir.graph import Graph
 from ir.types import DType
 from partitioner.frontends.reference import Reference
 from targets.emulator import Generated, Precision
+from targets.emulator.arithmetic import native_tolerance
 
 Tensor = torch.Tensor
 _FLOAT32_ERROR = 1e-4
 """Both in 32 bit: what another order of sums changes."""
-_SHARE_OF_16_BIT = 0.05
-"""In 16 bit, of the greatest magnitude that the original has there: a dozen roundings by 2^-8."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """How far values may be from the original's; ``exact``: both compute in 32 bit, so that tokens must be the same."""
+    """How far values may be from the original's.
+
+    Attributes:
+        exact: both compute in 32 bit, so that tokens must be the same.
+        share: the greatest error in 16 bit, of the root mean square that the original has there.
+    """
 
     exact: bool
+    share: float
 
     @staticmethod
     def of(graph: Graph, precision: str, *, wide: bool) -> Bound:
         """For a run of ``graph``; ``wide``: the original computes in 32 bit, whatever the graph states."""
         narrow = any(graph.types[name].dtype in (DType.BF16, DType.F16) for name in graph.outputs)
-        return Bound(precision == Precision.FLOAT32 and (wide or not narrow))
+        share = max(native_tolerance(graph, name) for name in graph.outputs)
+        return Bound(precision == Precision.FLOAT32 and (wide or not narrow), share)
 
     def of_outputs(self, theirs: Tensor) -> float:
         """The greatest error of an output beside ``theirs``."""
-        return _FLOAT32_ERROR if self.exact else _SHARE_OF_16_BIT * greatest(theirs)
+        return _FLOAT32_ERROR if self.exact else self.share * _root_mean_square(theirs)
 
     def of_values(self, theirs: Tensor) -> float:
         """The same of a value inside, which may be larger than outputs are."""
@@ -44,6 +50,12 @@ def greatest(value: Tensor) -> float:
     """The greatest magnitude of finite elements; 0 where there is none."""
     finite = value.double()[torch.isfinite(value)] if value.is_floating_point() else value.double()
     return float(finite.abs().max()) if finite.numel() else 0.0
+
+
+def _root_mean_square(value: Tensor) -> float:
+    """Of finite elements; 0 where there is none."""
+    finite = value.double()[torch.isfinite(value)]
+    return float(finite.square().mean().sqrt()) if finite.numel() else 0.0
 
 
 def error_of(ours: Tensor, theirs: Tensor) -> float:

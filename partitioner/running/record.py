@@ -26,7 +26,6 @@ def text_record(run: TextRun) -> dict[str, Any]:
             "reference_tokens": _one_or_all(run.reference_tokens),
             "max_abs_logit_error": run.max_abs_logit_error,
             "tolerance": run.tolerance,
-            "ok": run.ok,
         }
     return record | {"prompts": len(run.prompts), "steps": sum(len(made.counters) for made in run.made)}
 
@@ -46,7 +45,6 @@ def step_record(run: StepRun) -> dict[str, Any]:
             "max_abs_error": max(run.errors.values()),
             "tolerance": min(run.tolerances.values()),
             "errors": by_output,
-            "ok": run.ok,
         }
     return record
 

@@ -142,7 +142,7 @@ def _attend_whole(
         (torch.unflatten(query, 1, (heads, -1)),), (key.to(query.dtype),), (value.to(query.dtype),),
         _sinks(instruction, scope, heads), first,
     )  # fmt: skip
-    layout = Layout(spread, (at[0],), (at[1],))
+    layout = Layout(spread, (at[0],), (at[1],), key.shape[2] if len(key) > 1 else 0)
     seen = attention(operands, Meaning.of(sight, node.attributes), layout, arithmetic.order).flatten(1, 2)
     _count(instruction, scope, spread, operands, sight, scope.elements(node.result.name))
     scope.values[node.result.name] = seen.transpose(1, 2).to(arithmetic.dtype(node.result.type.dtype))
@@ -195,13 +195,13 @@ def _count(
     end = operands.first + operands.tokens
     first, last = sight.span(np.arange(end - operands.new, end), end)
     meter.multiply_adds(int((last - first).sum()) * stacks * heads * (key_width + value_width))
-    path = _path_sums(replace(spread, region=_at_origin(region)))
+    paths, before = _paths(replace(spread, region=_at_origin(region)))
     links, longest = 0, 0
     for stack in range(stacks):
         low, high = first + stack * operands.tokens, last + stack * operands.tokens
-        links += int((_up_to(path, high) - _up_to(path, low)).sum())
-        seen = np.arange(int(low.min()), int(high.max())) % spread.capacity
-        longest = max(longest, int(np.diff(path)[seen].max(initial=0)))
+        links += int((_up_to(before, high) - _up_to(before, low)).sum())
+        seen = np.arange(int(low.min()), int(high.max()))
+        longest = max(longest, int(paths.take(seen, mode="wrap").max(initial=0)))
     _record(scope, "scores", 2 * longest, 2 * links * heads * SUM_BYTES)
     scope.mesh.all_reduce(rows * 2 * SUM_BYTES)
     element_bytes = scope.element_bytes(node.result.name)
@@ -219,10 +219,10 @@ def _at_origin(region: Rectangle) -> Rectangle:
 
 
 @lru_cache(maxsize=256)
-def _path_sums(spread: Spread) -> Ints:
-    """Links between the tiles of a token, added up over the tokens before each place [capacity + 1]."""
-    sums: Ints = np.concatenate(([0], np.cumsum(spread.path(np.arange(spread.capacity)))))
-    return sums
+def _paths(spread: Spread) -> tuple[Ints, Ints]:
+    """Links between the tiles of the token at each place [capacity], and added up before each place [capacity + 1]."""
+    paths = spread.path(np.arange(spread.capacity))
+    return paths, np.concatenate(([0], np.cumsum(paths)))
 
 
 def _up_to(sums: Ints, position: Ints) -> Ints:

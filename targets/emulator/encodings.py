@@ -101,13 +101,14 @@ class Fp8:
     def unpack(self, dtype: torch.dtype, device: str) -> Tensor:
         """The weight in ``dtype``: the product in f32, rounded once."""
         values, scales = self.values.to(device), self.scales.to(device=device, dtype=torch.float32)
+        table = _bytes_as(values.dtype, device)
         each = scales.repeat_interleave(_FP8_BLOCK, -1)[..., : values.shape[-1]]
         result = torch.empty(self.shape, dtype=dtype, device=device)
         for row in range(each.shape[-2]):
             block = slice(row * _FP8_BLOCK, (row + 1) * _FP8_BLOCK)
-            wide = values[..., block, :].to(torch.float32)
-            torch.mul(wide, each[..., row : row + 1, :], out=wide)
-            result[..., block, :] = wide
+            stored = values[..., block, :]
+            wide = table.index_select(0, stored.reshape(-1).view(torch.uint8).int()).view(stored.shape)
+            torch.mul(wide, each[..., row : row + 1, :], out=result[..., block, :])
         return result
 
 
@@ -256,6 +257,12 @@ def _pairs(values: tuple[float, ...], dtype: torch.dtype, device: str) -> Tensor
     """The two values [256, 2] of each byte, the one in the lower half first."""
     table, byte = torch.tensor(values, dtype=dtype, device=device), torch.arange(256, device=device)
     return torch.stack((table[byte & 15], table[byte >> 4]), dim=-1)
+
+
+@lru_cache(maxsize=32)
+def _bytes_as(dtype: torch.dtype, device: str) -> Tensor:
+    """What each byte stands for as ``dtype`` [256], in f32."""
+    return torch.arange(256, dtype=torch.uint8).view(dtype).to(torch.float32).to(device)
 
 
 @lru_cache(maxsize=32)

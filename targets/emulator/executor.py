@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from math import prod
 from time import perf_counter_ns
 
 import torch
@@ -17,19 +18,21 @@ import torch
 from ir.diagnostics import CheckError, Diagnostic, UsageError
 from ir.graph import Graph, Parameter
 from ir.interpret import bind_symbols
-from ir.layout import MatrixLayout, sliced_layouts
+from ir.liveness import token_dependent
 from ir.model import Model
 from ir.ops import torch_dtype
-from ir.plan import PlacedBlock, Plan
+from ir.plan import Plan
 from ir.types import evaluate
-from targets.counters import Counters
+from targets.counters import Counters, added_up
 from targets.emulator.arithmetic import Arithmetic
 from targets.emulator.attention import attend, attend_in_step
 from targets.emulator.history import History
 from targets.emulator.kernels import arrive, run
-from targets.emulator.ledger import WaferLedger, claim
-from targets.emulator.memory import HostMemory, TileWeights, expert_slice
+from targets.emulator.lay_out import lay_out
+from targets.emulator.ledger import WaferLedger
+from targets.emulator.memory import HostMemory
 from targets.emulator.meter import Meter
+from targets.emulator.room import Room
 from targets.emulator.scope import BlockMemory, Scope
 from targets.emulator.turns import joined, part_of
 from targets.emulator.watch import Watcher
@@ -106,6 +109,7 @@ class Emulator:
         self.watchers: tuple[Watcher, ...] = ()
         self.arithmetic = arithmetic or Arithmetic.of(model.graph)
         turns = [write_programs(model, turn) for turn in plans_of_turns(model, plan)]
+        self._copies = {name: len(own) for name, own in plan.copies.items()}
         self._stages = tuple(_stages(programs) for programs in turns)
         self.wafers = tuple(wafer for wafer in plan.wafers_used if wafers is None or wafer in wafers)
         programs = {p.placed.title: p for turn in turns for p in turn if p.placed.wafer in self.wafers}
@@ -113,7 +117,15 @@ class Emulator:
         _require_weights(model.placed if wafers is None else _read_by(programs.values(), model), source)
         self._host = HostMemory(source, self.arithmetic, host_bytes)
         self.ledgers = {wafer: WaferLedger(wafer, plan.machine) for wafer in self.wafers}
-        self.memories = {title: self._lay_out(program) for title, program in programs.items()}
+        full = {title: self._cache_bytes(program) for title, program in programs.items()}
+        self.memories, self._rooms = dict[str, BlockMemory](), dict[str, Room]()
+        for title, program in programs.items():
+            ledger = self.ledgers[program.placed.wafer]
+            self.memories[title] = lay_out(program, model.graph, ledger, self._host, full[title])
+        depends = token_dependent(model.graph)
+        for title, program in programs.items():
+            ledger = self.ledgers[program.placed.wafer]
+            self._rooms[title] = Room.of(program, model.graph, depends, ledger, full[title])
         self.reset()
 
     def reset(self, user: int | None = None) -> None:
@@ -125,6 +137,11 @@ class Emulator:
         self.counters = Counters()
         self._histories: dict[int, Histories] = {}
         self._tokens: dict[int, int] = {}
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of weights in the host's memory now."""
+        return self._host.held_bytes
 
     def tokens(self, user: int = 0) -> int:
         """Tokens of ``user`` that the caches have seen."""
@@ -146,8 +163,9 @@ class Emulator:
 
         Raises:
             UsageError: W0609, the inputs are not the graph's.
-            CheckError: W0602, more users or tokens than the plan has memory for; W0603, a value is not on the wafer
-                where it is read; W0604, a token outside the embedding. What the caches remember is then unchanged.
+            CheckError: W0601, a tile would hold more than it can; W0602, more users or tokens than the plan has memory
+                for; W0603, a value is not on the wafer where it is read; W0604, a token outside the embedding. What the
+                caches remember is then unchanged.
         """
         graph = self.model.graph
         bindings = self.bind(inputs)
@@ -161,11 +179,9 @@ class Emulator:
         for flight in flights:
             while not self.is_done(flight):
                 self.advance(flight)
-        counted = Counters()
         for flight in flights:
             self.finish(flight)
-            counted += flight.meter.counters()
-        self.counters = counted
+        self.counters = added_up([flight.meter.counters() for flight in flights])
         return {
             name: joined([(range(f.user, users, users), f.outputs[name]) for f in flights], graph.types[name])
             for name in graph.outputs
@@ -178,7 +194,7 @@ class Emulator:
         self._require_users(user + 1)
         self._require_room(self.tokens(user) + bindings.get("tokens", 0))
         held = {
-            name: value.to(device=device, dtype=self.arithmetic.dtype(graph.types[name].dtype))
+            name: value.to(device=device, dtype=self.arithmetic.dtype(graph.types[name].dtype, name))
             for name, value in inputs.items()
         }
         values = {wafer: dict(held) for wafer in self.wafers}
@@ -209,17 +225,23 @@ class Emulator:
     @torch.no_grad()
     def advance(self, flight: Flight) -> None:
         """Run the next stage of a step."""
+        if self.arithmetic.device == "cpu":
+            self._advance(flight)
+        else:
+            with torch.device(self.arithmetic.device):  # where operators make constants
+                self._advance(flight)
+
+    def _advance(self, flight: Flight) -> None:
         stage = self.stages(flight.user)[flight.stage]
-        outputs = self.model.graph.outputs
         for program in stage.programs:
+            self._require_memory(program, flight)
             known = flight.values[stage.wafer]
             memory = self.memories[program.placed.title]
             types = self.model.graph.types
             scope = Scope(program, memory, self.arithmetic, types, flight.meter, flight.bindings, known)
             self._run_block(scope, flight)
             self._send(scope, flight)
-            computed = {value.name for instruction in program.instructions for value in instruction.node.results}
-            flight.outputs |= {name: scope.read(name) for name in outputs if name in computed}
+            flight.outputs |= {name: scope.read(name) for name in program.outputs}
         flight.stage += 1
 
     def finish(self, flight: Flight) -> None:
@@ -258,39 +280,20 @@ class Emulator:
             for watcher in self.watchers:
                 watcher.sent(flight.user, scope, transfer, sent, perf_counter_ns())
 
-    def _lay_out(self, program: Program) -> BlockMemory:
-        """Place a block's weights on its tiles and its experts', and enter them in the ledger of its wafer.
+    def _cache_bytes(self, program: Program) -> int:
+        """What the caches of a block take when they are full."""
+        workload = self.plan.workload.share(program.placed.copy, self._copies[program.block.name])
+        return program.block.cache_bytes(workload.users, workload.context)
 
-        Where experts have regions of their own, caches and activations are shared out among them.
-        """
-        block, placed = program.block, program.placed
-        workload = self.plan.workload.share(placed.copy, len(self.plan.copies[block.name]))
-        parameters = [self.model.graph.parameter[name] for name in block.parameters]
-        own = [p for p in parameters if p.name not in program.stacked]
-        slices = [expert_slice(p) for p in parameters if p.name in program.stacked]
-        spread = (block.cache_bytes(workload.users, workload.context), placed.activation_bytes)
-        shared = (0, 0) if placed.experts else spread
-        ledger = self.ledgers[placed.wafer]
-        ledger.add(placed.title, placed.region, claim(own, *shared, placed.region))
-        layouts: Mapping[int, Sequence[MatrixLayout]] = {}
-        if placed.sliced:
-            region, count = placed.region, len(placed.experts)
-            ledger.add(f"{placed.title}, experts", region, claim(slices, *spread, region, count))
-            layouts = dict(enumerate(sliced_layouts(slices, count, region.rows, region.columns)))
-        else:
-            caches, activations = (-(-amount // max(1, len(placed.experts))) for amount in spread)
-            for expert in placed.experts:
-                amounts = claim(slices, caches, activations, expert.region)
-                ledger.add(f"{placed.title}.{expert.index}", expert.region, amounts)
-        return BlockMemory(TileWeights.on(placed.region, own, self._host), self._experts(placed, slices, layouts))
-
-    def _experts(
-        self, placed: PlacedBlock, slices: Sequence[Parameter], layouts: Mapping[int, Sequence[MatrixLayout]]
-    ) -> dict[int, TileWeights]:
-        return {
-            expert.index: TileWeights.on(expert.region, slices, self._host, expert.index, layouts.get(expert.index))
-            for expert in placed.experts
-        }
+    def _require_memory(self, program: Program, flight: Flight) -> None:
+        """Raise W0601 unless a step's values fit on a block's tiles beside weights and caches as they are filled."""
+        room, tokens = self._rooms[program.placed.title], prod(flight.bindings.values())
+        if tokens <= room.tokens:
+            return
+        block, turn = program.block, self._copies[program.block.name]
+        known = {**self._tokens, flight.user: self.tokens(flight.user) + flight.bindings.get("tokens", 0)}
+        own = (count for user, count in known.items() if user % turn == program.placed.copy)
+        room.require(tokens, sum(block.cache_bytes(1, count) for count in own))
 
     def _require_users(self, users: int) -> None:
         """Raise W0602 unless the caches have room for so many users."""

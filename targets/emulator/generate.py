@@ -9,10 +9,9 @@ from typing import TypeAlias
 import torch
 
 from ir.diagnostics import Diagnostic, UsageError
-from ir.graph import Graph
 from targets.counters import Counters
 from targets.emulator.executor import Emulator
-from targets.emulator.pipeline import Tick, write_together
+from targets.emulator.pipeline import Tick, vocabulary_of, write_together
 from targets.emulator.speculate import Draft
 
 OnToken: TypeAlias = Callable[[int, int, int], None]
@@ -55,7 +54,7 @@ def generate(
 
     Raises:
         UsageError: W0604, the prompt is empty or holds an id outside the vocabulary; W0605, prompt and new tokens
-            exceed the plan's context.
+            exceed the plan's context; W0670, the draft has another vocabulary.
     """
     return generate_together(emulator, [Prompt(prompt_ids, tokens)], draft, draft_tokens)[0][0]
 
@@ -79,6 +78,8 @@ def generate_together(
     """
     for prompt in prompts:
         require_prompt(emulator, prompt.ids, prompt.tokens)
+    if draft:
+        _require_same_vocabulary(vocabulary_of(emulator.model.graph), draft)
     chunk = emulator.plan.workload.chunk
     writers = [_Writer(number, prompt, chunk, draft, draft_tokens, on_token) for number, prompt in enumerate(prompts)]
     ticks = write_together(emulator, writers)
@@ -152,7 +153,7 @@ class _Writer:
 
 def require_prompt(emulator: Emulator, prompt_ids: Sequence[int], tokens: int) -> None:
     """Refuse what :func:`generate` does not continue: raises W0604 and W0605 as it does."""
-    vocabulary = _vocabulary(emulator.model.graph)
+    vocabulary = vocabulary_of(emulator.model.graph)
     outside = [token for token in prompt_ids if not 0 <= token < vocabulary]
     if outside:
         message = f"the prompt's token {outside[0]} is outside the vocabulary of {vocabulary}"
@@ -165,6 +166,7 @@ def require_prompt(emulator: Emulator, prompt_ids: Sequence[int], tokens: int) -
         raise UsageError(Diagnostic("W0605", message, "prompt", {}, ("ask for fewer tokens", "plan for more context")))
 
 
-def _vocabulary(graph: Graph) -> int:
-    """Tokens that the model can yield, and so can read."""
-    return int(graph.types[graph.outputs[0]].shape[-1])  # type: ignore[arg-type]
+def _require_same_vocabulary(vocabulary: int, draft: Draft) -> None:
+    if draft.vocabulary not in (None, vocabulary):
+        message = f"the draft has a vocabulary of {draft.vocabulary:,} tokens, the model one of {vocabulary:,}"
+        raise UsageError(Diagnostic("W0670", message, "draft", help=("take a draft of the same family",)))

@@ -12,6 +12,7 @@ from ir.graph import Parameter
 from ir.layout import Ints, Split, tile_factors
 from ir.machine import Machine
 from ir.plan import Rectangle
+from targets.program.homes import shares
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +33,8 @@ def weight_bytes(parameters: Sequence[Parameter], rows: int, columns: int, slice
     total = -(-(over_rows.T @ over_columns) // 8)
     for parameter in parameters:
         if len(parameter.shape) < 2:
-            elements = np.diff(Split(parameter.elements, rows * columns).bounds())
-            total += (elements * parameter.encoding.bits // 8).reshape(rows, columns) * max(1, sliced)
+            elements = shares(parameter.elements, Rectangle(0, 0, columns, rows))
+            total += elements * parameter.encoding.bits // 8 * max(1, sliced)
     return total
 
 
@@ -44,12 +45,14 @@ def claim(
 
     ``sliced`` is as in :func:`weight_bytes`.
     """
-    rows, columns = region.rows, region.columns
-    caches, both = (
-        np.diff(Split(amount, region.tiles).bounds()).reshape(rows, columns)
-        for amount in (cache_bytes, cache_bytes + activation_bytes)
-    )
-    return Claim(weight_bytes(parameters, rows, columns, sliced), caches, both - caches)
+    caches = evenly(cache_bytes, region)
+    both = evenly(cache_bytes + activation_bytes, region)
+    return Claim(weight_bytes(parameters, region.rows, region.columns, sliced), caches, both - caches)
+
+
+def evenly(amount: int, region: Rectangle) -> Ints:
+    """Bytes on each tile [rows, columns] of a region over which ``amount`` is spread."""
+    return np.diff(Split(amount, region.tiles).bounds()).reshape(region.rows, region.columns)
 
 
 class WaferLedger:
@@ -61,6 +64,11 @@ class WaferLedger:
         self.mesh = Rectangle(0, 0, machine.wafer(wafer).columns, machine.wafer(wafer).rows)
         self.bytes = np.zeros((3, self.mesh.rows, self.mesh.columns), np.int64)
 
+    def held(self, region: Rectangle) -> Ints:
+        """What the tiles of ``region`` hold [weights | caches | activations, rows, columns], as a view."""
+        rows = slice(region.row, region.row + region.rows)
+        return self.bytes[:, rows, region.column : region.column + region.columns]
+
     def add(self, owner: str, region: Rectangle, amounts: Claim) -> None:
         """Claim memory for ``owner`` (a block, or an expert of one).
 
@@ -70,9 +78,7 @@ class WaferLedger:
         where = f"{owner} on wafer {self.wafer}"
         if not self.mesh.contains(region):
             raise CheckError(Diagnostic("W0607", f"the region {region} leaves the wafer", where))
-        held = self.bytes[
-            :, region.row : region.row + region.rows, region.column : region.column + region.columns
-        ]  # a view
+        held = self.held(region)
         held += np.stack((amounts.weights, amounts.caches, amounts.activations))
         total = held.sum(axis=0)
         row, column = (int(i) for i in np.unravel_index(int(total.argmax()), total.shape))

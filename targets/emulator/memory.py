@@ -17,7 +17,7 @@ from ir.layout import MatrixLayout, matrix_layouts
 from ir.plan import Rectangle
 from ir.types import DType
 from targets.emulator.arithmetic import Arithmetic, Precision
-from targets.emulator.parts import row_parts, rows_of
+from targets.emulator.parts import ahead, row_parts, rows_of
 from targets.emulator.weights import Plain, Stored, WeightSource
 
 Tensor = torch.Tensor
@@ -26,14 +26,15 @@ Tensor = torch.Tensor
 @dataclass(slots=True)
 class HostMemory:
     """What the host holds of the weights: each when it is first used, and at most ``limit_bytes`` of them, the last
-    used ones. In ``float32`` they are held unpacked, else as stored.
+    used ones. In ``float32`` they are held unpacked, else as stored; those that take no memory stay so.
+    ``held_bytes`` are what it holds now.
     """
 
     source: WeightSource
     arithmetic: Arithmetic
     limit_bytes: int | None = None
     _held: OrderedDict[tuple[str, int | None], Stored] = field(default_factory=OrderedDict)
-    _bytes: int = 0
+    held_bytes: int = 0
 
     def get(self, parameter: Parameter, expert: int | None) -> Stored:
         """A weight, or one expert's part of a stacked one."""
@@ -43,15 +44,15 @@ class HostMemory:
             return self._held[key]
         stored = self._as_held(parameter, self.source.read(parameter.name, expert))
         self._held[key] = stored
-        self._bytes += stored.nbytes
-        while self.limit_bytes is not None and self._bytes > self.limit_bytes and len(self._held) > 1:
+        self.held_bytes += stored.nbytes
+        while self.limit_bytes is not None and self.held_bytes > self.limit_bytes and len(self._held) > 1:
             _, oldest = self._held.popitem(last=False)
-            self._bytes -= oldest.nbytes
+            self.held_bytes -= oldest.nbytes
         return stored
 
     def rows(self, parameter: Parameter, indices: Sequence[int]) -> Iterator[Stored]:
         """Rows of a table one by one; of a table that would take much of what may be held, no others are read."""
-        size = parameter.elements * self.arithmetic.dtype(parameter.type.dtype).itemsize
+        size = parameter.elements * self.arithmetic.dtype(parameter.type.dtype, parameter.name).itemsize
         whole = self.limit_bytes is None or size <= self.limit_bytes // 8
         for index in indices:
             taken = range(index, index + 1)
@@ -61,9 +62,9 @@ class HostMemory:
                 yield self._as_held(parameter, self.source.read(parameter.name, None, taken))
 
     def _as_held(self, parameter: Parameter, stored: Stored) -> Stored:
-        if self.arithmetic.precision is Precision.NATIVE:
+        if self.arithmetic.precision is Precision.NATIVE or not stored.nbytes:
             return stored
-        dtype = self.arithmetic.dtype(parameter.type.dtype)
+        dtype = self.arithmetic.dtype(parameter.type.dtype, parameter.name)
         return Plain(stored.unpack(dtype, self.arithmetic.device).contiguous())
 
 
@@ -108,8 +109,8 @@ class TileWeights:
         """
         stored = self.host.get(self.parameters[name], self.expert)
         at_once = whole or isinstance(stored, Plain)
-        for part in [stored] if at_once else row_parts(stored):
-            yield self._unpacked(name, part, casts)
+        parts = iter([stored]) if at_once else row_parts(stored)
+        return ahead(self._unpacked(name, part, casts) for part in parts)
 
     def rows(self, name: str, indices: Tensor, casts: Sequence[DType]) -> Tensor:
         """The rows of a table [rows, width] that ``indices`` [...] name: [..., width]."""
@@ -119,7 +120,7 @@ class TileWeights:
 
     def _unpacked(self, name: str, stored: Stored, casts: Sequence[DType]) -> Tensor:
         arithmetic = self.host.arithmetic
-        values = stored.unpack(arithmetic.dtype(self.parameters[name].type.dtype), arithmetic.device)
+        values = stored.unpack(arithmetic.dtype(self.parameters[name].type.dtype, name), arithmetic.device)
         for dtype in casts:
             values = values.to(arithmetic.dtype(dtype))
         return values

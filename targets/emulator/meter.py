@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 
 from targets.counters import Counters, Ints, OpCount, Traffic
 
+K = TypeVar("K")
 Op = tuple[str, str]
 Moved = tuple[Op, str, int, int]
 """What one run of a collective moved: the operator it ran for, its name, hops, and bytes over links."""
@@ -37,9 +39,10 @@ class Meter:
         """Count one run of ``collective``: hops on its longest path, and bytes over all links."""
         self.moved.append((self.op, collective, hops, link_bytes))
 
-    def count_of(self, op: Op) -> OpCount:
-        """What one operator took so far."""
-        return self._counts([moved for moved in self.moved if moved[0] == op], {op: self.work.get(op, 0)})[op]
+    def since(self, multiply_adds: int, collectives: int) -> OpCount:
+        """What was counted after so many multiply-adds and runs of collectives, all operators together."""
+        moved = [("", name, hops, link_bytes) for _, name, hops, link_bytes in self.moved[collectives:]]
+        return self._counts(moved, {"": sum(self.work.values()) - multiply_adds})[""]
 
     def counters(self) -> Counters:
         """What was counted so far."""
@@ -48,8 +51,8 @@ class Meter:
         return Counters(ops, dict(self.links), dict(self.by_reference), routing)
 
     @staticmethod
-    def _counts(moved: Iterable[Moved], work: Mapping[Op, int]) -> dict[Op, OpCount]:
-        sums: dict[Op, dict[str, list[int]]] = {op: {} for op in work}
+    def _counts(moved: Iterable[tuple[K, str, int, int]], work: Mapping[K, int]) -> dict[K, OpCount]:
+        sums: dict[K, dict[str, list[int]]] = {op: {} for op in work}
         for op, collective, hops, link_bytes in moved:
             total = sums.setdefault(op, {}).setdefault(collective, [0, 0, 0])
             total[0] += 1

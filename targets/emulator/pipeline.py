@@ -13,6 +13,7 @@ from typing import Protocol, TypeAlias
 
 import torch
 
+from ir.graph import Graph
 from targets.counters import Counters
 from targets.emulator.executor import Emulator, Flight
 
@@ -100,3 +101,8 @@ def _land(emulator: Emulator, flight: Flight, author: Author) -> int:
 
 def _logits(emulator: Emulator, flight: Flight) -> torch.Tensor:
     return flight.outputs[emulator.model.graph.outputs[0]][0]
+
+
+def vocabulary_of(graph: Graph) -> int:
+    """Tokens that a language model can yield, and so can read."""
+    return int(graph.types[graph.outputs[0]].shape[-1])  # type: ignore[arg-type]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TypeAlias
 
 import torch
 
@@ -18,6 +20,8 @@ from targets.emulator.meter import Meter
 from targets.program.instructions import Program
 
 Tensor = torch.Tensor
+Sources: TypeAlias = tuple[tuple[tuple[str, Rectangle], ...], tuple[str, ...]]
+"""Where a block reads values of others: on its wafer, by their region, and of other wafers."""
 
 
 @dataclass(slots=True)
@@ -25,13 +29,13 @@ class BlockMemory:
     """The weights of one block: on its own region, and on the region of each routed expert, by its number.
 
     ``kernels`` are those made so far, by the first value that each computes; ``arrivals`` count what comes from other
-    blocks, ``None`` before the first step.
+    blocks, by the program's ``relays`` and ``arrivals``.
     """
 
     own: TileWeights
     experts: Mapping[int, TileWeights]
     kernels: dict[str, Prepared] = field(default_factory=dict)
-    arrivals: Sequence[tuple[tuple[str, str], Callable[[Scope], None]]] | None = None
+    arrivals: dict[Sources, Sequence[tuple[tuple[str, str], Callable[[Scope], None]]]] = field(default_factory=dict)
 
     def gather(self, name: str) -> Tensor | None:
         """A whole weight, a stacked one from all experts; ``None`` if it is not here."""
@@ -40,10 +44,15 @@ class BlockMemory:
         held = [weights.values(name) for weights in self._experts_with(name)]
         return torch.stack(held) if held else None
 
-    def layouts(self, name: str) -> tuple[tuple[Rectangle, MatrixLayout], ...]:
-        """The regions where the matrices of a weight lie, one after the other, and how; none for vectors."""
-        holders = [self.own] if self.own.holds(name) else self._experts_with(name)
-        return tuple((weights.region, weights.layouts[name]) for weights in holders if name in weights.layouts)
+    def layouts(self, name: str) -> tuple[tuple[Rectangle, MatrixLayout | None], ...]:
+        """The regions where the matrices of a weight lie, one after the other, and how; none for vectors.
+
+        Experts' vectors lie at their elements' homes on each expert's region, without a layout.
+        """
+        if self.own.holds(name):
+            layout = self.own.layouts.get(name)
+            return ((self.own.region, layout),) if layout else ()
+        return tuple((weights.region, weights.layouts.get(name)) for weights in self._experts_with(name))
 
     def _experts_with(self, name: str) -> list[TileWeights]:
         return [weights for _, weights in sorted(self.experts.items()) if weights.holds(name)]
@@ -87,7 +96,12 @@ class Scope:
 
     def elements(self, name: str) -> int:
         """Elements of a value for one token of one user."""
-        return for_one_token(self.types[name].elements)
+        return _elements(self.types[name])
+
+
+@lru_cache(maxsize=4096)
+def _elements(type_: TensorType) -> int:
+    return for_one_token(type_.elements)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,8 @@ and results are as wide as all pieces of values together.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import groupby, pairwise
 
 import numpy as np
 import torch
@@ -67,44 +66,63 @@ class Meaning:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Which elements of a token lie where: those of each head's keys and values, by piece [cached heads, width]."""
+    """Which elements of a token lie where: those of each head's keys and values, by piece [cached heads, width].
+
+    Stacks lie one after the other, each of ``stack`` tokens (0: there is one).
+    """
 
     spread: Spread
     keys: tuple[Ints, ...]
     values: tuple[Ints, ...]
+    stack: int = 0
 
 
 def attention(operands: Operands, meaning: Meaning, layout: Layout, order: Order) -> Tensor:
     """Results [stacks, cached heads, heads of each, queries, width], a block of queries after the other."""
-    heads = operands.queries[0].shape[:3].numel()
-    fused = order is Order.HOST and _is_plain(operands, meaning)
-    block = max(1, _SCORES_AT_ONCE // (operands.tokens * (1 if fused else heads)))
-    if fused and _is_square(operands, meaning.sight):
-        block = operands.new
-    run = _on_tiles if order is Order.MESH else _fused if fused else _at_once
-    parts = [
-        run(part, meaning, layout)
-        for start in range(0, operands.new, block)
-        for part in [_block(operands, meaning, start, block)]
-    ]
+    if order is Order.MESH:
+        stacks = range(operands.queries[0].shape[0])
+        return torch.cat([_on_tiles(_stack(operands, number), meaning, layout, number) for number in stacks])
+    if not _is_plain(operands, meaning):
+        return _in_blocks(operands, meaning, operands.tokens * operands.queries[0].shape[:3].numel(), _at_once)
+    if _is_square(operands, meaning.sight):
+        return _fused(_block(operands, meaning, 0, operands.new), meaning)
+    return _in_blocks(operands, meaning, operands.tokens, _fused)
+
+
+def _stack(operands: Operands, number: int) -> Operands:
+    """One stack alone."""
+    queries, keys, values = (
+        tuple(piece[number : number + 1] for piece in pieces)
+        for pieces in (operands.queries, operands.keys, operands.values)
+    )
+    return Operands(queries, keys, values, operands.sinks, operands.first)
+
+
+def _in_blocks(
+    operands: Operands, meaning: Meaning, scores: int, run: Callable[[_Block, Meaning], Tensor], *, cut: bool = True
+) -> Tensor:
+    """``run`` on blocks of queries, of ``scores`` each, and the keys that they see, or, if not ``cut``, all keys."""
+    count = max(1, _SCORES_AT_ONCE // scores)
+    starts = range(0, operands.new, count)
+    parts = [run(_block(operands, meaning, start, count, cut=cut), meaning) for start in starts]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=3)
 
 
-def _block(operands: Operands, meaning: Meaning, start: int, count: int) -> _Block:
-    """``count`` queries from ``start`` on, and the keys and values that they see."""
+def _block(operands: Operands, meaning: Meaning, start: int, count: int, *, cut: bool = True) -> _Block:
+    """``count`` queries from ``start`` on, and the keys and values that they see, or, if not ``cut``, all of them."""
     end = operands.first + operands.tokens
     position = np.arange(end - operands.new, end)[start : start + count]
     first, last = meaning.sight.span(position, end)
-    low, high = max(int(first[0]), operands.first), int(last[-1])
+    low, high = (max(int(first[0]), operands.first), int(last[-1])) if cut else (operands.first, end)
     seen = slice(low - operands.first, high - operands.first)
-    cut = Operands(
+    own = Operands(
         tuple(piece[:, :, :, start : start + count] for piece in operands.queries),
         tuple(piece[:, :, seen] for piece in operands.keys),
         tuple(piece[:, :, seen] for piece in operands.values),
         operands.sinks,
         low,
     )
-    return _Block(cut, first - low, last - low)
+    return _Block(own, first - low, last - low)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +156,7 @@ def _is_square(operands: Operands, sight: Sight) -> bool:
     return sight.causal and operands.new == operands.tokens and (not sight.most or operands.new <= sight.most)
 
 
-def _fused(block: _Block, meaning: Meaning, _layout: Layout) -> Tensor:
+def _fused(block: _Block, meaning: Meaning) -> Tensor:
     operands = block.operands
     (query,), (key,), (value,) = operands.queries, operands.keys, operands.values
     attend = torch.nn.functional.scaled_dot_product_attention
@@ -154,7 +172,7 @@ def _fused(block: _Block, meaning: Meaning, _layout: Layout) -> Tensor:
     return torch.stack(parts, dim=2)
 
 
-def _at_once(block: _Block, meaning: Meaning, _layout: Layout) -> Tensor:
+def _at_once(block: _Block, meaning: Meaning) -> Tensor:
     operands = block.operands
     scores = torch.zeros((), device=operands.keys[0].device)
     for query, key in zip(operands.queries, operands.keys, strict=True):
@@ -190,106 +208,139 @@ def _masked(scores: Tensor, block: _Block, meaning: Meaning) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class _Share:
-    """What a tile holds of tokens that follow each other in ``order``: their elements from ``first`` to ``last``."""
+class _Tokens:
+    """Tokens on their tiles, which are counted row by row from the first row in use.
 
-    tile: int
-    tokens: slice
-    first: int
-    last: int
-
-
-def _on_tiles(block: _Block, meaning: Meaning, layout: Layout) -> Tensor:
-    """Each tile scores its own elements, and adds them to what tiles before it found for the same token; all have the
-    maximum and the sum; each weighs its own values, which are summed along rows of tiles to the first column, and up.
+    Attributes:
+        rows, columns: of tiles in use.
+        last: the last tile of each token [tokens].
+        parted: tokens that lie on several tiles.
+        tile_of: on which of these each element lies, counted from the token's first one [parted, width].
+        token, part: for each place of a tile the token that has elements there, -1 for none, and which part of a
+            parted one they are, -1 for a whole one [tiles, places].
     """
-    operands, spread = block.operands, layout.spread
-    place = np.arange(operands.first, operands.first + operands.tokens) % spread.capacity
-    order = np.argsort(place, kind="stable")
-    ordered = torch.from_numpy(order).to(operands.keys[0].device)
-    wide = torch.promote_types(operands.queries[0].dtype, torch.float32)
-    keys, values = (
-        [piece.index_select(2, ordered).to(wide) for piece in pieces] for pieces in (operands.keys, operands.values)
-    )
-    queries = [query.flatten(2, 3).to(wide) for query in operands.queries]
-    shares = [list(own) for _, own in groupby(_shares(spread, place[order]), key=lambda share: share.tile)]
-    scores = keys[0].new_zeros(*queries[0].shape[:3], operands.tokens)
-    for share in (share for own in shares for share in own):
-        for query, key, at in zip(queries, keys, layout.keys, strict=True):
-            held = _held(key, at, share)
-            if held is not None:
-                scores[..., share.tokens] += query @ held.transpose(2, 3)
-    heads = operands.queries[0].shape[2:4]
-    back = torch.from_numpy(np.argsort(order)).to(scores.device)
-    unordered = torch.unflatten(scores[..., back], 2, heads)
-    scores = _masked(unordered, block, meaning)[..., ordered]
-    greatest = scores.amax(-1, keepdim=True)
-    sinks = None if operands.sinks is None else operands.sinks.to(wide)[None, :, :, None, None]
-    greatest = greatest if sinks is None else torch.maximum(greatest, sinks)
-    weights = torch.exp(scores - greatest)
-    total = _summed(((own[0].tile, _ending(weights, own, spread)) for own in shares[::-1]), spread.region.columns)
-    total = total if sinks is None else total + torch.exp(sinks - greatest)
-    shared = (weights / total).to(operands.queries[0].dtype).to(wide).flatten(2, 3)
-    parts = [
-        _summed(_weighed(shared, value, at, shares[::-1]), spread.region.columns)
-        for value, at in zip(values, layout.values, strict=True)
+
+    rows: int
+    columns: int
+    last: Ints
+    parted: Ints
+    tile_of: Ints
+    token: Ints
+    part: Ints
+
+    @staticmethod
+    def on(spread: Spread, positions: Ints) -> _Tokens:
+        """The tokens at ``positions``."""
+        columns, number = spread.region.columns, np.arange(len(positions))
+        place = positions % spread.capacity
+        first, last = spread.tile(place, 0 * place), spread.tile(place, 0 * place + spread.width - 1)
+        above = int(first.min()) // columns
+        rows = int(last.max()) // columns - above + 1
+        first, last = first - above * columns, last - above * columns
+        parted = number[first != last]
+        tile_of = (
+            spread.tile(place[parted, None], np.arange(spread.width)[None]) - above * columns - first[parted, None]
+        )
+        pairs = [(number[first == last], first[first == last], -1)]
+        for part in range(int(tile_of.max(initial=-1)) + 1):
+            here = (tile_of == part).any(axis=1)
+            pairs.append((parted[here], first[parted[here]] + part, part))
+        token, tile = (np.concatenate([pair[side] for pair in pairs]) for side in (0, 1))
+        which = np.concatenate([np.full(len(pair[0]), pair[2]) for pair in pairs])
+        order = np.argsort(tile, kind="stable")
+        token, tile, which = token[order], tile[order], which[order]
+        count = np.bincount(tile, minlength=rows * columns)
+        at = np.arange(len(tile)) - (np.cumsum(count) - count)[tile]
+        tables = [np.full((rows * columns, int(count.max())), -1) for _ in range(2)]
+        for table, found in zip(tables, (token, which), strict=True):
+            table[tile, at] = found
+        return _Tokens(rows, columns, last, parted, tile_of, tables[0], tables[1])
+
+
+def _on_tiles(operands: Operands, meaning: Meaning, layout: Layout, number: int) -> Tensor:
+    """Of stack ``number``: each tile scores its own elements, and adds them to what tiles before it found for the same
+    token; all have the maximum and the sum; each weighs its own values, which are summed along rows of tiles to the
+    first column, and up.
+    """
+    device, dtype = operands.keys[0].device, operands.queries[0].dtype
+    positions = number * layout.stack + operands.first + np.arange(operands.tokens)
+    tokens = _Tokens.on(layout.spread, positions)
+    wide = torch.promote_types(dtype, torch.float32)
+    keys = _parted_keys([piece.to(wide) for piece in operands.keys], layout.keys, tokens)
+    values = [
+        _on_own_tiles(piece.to(wide), at, tokens) for piece, at in zip(operands.values, layout.values, strict=True)
     ]
-    return torch.unflatten(torch.cat(parts, dim=-1).to(operands.queries[0].dtype), 2, heads)
+    chosen, there = (torch.from_numpy(x.reshape(-1)).to(device) for x in (tokens.token.clip(0), tokens.token >= 0))
+    last = torch.from_numpy(tokens.last).to(device)
+
+    def run(block: _Block, meaning: Meaning) -> Tensor:
+        queries = [query.flatten(2, 3).to(wide) for query in block.operands.queries]
+        heads = block.operands.queries[0].shape[2:4]
+        scores = _masked(torch.unflatten(_scored(queries, keys, tokens), 2, heads), block, meaning)
+        greatest = scores.amax(-1, keepdim=True)
+        sinks = None if operands.sinks is None else operands.sinks.to(wide)[None, :, :, None, None]
+        greatest = greatest if sinks is None else torch.maximum(greatest, sinks)
+        weights = torch.exp(scores - greatest)
+        ending = weights.new_zeros(*weights.shape[:-1], tokens.rows * tokens.columns).index_add(-1, last, weights)
+        total = _summed(ending.movedim(-1, 2)[..., None], tokens)
+        total = total if sinks is None else total + torch.exp(sinks - greatest)
+        shared = (weights / total).to(dtype).to(wide).flatten(2, 3)
+        share = torch.unflatten(shared[..., chosen] * there, 3, tokens.token.shape).transpose(2, 3)
+        parts = [_summed(share @ value, tokens) for value in values]
+        return torch.unflatten(torch.cat(parts, dim=-1).to(dtype), 2, heads)
+
+    # Of each query the host holds its scores, and what every tile has of its result.
+    width = max(operands.tokens, tokens.rows * tokens.columns * sum(value.shape[-1] for value in values))
+    return _in_blocks(operands, meaning, width * operands.queries[0].shape[:3].numel(), run, cut=False)
 
 
-def _shares(spread: Spread, place: Ints) -> Iterator[_Share]:
-    """Tile by tile; whole tokens of a tile as one share. Tokens at the same place, as a window that moves on has them,
-    are shares of their own.
+def _mask(at: Ints, tokens: _Tokens, part: int) -> Ints:
+    """Which elements ``at`` [cached heads, width] of the parted tokens are on a part's tile [heads, parted, width]."""
+    found: Ints = (tokens.tile_of[:, at] == part).transpose(1, 0, 2)
+    return found
+
+
+def _parted_keys(keys: list[Tensor], at: tuple[Ints, ...], tokens: _Tokens) -> list[list[Tensor]]:
+    """Keys whole, and then part by part those of parted tokens, zero where elements lie on other tiles."""
+    parted = torch.from_numpy(tokens.parted).to(keys[0].device)
+    found = [keys]
+    for part in range(int(tokens.tile_of.max(initial=-1)) + 1):
+        masks = [torch.from_numpy(_mask(numbers, tokens, part)).to(keys[0].device) for numbers in at]
+        found.append([key.index_select(2, parted) * mask for key, mask in zip(keys, masks, strict=True)])
+    return found
+
+
+def _scored(queries: list[Tensor], keys: list[list[Tensor]], tokens: _Tokens) -> Tensor:
+    """Scores [1, cached heads, queries, tokens]: of parted tokens the sum of what their tiles find, one by one."""
+    whole, *parts = [sum(query @ key.transpose(2, 3) for query, key in zip(queries, own, strict=True)) for own in keys]
+    assert isinstance(whole, Tensor)
+    if parts:
+        whole[..., torch.from_numpy(tokens.parted).to(whole.device)] = sum(parts[1:], parts[0])
+    return whole
+
+
+def _on_own_tiles(value: Tensor, at: Ints, tokens: _Tokens) -> Tensor:
+    """A piece of values [1, cached heads, tokens, width] tile by tile [1, cached heads, tiles, places, width], zero
+    where elements lie on other tiles.
     """
-    first, last = spread.tile(place, 0 * place), spread.tile(place, 0 * place + spread.width - 1)
-    found: list[_Share] = []
-    start = 0
-    for index in range(len(place)):
-        if first[index] != last[index]:
-            bounds = spread.tile(place[index : index + 1], np.arange(spread.width))
-            cuts = [0, *(np.flatnonzero(np.diff(bounds)) + 1).tolist(), spread.width]
-            found += [_Share(int(bounds[low]), slice(index, index + 1), low, high) for low, high in pairwise(cuts)]
-            start = index + 1
-        elif index + 1 == len(place) or first[index + 1] != first[index] or last[index + 1] != first[index]:
-            found.append(_Share(int(first[index]), slice(start, index + 1), 0, spread.width))
-            start = index + 1
-    return iter(sorted(found, key=lambda share: share.tile))
+    chosen = torch.from_numpy(tokens.token.clip(0).reshape(-1)).to(value.device)
+    held = torch.unflatten(value.index_select(2, chosen), 2, tokens.token.shape)
+    rank = np.searchsorted(tokens.parted, tokens.token)
+    for part in range(int(tokens.part.max()) + 1):
+        tile, place = np.nonzero(tokens.part == part)
+        mask = _mask(at, tokens, part)[:, rank[tile, place]]
+        held[:, :, torch.from_numpy(tile), torch.from_numpy(place)] *= torch.from_numpy(mask).to(value)
+    return held
 
 
-def _held(piece: Tensor, at: Ints, share: _Share) -> Tensor | None:
-    """The part of a piece [stacks, cached heads, tokens, width] that a share holds, zero elsewhere."""
-    own = (at >= share.first) & (at < share.last)
-    if not own.any():
-        return None
-    part = piece[:, :, share.tokens]
-    return part if own.all() else part * torch.from_numpy(own).to(part)[None, :, None]
+def _summed(parts: Tensor, tokens: _Tokens) -> Tensor:
+    """The sum of what tiles have [1, cached heads, tiles, ...]: along each row to its first tile, then up."""
+    lines = torch.unflatten(parts, 2, (tokens.rows, tokens.columns))
+    return _chained(_chained(lines, 3), 2)
 
 
-def _ending(weights: Tensor, own: list[_Share], spread: Spread) -> Tensor:
-    """The sum of the weights of the tokens that end on a tile, which count there."""
-    total = weights.new_zeros(*weights.shape[:-1], 1)
-    for share in own:
-        if share.last == spread.width:
-            total += weights[..., share.tokens].sum(-1, keepdim=True)
-    return total
-
-
-def _weighed(weights: Tensor, value: Tensor, at: Ints, shares: list[list[_Share]]) -> Iterator[tuple[int, Tensor]]:
-    """Each tile's weighted sum of its own values."""
-    for own in shares:
-        parts = [weights[..., share.tokens] @ held for share in own if (held := _held(value, at, share)) is not None]
-        if parts:
-            yield own[0].tile, sum(parts[1:], parts[0])
-
-
-def _summed(parts: Iterable[tuple[int, Tensor]], columns: int) -> Tensor:
-    """The sum of what tiles have, from the last tile to the first: along each row to its first tile, then up."""
-    total: Tensor | None = None
-    for _, row in groupby(parts, key=lambda part: part[0] // columns):
-        line: Tensor | None = None
-        for _, value in row:
-            line = value if line is None else line + value
-        assert line is not None
-        total = line if total is None else total + line
-    assert total is not None
+def _chained(parts: Tensor, axis: int) -> Tensor:
+    total, *others = reversed(parts.unbind(axis))
+    for part in others:
+        total = total + part
     return total

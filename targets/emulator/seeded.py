@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 
 import numpy as np
@@ -98,11 +98,16 @@ def _about_one(kind: _Float) -> _Bits:
 
 @dataclass(frozen=True, slots=True)
 class Seeded:
-    """The weights of ``parameters`` made from ``seed``, by ``threads`` threads; see :class:`WeightSource`."""
+    """The weights of ``parameters`` made from ``seed``; see :class:`WeightSource`.
+
+    Where they are ``held``, a weight is made whole when it is read, by ``threads`` threads. Else it takes no memory:
+    its rows are made each time that they are used.
+    """
 
     parameters: Mapping[str, Parameter]
     seed: int = 0
     threads: int = 1
+    held: bool = True
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         """See :class:`WeightSource`."""
@@ -117,6 +122,10 @@ class Seeded:
                 known here.
         """
         parameter = self.parameters[name]
+        if not self.held and rows is None:
+            return Made(
+                replace(self, held=True), name, expert, parameter.shape if expert is None else parameter.shape[1:]
+            )
         if expert is None and rows is None and _is_stack(parameter):
             whole = stacked([self.read(name, index) for index in range(parameter.shape[0])])
             assert whole is not None, "experts are alike"
@@ -159,6 +168,29 @@ class Seeded:
         is_scale = len(parameter.shape) < 2 and not parameter.name.endswith("bias")
         how = _about_one(kind) if is_scale else _spread(kind, size)
         return Plain(part("elements", how, shape[1:]).view(kind.dtype).view(_taken(shape, rows)))
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A weight, or one expert's part of it, that is made each time that it is used."""
+
+    source: Seeded
+    name: str
+    expert: int | None
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """None."""
+        return 0
+
+    def rows(self, rows: range | None = None) -> Stored:
+        """The weight made, or these rows of it."""
+        return self.source.read(self.name, self.expert, rows)
+
+    def unpack(self, dtype: torch.dtype, device: str) -> torch.Tensor:
+        """The weight in ``dtype``."""
+        return self.rows().unpack(dtype, device)
 
 
 def _taken(shape: tuple[int, ...], rows: range) -> tuple[int, ...]:

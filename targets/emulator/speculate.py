@@ -9,13 +9,19 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Protocol
 
-from ir.diagnostics import Diagnostic, UsageError
 from targets.emulator.executor import Emulator
-from targets.emulator.pipeline import run_step
+from targets.emulator.pipeline import run_step, vocabulary_of
 
 
 class Draft(Protocol):
-    """Guesses how texts go on."""
+    """Guesses how texts go on.
+
+    ``vocabulary``: how many tokens it knows; ``None`` if it guesses none but those that texts hold already.
+    """
+
+    @property
+    def vocabulary(self) -> int | None:
+        """See above."""
 
     def propose(self, number: int, text: Sequence[int], count: int) -> Sequence[int]:
         """Up to ``count`` tokens that may follow ``text``, all of the tokens so far of text ``number``."""
@@ -23,6 +29,8 @@ class Draft(Protocol):
 
 class PromptLookup:
     """Guesses that what followed the last tokens where they stood before follows them again."""
+
+    vocabulary = None
 
     def __init__(self, longest: int = 3) -> None:
         """Look for the last ``longest`` tokens, then for fewer."""
@@ -47,6 +55,7 @@ class DraftModel:
 
     def __init__(self, emulator: Emulator) -> None:
         self.emulator = emulator
+        self.vocabulary = vocabulary_of(emulator.model.graph)
         self._read: defaultdict[int, list[int]] = defaultdict(list)
         caches = [cache for block in emulator.model.blocks for cache in block.caches]
         self._windowed = any(cache.window for cache in caches)
@@ -86,17 +95,3 @@ class DraftModel:
         for start in range(kept, len(text), chunk):
             run_step(self.emulator, text[start : start + chunk], user)
         self._read[user] = list(text)
-
-
-def require_same_vocabulary(emulator: Emulator, draft: Emulator) -> None:
-    """Refuse a draft whose tokens are not the model's.
-
-    Raises:
-        UsageError: W0670, the vocabularies differ in size.
-    """
-    sizes = [int(e.model.graph.types[e.model.graph.outputs[0]].shape[-1]) for e in (emulator, draft)]  # type: ignore[arg-type]
-    if sizes[0] != sizes[1]:
-        message = f"the draft has a vocabulary of {sizes[1]:,} tokens, the model one of {sizes[0]:,}"
-        raise UsageError(
-            Diagnostic("W0670", message, draft.model.graph.name, help=("take a draft of the same family",))
-        )

@@ -40,6 +40,7 @@ class Trace(Watcher):
     _steps: dict[int, tuple[Meter, int]] = field(default_factory=dict)
     _waiting: list[tuple[int, Transfer, int]] = field(default_factory=list)
     _threads: dict[str, int] = field(default_factory=dict)
+    _told: dict[int, tuple[int, int]] = field(default_factory=dict)
     _begin_ns: int = -1
     _flows: int = 0
 
@@ -58,7 +59,7 @@ class Trace(Watcher):
         else:
             self._spans.append(_Span(user, step, program, begin_ns, end_ns))
         self._arrive(step, program, begin_ns)
-        counted = scope.meter.count_of((program.placed.title, instruction.node.result.name))
+        counted = self._counted(scope.meter, step)
         about = {"value": instruction.node.result.name, "module": instruction.node.origin, "kernel": instruction.kind}
         arguments = {**about, "user": user, "step": step, **_counts(counted)}
         self.events.append(
@@ -107,6 +108,13 @@ class Trace(Watcher):
     def _step_of(self, meter: Meter) -> int:
         """The number of the step that ``meter`` counts; each step has a meter of its own, kept so that it stays so."""
         return self._steps.setdefault(id(meter), (meter, len(self._steps)))[1]
+
+    def _counted(self, meter: Meter, step: int) -> OpCount:
+        """What the step has taken since this was last asked: its last operator, and what that has fetched."""
+        multiply_adds, collectives = self._told.get(step, (0, 0))
+        counted = meter.since(multiply_adds, collectives)
+        self._told[step] = (multiply_adds + counted.multiply_adds, len(meter.moved))
+        return counted
 
     def _arrive(self, step: int, program: Program, at_ns: int) -> None:
         """End the transfers of this step to this wafer: the block is the first there to run after them."""

@@ -136,10 +136,20 @@ def layout_way(
     for first in range(0, stack * outputs.length, at_once):
         lines = np.arange(first, min(first + at_once, stack * outputs.length))
         element = start + lines[:, None] * inputs.length + np.arange(inputs.length)
-        tile = element * home.tiles // elements if elements else np.zeros_like(element)
-        target = (home.row + tile // home.columns, home.column + tile % home.columns)
-        ways.append(Way.of(between((rows, columns[lines % outputs.length, None]), target)))
+        source = (rows, columns[lines % outputs.length, None])
+        ways.append(Way.of(between(source, _homes_of(element, elements, home))))
     return Way(max((way.hops for way in ways), default=0), sum(way.links for way in ways))
+
+
+def vector_way(length: int, region: Rectangle, start: int, elements: int, home: Rectangle) -> Way:
+    """From the homes of a vector's elements on ``region`` to where :func:`layout_way` says."""
+    return Way.of(between(homes(length, region), _homes_of(start + np.arange(length), elements, home)))
+
+
+def _homes_of(element: Ints, elements: int, home: Rectangle) -> Tiles:
+    """The tiles of single ones of ``elements`` on ``home``, or its first tile if there are none."""
+    tile = element * home.tiles // elements if elements else np.zeros_like(element)
+    return home.row + tile // home.columns, home.column + tile % home.columns
 
 
 Operands = tuple[tuple[tuple[int, ...], bool], ...]

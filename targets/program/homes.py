@@ -20,6 +20,12 @@ Tiles: TypeAlias = tuple[Ints, Ints]
 """Rows and columns of the wafer's mesh, one of each for every element."""
 
 
+def shares(elements: int, region: Rectangle) -> Ints:
+    """How many of ``elements`` elements each tile of ``region`` holds [rows, columns]."""
+    bounds = -(-np.arange(region.tiles + 1, dtype=np.int64) * elements // region.tiles)
+    return np.diff(bounds).reshape(region.rows, region.columns)
+
+
 @lru_cache(maxsize=1024)
 def homes(elements: int, region: Rectangle) -> Tiles:
     """The tiles of each of ``elements`` elements on ``region``: rows and columns of the wafer's mesh [elements]."""

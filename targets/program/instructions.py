@@ -69,7 +69,7 @@ class Program:
     ``stacked`` are the weights that lie slice by slice on the regions of the routed experts; ``relays`` the values
     that it reads of other blocks of its wafer, with the regions where they lie; ``arrivals`` those that it reads of
     blocks of other wafers; ``sends`` the transfers of what this block computes; ``apart`` the values, of all in the
-    graph, that lie apart and not on every tile.
+    graph, that lie apart and not on every tile; ``outputs`` those of the graph that this block computes.
     """
 
     block: Block
@@ -80,6 +80,7 @@ class Program:
     arrivals: tuple[str, ...]
     sends: tuple[Transfer, ...]
     apart: frozenset[str]
+    outputs: tuple[str, ...]
 
     @property
     def where(self) -> str:
@@ -151,7 +152,9 @@ def write_programs(model: Model, plan: Plan) -> tuple[Program, ...]:
         relays = tuple((name, other.region) for name, other in others.items() if other.wafer == here.wafer)
         arrivals = tuple(name for name, other in others.items() if other.wafer != here.wafer)
         sends = tuple(t for t in plan.transfers if (t.source, t.source_wafer) == (block.name, here.wafer))
-        programs.append(Program(block, here, site.stacked, instructions, relays, arrivals, sends, apart))
+        computed = {value.name for instruction in instructions for value in instruction.node.results}
+        outputs = tuple(name for name in model.graph.outputs if name in computed)
+        programs.append(Program(block, here, site.stacked, instructions, relays, arrivals, sends, apart, outputs))
     return tuple(programs)
 
 

@@ -8,9 +8,9 @@ compiler through it. Where lowering must know the contents of an input, such as 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
@@ -31,12 +31,19 @@ from partitioner.frontends.onnx_file.reading import read_model
 from partitioner.frontends.onnx_file.table import check_operators
 
 _PATH = Path("model.onnx")
+Tensors: TypeAlias = Mapping[str, Any]
+"""Tensors of torch by name."""
+Evaluate: TypeAlias = Callable[[Graph, Tensors, Tensors], Tensors]
 
 
 class GraphRep(onnx.backend.base.BackendRep):  # type: ignore[misc]
-    """A model that can be run again and again."""
+    """A model that can be run again and again.
 
-    def __init__(self, model: onnx.ModelProto) -> None:
+    ``evaluate`` runs a lowered graph: from the graph, weights and inputs by name, its values by name.
+    """
+
+    def __init__(self, model: onnx.ModelProto, evaluate: Evaluate | None = None) -> None:
+        self._evaluate = evaluate or _by_reference
         self._data = model.SerializeToString()
         weights = {tensor.name for tensor in model.graph.initializer}
         self._inputs = [value.name for value in model.graph.input if value.name not in weights]
@@ -55,7 +62,7 @@ class GraphRep(onnx.backend.base.BackendRep):  # type: ignore[misc]
             inputs = dict(zip(self._inputs, inputs, strict=False))
         given = {name: np.asarray(value) if _is_array(value) else value for name, value in inputs.items()}
         lowering, graph, feeds = self._lower(given)
-        return _run(lowering, graph, feeds)
+        return _run(lowering, graph, feeds, self._evaluate)
 
     def _lower(self, given: Mapping[str, Any]) -> tuple[Lowering, Graph, dict[str, Array]]:
         """Lower the model; each time that it turns out that inputs must be known, once more with their values."""
@@ -132,11 +139,15 @@ def _declared(lowering: Lowering, name: str, value: Any, feeds: dict[str, Array]
     return lowering.builder.input(own, TensorType(element_type(array), array.shape))
 
 
-def _run(lowering: Lowering, graph: Graph, feeds: Mapping[str, Array]) -> tuple[Any, ...]:
+def _by_reference(graph: Graph, weights: Tensors, inputs: Tensors) -> Tensors:
+    return interpret(graph, {**weights, **inputs})
+
+
+def _run(lowering: Lowering, graph: Graph, feeds: Mapping[str, Array], evaluate: Evaluate) -> tuple[Any, ...]:
     import torch
 
-    arrays = dict(feeds) | {name: weight.array() for name, weight in lowering.parameters.items()}
-    values = interpret(graph, {name: to_torch(torch, array) for name, array in arrays.items()})
+    weights = {name: to_torch(torch, weight.array()) for name, weight in lowering.parameters.items()}
+    values = evaluate(graph, weights, {name: to_torch(torch, array) for name, array in feeds.items()})
     results = iter([to_numpy(torch, values[name], graph.types[name].dtype) for name in graph.outputs])
     return tuple(_assembled(lowering.values[value.name], results) for value in lowering.file.graph.output)
 

@@ -210,7 +210,10 @@ class Pipeline:
         """Shapes and types of a message's values in a step."""
         types, arithmetic = self.emulator.model.graph.types, self.emulator.arithmetic
         return [
-            (tuple(evaluate(size, item.bindings) for size in types[name].shape), arithmetic.dtype(types[name].dtype))
+            (
+                tuple(evaluate(size, item.bindings) for size in types[name].shape),
+                arithmetic.dtype(types[name].dtype, name),
+            )
             for name, _ in bundle.values
         ]
 

@@ -52,11 +52,12 @@ def arrive(scope: Scope) -> None:
     Raises:
         CheckError: W0603, a value is not at hand.
     """
-    memory = scope.memory
-    if memory.arrivals is None:
+    # Users who meet other copies of the blocks that are read have other ways here.
+    held, sources = scope.memory.arrivals, (scope.program.relays, scope.program.arrivals)
+    if sources not in held:
         found = arrivals(scope)
-        memory.arrivals = [((scope.program.placed.title, name), counting(charges)) for name, charges in found]
-    for op, count in memory.arrivals:
+        held[sources] = [((scope.program.placed.title, name), counting(charges)) for name, charges in found]
+    for op, count in held[sources]:
         scope.read(op[1])
         scope.meter.op = op
         count(scope)

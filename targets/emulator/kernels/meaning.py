@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from ir.interpret import bind_attributes
-from ir.ops import OPS
+from ir.ops import OPS, torch_dtype
 from ir.ops import evaluate as evaluate_op
-from ir.types import Dim
+from ir.types import Dim, DType
 from targets.emulator.scope import Scope, Tensor
 from targets.program.instructions import Instruction
 
@@ -24,22 +24,40 @@ def meaning(instruction: Instruction, scope: Scope) -> Compute:
     node, arithmetic = instruction.node, scope.arithmetic
     operation, results = OPS[node.op], [value.type for value in node.results]
     attributes = bound(instruction)
-    wanted = [arithmetic.dtype(type_.dtype) for type_ in results]
-    types = {arithmetic.dtype(type_.dtype) for type_ in (*results, *(scope.types[name] for name in node.inputs))}
-    reference, is_plain = operation.reference, types <= _PLAIN
+    wanted = [arithmetic.dtype(value.type.dtype, value.name) for value in node.results]
+    given_types = [arithmetic.dtype(scope.types[name].dtype, name) for name in node.inputs]
+    alike = _alike([scope.types[name].dtype for name in node.inputs], given_types)
+    reference = operation.reference
 
-    def compute(scope: Scope, operands: list[Tensor]) -> tuple[Tensor, ...]:
-        given = attributes(scope.bindings)
-        found: Any = (
-            reference(torch, operands, given) if is_plain else evaluate_op(operation, torch, operands, given, results)
-        )
-        values: tuple[Tensor, ...] = found if isinstance(found, tuple) else (found,)
-        return tuple(v if v.dtype is dtype else v.to(dtype) for v, dtype in zip(values, wanted, strict=True))
+    def at_once(scope: Scope, operands: list[Tensor]) -> tuple[Tensor, ...]:
+        """The usual case, which runs often: one result, of types that torch computes with."""
+        value: Tensor = reference(torch, operands, attributes(scope.bindings))
+        return (value if value.dtype is wanted[0] else value.to(wanted[0]),)
 
+    def in_general(scope: Scope, operands: list[Tensor]) -> tuple[Tensor, ...]:
+        operands = [operand.to(dtype) for operand, dtype in zip(operands, alike, strict=True)]
+        found = evaluate_op(operation, torch, operands, attributes(scope.bindings), results)
+        return tuple(value.to(dtype) for value, dtype in zip(found, wanted, strict=True))
+
+    def cast(_scope: Scope, operands: list[Tensor]) -> tuple[Tensor, ...]:
+        return (operands[0].to(wanted[0]),)
+
+    if arithmetic.recast and node.op == "cast" and wanted[0] != torch_dtype(torch, node.result.type.dtype):
+        return cast
+    is_usual = {*wanted, *given_types} <= _PLAIN and len(results) == 1 and alike == given_types
+    compute = at_once if is_usual else in_general
     if node.inputs:
         return compute
     device = arithmetic.device
     return lambda scope, operands: tuple(value.to(device) for value in compute(scope, operands))
+
+
+def _alike(stated: Sequence[DType], given: Sequence[torch.dtype]) -> list[torch.dtype]:
+    """Types of operands, of which those that the graph states alike are as wide as the widest of them."""
+    widest: dict[DType, torch.dtype] = {}
+    for dtype, own in zip(stated, given, strict=True):
+        widest[dtype] = torch.promote_types(widest.get(dtype, own), own)
+    return [widest[dtype] for dtype in stated]
 
 
 def bound(instruction: Instruction) -> Callable[[Mapping[str, int]], Mapping[str, Any]]:

@@ -54,7 +54,7 @@ def _in_order(
     if arithmetic.order is Order.HOST or compute is None:  # a gather picks elements, and meets none
         return moving(instruction, scope, charges)
     first, *others = node.inputs
-    dtypes = [arithmetic.dtype(value.type.dtype) for value in node.results]
+    dtypes = [arithmetic.dtype(value.type.dtype, value.name) for value in node.results]
     shape, axes = token_shape(scope.types[first]), _axes(instruction, scope)
     found_shape = token_shape(node.result.type)
     gone = axes if len(found_shape) < len(shape) else ()

@@ -7,7 +7,7 @@ from math import prod
 
 from ir.types import TensorType, for_one_token
 from targets.emulator.scope import Charge, Scope
-from targets.emulator.ways import Way, layout_way, relay_way, spread_way
+from targets.emulator.ways import Way, layout_way, relay_way, spread_way, vector_way
 
 
 def counting(charges: Iterable[Charge]) -> Callable[[Scope], None]:
@@ -64,8 +64,13 @@ def matrix_way(name: str, scope: Scope, *, to_homes: bool) -> Way | None:
     home, start = scope.program.placed.region, 0
     ways = []
     for region, layout in found:
-        ways.append(layout_way(layout.inputs, layout.outputs, layout.shape, region, start, elements, home))
-        start += prod(layout.shape)
+        if layout is None:
+            length = scope.elements(name) // len(found)
+            ways.append(vector_way(length, region, start, elements, home))
+        else:
+            length = prod(layout.shape)
+            ways.append(layout_way(layout.inputs, layout.outputs, layout.shape, region, start, elements, home))
+        start += length
     return Way(max(way.hops for way in ways), sum(way.links for way in ways)) if ways else None
 
 

@@ -71,9 +71,11 @@ def product_of(instruction: Instruction, scope: Scope) -> Kernel:
     charges = [*collect((name, *bias), scope), *(Charge(*move, *per_token(name, scope)) for move in moves)]
     charges += [broadcast(b, scope) for b in bias if count > 1 and b in scope.program.apart]
     outputs, order = matrix.outputs.length, scope.arithmetic.order
+    result = instruction.node.result
+    dtype = scope.arithmetic.dtype(result.type.dtype, result.name)
 
     def run(scope: Scope) -> tuple[Tensor, ...]:
-        x = scope.read(name)
+        x = scope.read(name).to(dtype)
         scope.meter.multiply_adds(x.numel() * outputs)
         parts = own.parts(weight.parameter, weight.casts, matrix.transposed)
         y = product(x, parts, matrix.inputs, matrix.transposed, order, scope.read(bias[0]) if bias else None)
