@@ -27,6 +27,7 @@ from ir.plan import Plan
 from ir.text import parse_graph, print_graph
 from partitioner.frontends.lowered import Lowered, Origin
 from partitioner.manifest import Manifest, decode, encode, encode_tables, to_manifest, to_plan
+from partitioner.run_state import STATE
 
 MANIFEST = "manifest.json"
 GRAPH, ORIGIN, NOTES = "model.ir", "model.json", "diagnostics.jsonl"
@@ -126,7 +127,7 @@ def refuse_foreign(output: Path) -> None:
         raise _unwritable(output, str(error.strerror)) from None
     except ValueError as error:
         raise _unwritable(output, str(error)) from None
-    foreign = sorted(entries - {MANIFEST, *_FILES, *_BESIDE})
+    foreign = sorted(entries - {MANIFEST, *_FILES, *_BESIDE, STATE})
     if foreign or (entries and MANIFEST not in entries):
         shown = ", ".join((foreign or sorted(entries))[:3])
         raise UsageError(

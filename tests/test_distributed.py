@@ -1,55 +1,33 @@
 """Runs over processes yield what one process does; a lost one ends them, and what was finished is gone on with."""
 
-import json
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed import HashStore
 
-from ir.diagnostics import CheckError, UsageError
+from ir.diagnostics import CheckError, Diagnostic, UsageError
 from partitioner.api import Request, compile_lowered
 from partitioner.run_state import Keeper, RunState, read_state
-from targets.counters import Counters
-from targets.emulator import Arithmetic, Emulator, Precision, generate
+from targets.emulator import Arithmetic, Emulator, Precision
 from targets.emulator.arithmetic import require_device
-from targets.emulator.distributed import alone, decode, generate_over, launch, share_out
+from targets.emulator.distributed import alone, generate_over, launch, share_out
 from targets.emulator.distributed.channel import _packed, _room, _unpacked
+from targets.emulator.distributed.lookout import tell, told
 from targets.emulator.distributed.route import find_route
 from targets.emulator.distributed.schedule import Asked, in_order, in_pieces, plan_rounds
 from targets.emulator.seeded import Seeded
 
-ROOT = Path(__file__).parent.parent
 PROMPTS = ((1, 5, 9, 2, 7), (7, 8, 3), (4,))
 TOKENS = 4
-CHILD = """
-import json, sys
-from pathlib import Path
-from partitioner.running.setup import open_unchecked
-from targets.emulator import Emulator
-from targets.emulator.distributed import encode, generate_over, member, share_out
-from targets.emulator.seeded import Seeded
-
-given = json.load(sys.stdin)
-with member(20.0, "cpu", print) as me:
-    it = open_unchecked(Path(given["folder"]))
-    me.groups = share_out(it.plan, me.processes)
-    emulator = Emulator(it.model, it.plan, Seeded(it.model.graph.parameter, 3), wafers=me.groups[me.rank])
-    told = []
-    prompts, tell = given["prompts"], lambda *it: told.append(it)
-    run = generate_over(
-        emulator, me, prompts, [()] * 3, given["tokens"], keep_logits=True, on_token=tell
-    )
-    if run:
-        Path(given["result"]).write_bytes(encode(run))
-        Path(given["result"] + ".told").write_text(json.dumps(told))
-"""
+COMMAND = ("--prompt-ids", "1,5,9,2,7;7,8,3", "--tokens", 16, "--json")
 
 
 @pytest.fixture(scope="module")
@@ -81,24 +59,9 @@ class Noted:
 
 
 @pytest.fixture(scope="module")
-def one_process(compiled):
-    """What one process generates for each prompt."""
-    emulator = Emulator(compiled.model, compiled.plan, Seeded(compiled.model.graph.parameter, 3))
-    return [generate(emulator, prompt, TOKENS) for prompt in PROMPTS]
-
-
-def total(made) -> Counters:
-    return sum((counted for text in made for counted in text.counters), Counters())
-
-
-def same_counts(one: Counters, other: Counters) -> bool:
-    routing = [{name: counts.tolist() for name, counts in it.routing.items()} for it in (one, other)]
-    return (one.ops, one.links, one.by_reference, routing[0]) == (
-        other.ops,
-        other.links,
-        other.by_reference,
-        routing[1],
-    )
+def one_process(waferc, folder):
+    """What one process makes of the command."""
+    return waferc("run", folder, *COMMAND).record
 
 
 # --- Who runs what, and when ------------------------------------------------------------------------------------------
@@ -152,25 +115,14 @@ def test_tensors_arrive_as_they_were_sent():
 # --- The same as one process ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("processes", [3])
-def test_processes_make_what_one_makes(compiled, folder, one_process, tmp_path, processes):
-    groups = share_out(compiled.plan, processes)
-    result = tmp_path / "result"
-    given = {"folder": str(folder), "prompts": PROMPTS, "tokens": TOKENS, "result": str(result)}
-    launch([sys.executable, "-c", CHILD], json.dumps(given).encode(), groups, 20.0, {"PYTHONPATH": str(ROOT)})
-    run = decode(result.read_bytes())
-    for user, text in enumerate(one_process):
-        assert [run.made.tokens[user, place] for place in range(TOKENS)] == list(text.tokens)
-        ours = [
-            run.made.results[i, "linear_17"] for i, step in enumerate(run.steps) if step.user == user and step.place
-        ]
-        for mine, theirs in zip(ours, text.logits[1:], strict=True):
-            torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
-    assert same_counts(sum((step.counted for step in run.steps), Counters()), total(one_process))
-    assert len(run.rss_bytes) == processes
-    assert all(rss > 100 << 20 for rss in run.rss_bytes)
-    told = json.loads(Path(f"{result}.told").read_text())
-    assert {(user, place): token for user, place, token in told} == run.made.tokens
+def test_processes_make_what_one_makes(waferc, folder, one_process):
+    record = waferc("run", folder, *COMMAND, "--processes", 3).record
+    assert (record["processes"], len(record["processes_rss_bytes"])) == (3, 3)
+    assert record["peak_rss_bytes"] == max(record["processes_rss_bytes"])
+    for name in ("tokens", "steps", "counters", "weights", "wafers", "order"):
+        assert record[name] == one_process[name], name
+    assert one_process["processes"] == 1
+    assert not (folder / "run.json").exists()
 
 
 def test_a_process_reads_the_weights_of_its_own_wafers_alone(compiled):
@@ -262,8 +214,8 @@ def test_a_state_is_whole_and_of_one_run_alone(tmp_path):
     Keeper(tmp_path / "gone" / "run.json", state, must=False).begin()
 
 
-def test_a_killed_process_ends_the_run_and_the_next_goes_on(waferc, folder, monkeypatch):
-    """As a user does it: kill -9 once some tokens are finished, then the same command with --resume."""
+def test_a_lost_process_ends_the_run_and_the_next_goes_on(waferc, folder, one_process, monkeypatch):
+    """One of two is stopped once some tokens are finished; then the same command with --resume, by one process."""
     started, state = [], folder / "run.json"
 
     class Popen(subprocess.Popen):
@@ -271,18 +223,14 @@ def test_a_killed_process_ends_the_run_and_the_next_goes_on(waferc, folder, monk
             super().__init__(*arguments, **options)
             started.append(self)
 
-    def kill():
+    def stop():
         while not (state.exists() and len(read_state(state).tokens[0]) >= 2):
             time.sleep(0.01)
-        started[1].send_signal(signal.SIGKILL)
-        killed.append(time.monotonic())
+        started[1].send_signal(signal.SIGSTOP)
 
-    killed: list[float] = []
     monkeypatch.setattr(subprocess, "Popen", Popen)
-    command = ("run", folder, "--prompt-ids", "1,5,9,2;7,8,3", "--tokens", 24, "--json")
-    threading.Thread(target=kill, daemon=True).start()
-    lost = waferc(*command, "--processes", 2)
-    assert time.monotonic() - killed[0] < 10
+    threading.Thread(target=stop, daemon=True).start()
+    lost = waferc("run", folder, *COMMAND, "--processes", 2, "--timeout", 3)
     assert (lost.code, lost.codes) == (6, ["W0650"])
     (fault,) = lost.record["diagnostics"]
     assert fault["message"] == "process 1 was lost"
@@ -293,36 +241,36 @@ def test_a_killed_process_ends_the_run_and_the_next_goes_on(waferc, folder, monk
     assert min(finished) >= 1
     other = waferc("run", folder, "--prompt-ids", "1,5", "--resume", "--json")
     assert (other.code, other.codes) == (2, ["W0653"])
-    gone_on = waferc(*command, "--processes", 2, "--resume").record
+    gone_on = waferc("run", folder, *COMMAND, "--resume").record
+    assert gone_on["tokens"] == one_process["tokens"]
+    assert gone_on["steps"] == 32 - sum(finished)
     assert not state.exists()
-    assert (gone_on["processes"], len(gone_on["processes_rss_bytes"])) == (2, 2)
-    assert gone_on["steps"] == 48 - sum(finished)
-    assert waferc(*command).record["tokens"] == gone_on["tokens"]
-    nothing = waferc(*command, "--resume")
+    nothing = waferc("run", folder, *COMMAND, "--resume")
     assert (nothing.code, nothing.codes) == (2, ["W0652"])
 
 
-def test_a_stopped_process_is_noticed_and_errors_are_those_of_the_process(tmp_path):
-    """Without torch's own channels: one process gives no sign of life; another one says itself what is wrong."""
-    child = """
-import os, signal, sys
-from ir.diagnostics import Diagnostic, UsageError
-from targets.emulator.distributed import member
-with member(1.0, "cpu", print) as me:
-    if me.rank == 1 and sys.argv[1] == "stop":
-        os.kill(os.getpid(), signal.SIGSTOP)
-    if me.rank == 1:
-        raise UsageError(Diagnostic("W0604", "wrong", "here", {"figure": 3}))
-    me.from_first("never", lambda: "") if me.rank else __import__("time").sleep(60)
-"""
-    begin = time.monotonic()
-    for how, error, code in (("stop", CheckError, "W0650"), ("raise", UsageError, "W0604")):
-        with pytest.raises(error) as caught:
-            launch([sys.executable, "-c", child, how], b"", ((0,), (1,)), 1.0, {"PYTHONPATH": str(ROOT)})
+def test_a_process_that_ends_early_is_named_and_none_is_left():
+    """Whatever ends it, at once and not after the time limit."""
+    child = "import os, signal, sys, time; {} if os.environ['RANK'] == '1' else time.sleep(60)"
+    for how, reason in (("os.kill(os.getpid(), signal.SIGKILL)", "ended by signal 9"), ("sys.exit(3)", "exit code 3")):
+        begin = time.monotonic()
+        with pytest.raises(CheckError) as caught:
+            launch([sys.executable, "-c", child.format(how)], b"", ((0,), (1, 4)), 50.0, {})
         (fault,) = caught.value.diagnostics
-        assert fault.code == code
-    assert fault.facts == {"figure": 3}
-    assert time.monotonic() - begin < 40
+        assert (fault.code, fault.message, fault.facts["wafers"]) == ("W0650", "process 1 was lost", "1, 4")
+        assert reason in fault.facts["reason"]
+        assert time.monotonic() - begin < 40
+
+
+def test_the_first_error_is_the_one_that_is_told():
+    store = HashStore()
+    assert told(store) is None
+    wrong = Diagnostic("W0604", "wrong", "here", {"figure": 3}, ("help",))
+    assert tell(store, UsageError(wrong))
+    assert not tell(store, CheckError(Diagnostic("W0650", "process 0 was lost")))
+    error = told(store)
+    assert isinstance(error, UsageError)
+    assert error.diagnostics == (wrong,)
 
 
 # --- Options ----------------------------------------------------------------------------------------------------------
@@ -353,3 +301,25 @@ def test_cuda_is_refused_where_there_is_none():
             require_device("cuda")
     with pytest.raises(UsageError, match="W0655"):
         require_device("cuda:99")
+
+
+def test_all_that_a_step_makes_lies_on_its_device(compiled):
+    """Attention on torch's device without memory, which refuses operands that lie elsewhere as a GPU does."""
+    graph, (*_, last) = compiled.model.graph, compiled.plan.wafers_used
+    how = Arithmetic.of(graph, device="meta")
+    emulator = Emulator(compiled.model, compiled.plan, Seeded(graph.parameter, 3), how, wafers=(last,))
+    stage = emulator.stages(0)[-1]
+    emulator._stages = ((replace(stage, programs=tuple(p for p in stage.programs if p.block.caches)),),)
+    for position in (0, 2):
+        flight = emulator.begin(
+            {"input_ids": torch.zeros(1, 2).long(), "position_ids": torch.arange(2)[None] + position}
+        )
+        sent = {transfer.value for transfer in compiled.plan.transfers if transfer.target_wafer == last}
+        flight.values[last] |= {name: torch.ones(1, 2, 128, device="meta") for name in sent}
+        emulator.advance(flight)
+        emulator.finish(flight)
+    (history,) = flight.histories.values()
+    made = [*flight.values[last].values(), *history.values.values()]
+    assert history.tokens == 4
+    assert flight.values[last].keys() > {"input_ids", "position_ids"}
+    assert {value.device.type for value in made} == {"meta"}

@@ -225,6 +225,13 @@ class Emulator:
     @torch.no_grad()
     def advance(self, flight: Flight) -> None:
         """Run the next stage of a step."""
+        if self.arithmetic.device == "cpu":
+            self._advance(flight)
+        else:
+            with torch.device(self.arithmetic.device):  # where operators make constants
+                self._advance(flight)
+
+    def _advance(self, flight: Flight) -> None:
         stage = self.stages(flight.user)[flight.stage]
         for program in stage.programs:
             self._require_memory(program, flight)

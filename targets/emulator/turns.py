@@ -15,7 +15,7 @@ def part_of(value: Tensor, type_: TensorType, users: range) -> Tensor:
     if axis is None:
         return value
     parted = torch.unflatten(value, axis, (users.stop, -1))
-    return parted.index_select(axis, torch.tensor(users)).flatten(axis, axis + 1)
+    return parted.index_select(axis, torch.tensor(users, device=value.device)).flatten(axis, axis + 1)
 
 
 def joined(parts: list[tuple[range, Tensor]], type_: TensorType) -> Tensor:
@@ -24,7 +24,7 @@ def joined(parts: list[tuple[range, Tensor]], type_: TensorType) -> Tensor:
     if axis is None or len(parts) == 1:
         return parts[0][1]
     parted = [torch.unflatten(part, axis, (len(users), -1)) for users, part in parts]
-    order = torch.tensor([user for users, _ in parts for user in users]).argsort()
+    order = torch.tensor([user for users, _ in parts for user in users], device=parts[0][1].device).argsort()
     return torch.cat(parted, dim=axis).index_select(axis, order).flatten(axis, axis + 1)
 
 
