@@ -15,7 +15,7 @@ from ir.model import BlockKind, Cache, Model
 from ir.plan import Rectangle
 from ir.workload import Workload
 from partitioner.passes.absorb import look_at
-from targets.cost.attention_traffic import attention_ops
+from targets.cost.attention_traffic import count_attention
 from targets.counters import OpCount, Traffic
 from targets.emulator import Arithmetic, Emulator, Order
 from targets.emulator.history import History
@@ -101,8 +101,8 @@ def run(emulator: Emulator, inputs: dict[str, torch.Tensor], sizes: list[int]) -
     for size in sizes:
         part = {name: x.narrow(1 if name == "c" else 2, seen, size) for name, x in inputs.items()}
         results.append(emulator.step(part)["a"])
-        for op, told in attention_ops(graph, program, instruction, size, seen, CONTEXT).items():
-            assert emulator.counters.ops[op] == told
+        told = count_attention(graph, program, instruction, size, seen, CONTEXT)
+        assert emulator.counters.ops[program.placed.title, instruction.node.result.name] == told
         seen += size
     return torch.cat(results, dim=1)
 

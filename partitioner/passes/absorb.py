@@ -15,7 +15,7 @@ from ir.model import Cache
 from ir.profile import Attention, Product
 from ir.types import for_one_token, symbols_of
 from partitioner.passes.kernels import product_of
-from targets.program.remembered import Piece, look_at_cache
+from targets.program.look import Piece, look_at_cache
 
 _HEADS, _TOKENS, _WIDTH = 1, 2, 3
 

@@ -20,19 +20,20 @@ from ir.layout import Ints, MatrixLayout, matrix_layouts
 from ir.plan import Rectangle
 from ir.types import evaluate, for_one_token, one_token_shape, symbols_of
 from targets.counters import OpCount, Traffic
+from targets.program.caches import Sight, Spread, remembered_tokens
 from targets.program.homes import homes
 from targets.program.instructions import CachedAttention, Instruction, Program, is_transposed
-from targets.program.remembered import Look, Piece
-from targets.program.spread import SUM_BYTES, Sight, Spread, remembered_tokens
+from targets.program.kinds import SUM_BYTES
+from targets.program.look import Look, Piece
 
 
-def attention_ops(
+def count_attention(
     graph: Graph, program: Program, instruction: Instruction, tokens: int, seen: int, context: int
-) -> dict[tuple[str, str], OpCount]:
+) -> OpCount:
     """What one user's step of ``tokens`` tokens after ``seen`` others takes in an attention node of ``program``.
 
     ``context`` is the plan's: tokens that its caches have room for. Where the node's ``cache.recompute`` is not empty,
-    those instructions run too, for :func:`targets.program.spread.remembered_tokens` tokens, and count as any other;
+    those instructions run too, for :func:`targets.program.caches.remembered_tokens` tokens, and count as any other;
     they are not in here.
     """
     node, region = instruction.node, _at_origin(program.placed.region)
@@ -46,7 +47,7 @@ def attention_ops(
         _over_cache(counts, graph, program, node, cached, (tokens, seen, context))
     if len(node.inputs) > 3:
         counts.to_all("broadcast", for_one_token(graph.types[node.inputs[3]].elements) * _bytes(graph, node.inputs[3]))
-    return {(program.placed.title, node.result.name): OpCount(counts.work, counts.mesh)}
+    return OpCount(counts.work, counts.mesh)
 
 
 @dataclass(slots=True)

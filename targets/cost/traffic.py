@@ -13,14 +13,14 @@ from ir.layout import Ints
 from ir.model import Model
 from ir.plan import Plan
 from ir.types import evaluate
-from targets.cost.attention_traffic import attention_ops
+from targets.cost.attention_traffic import count_attention
 from targets.cost.kernels import Site, broadcast, count, moved
 from targets.cost.laid_out import LaidOut, lay_out
 from targets.cost.paths import relay, spread
 from targets.counters import Counters, OpCount, Routing
+from targets.program.caches import remembered_tokens
 from targets.program.instructions import Instruction, Program, write_programs
 from targets.program.kinds import KernelKind
-from targets.program.spread import remembered_tokens
 from targets.program.turns import plans_of_turns
 
 
@@ -78,6 +78,7 @@ class Predictor:
     def _block(self, site: Site, step: Step) -> Counters:
         """One run of one block."""
         program, title = site.program, site.program.placed.title
+        graph, context = self.model.graph, self.plan.workload.context
         ops: dict[tuple[str, str], OpCount] = {}
         by_reference: dict[str, int] = {}
         routing: dict[str, Ints] = {}
@@ -91,7 +92,7 @@ class Predictor:
         for instruction, where in _runs(site, step):
             name, op = instruction.node.result.name, instruction.node.op
             if instruction.kind is KernelKind.ATTENTION:
-                add(name, self._attention(instruction, program, step))
+                add(name, count_attention(graph, program, instruction, step.tokens, step.remembered, context))
                 continue
             add(name, count(instruction, where))
             if instruction.kind is KernelKind.REFERENCE:
@@ -99,11 +100,6 @@ class Predictor:
             if instruction.kind is KernelKind.EXPERTS:
                 routing[name] = where.routes(instruction.node)
         return Counters(ops, _sent(site), by_reference, routing)
-
-    def _attention(self, instruction: Instruction, program: Program, step: Step) -> OpCount:
-        graph, context = self.model.graph, self.plan.workload.context
-        (counted,) = attention_ops(graph, program, instruction, step.tokens, step.remembered, context).values()
-        return counted
 
 
 def _runs(site: Site, step: Step) -> Iterator[tuple[Instruction, Site]]:

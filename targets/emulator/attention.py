@@ -23,10 +23,11 @@ from targets.emulator.history import History, as_step, by_token
 from targets.emulator.kernels import run
 from targets.emulator.scope import Scope
 from targets.emulator.scores import Layout, Meaning, Operands, attention
+from targets.program.caches import Sight, Spread
 from targets.program.homes import homes
 from targets.program.instructions import CachedAttention, Instruction
-from targets.program.remembered import Look, Table
-from targets.program.spread import SUM_BYTES, Sight, Spread
+from targets.program.kinds import SUM_BYTES
+from targets.program.look import Look, Table
 
 Tensor = torch.Tensor
 _BLOCK = 64
@@ -118,7 +119,7 @@ def attend_in_step(instruction: Instruction, scope: Scope) -> None:
     hops, links = _ways(spread, place, tuple(np.concatenate(side, axis=1) for side in zip(*rows, strict=True)))
     parts = np.split(links, [heads * key.shape[3]], axis=1)
     sizes = [int(part.sum()) * scope.element_bytes(name) for part, name in zip(parts, names, strict=True)]
-    _record(scope, "store", hops, sum(sizes))
+    scope.meter.record("store", hops, sum(sizes))
     _attend_whole(instruction, scope, (key, value), 0, spread)
 
 
@@ -174,11 +175,6 @@ def _enter(instruction: Instruction, scope: Scope) -> None:
     scope.meter.op = (scope.program.placed.title, instruction.node.result.name)
 
 
-def _record(scope: Scope, collective: str, hops: int, link_bytes: int) -> None:
-    if hops:
-        scope.meter.record(collective, hops, link_bytes)
-
-
 def _count(
     instruction: Instruction, scope: Scope, spread: Spread, operands: Operands, sight: Sight, elements: int
 ) -> None:
@@ -191,7 +187,7 @@ def _count(
     far = region.rows + region.columns - 2
     key_width, value_width = (sum(p.shape[3] for p in part) for part in (operands.keys, operands.values))
     query_bytes = rows * key_width * scope.element_bytes(node.inputs[0])
-    _record(scope, "queries", far, query_bytes * (region.tiles - 1))
+    meter.record("queries", far, query_bytes * (region.tiles - 1))
     end = operands.first + operands.tokens
     first, last = sight.span(np.arange(end - operands.new, end), end)
     meter.multiply_adds(int((last - first).sum()) * stacks * heads * (key_width + value_width))
@@ -202,16 +198,17 @@ def _count(
         links += int((_up_to(before, high) - _up_to(before, low)).sum())
         seen = np.arange(int(low.min()), int(high.max()))
         longest = max(longest, int(paths.take(seen, mode="wrap").max(initial=0)))
-    _record(scope, "scores", 2 * longest, 2 * links * heads * SUM_BYTES)
-    scope.mesh.all_reduce(rows * 2 * SUM_BYTES)
+    meter.record("scores", 2 * longest, 2 * links * heads * SUM_BYTES)
+    meter.record("all_reduce", 2 * far, 2 * (region.tiles - 1) * rows * 2 * SUM_BYTES)
     element_bytes = scope.element_bytes(node.result.name)
     row, column = homes(elements, region)
     away = row - region.row + column - region.column
     sums = (region.tiles - 1) * elements * max(SUM_BYTES, element_bytes)
     home_bytes = int(away.sum()) * element_bytes
-    _record(scope, "values", far + int(away.max(initial=0)), rows * value_width // elements * (sums + home_bytes))
+    meter.record("values", far + int(away.max(initial=0)), rows * value_width // elements * (sums + home_bytes))
     for name in node.inputs[3:]:
-        scope.mesh.broadcast(scope.elements(name) * scope.element_bytes(name))
+        payload = scope.elements(name) * scope.element_bytes(name)
+        meter.record("broadcast", far, payload * (region.tiles - 1))
 
 
 def _at_origin(region: Rectangle) -> Rectangle:
@@ -235,7 +232,7 @@ def _up_to(sums: Ints, position: Ints) -> Ints:
 def _count_store(scope: Scope, spread: Spread, names: list[str], first: int, tokens: int) -> None:
     """What is cached of ``tokens`` tokens from position ``first`` on goes from its homes to its tiles."""
     hops, link_bytes = _between_homes(scope, spread, names, first, tokens)
-    _record(scope, "store", hops, link_bytes)
+    scope.meter.record("store", hops, link_bytes)
 
 
 def _between_homes(scope: Scope, spread: Spread, names: list[str], first: int, tokens: int) -> tuple[int, int]:
@@ -297,4 +294,4 @@ def _count_recall(scope: Scope, spread: Spread, cached: list[str], read: tuple[s
         away = np.abs(region.row + tile // region.columns - row)
         away = away + np.abs(region.column + tile % region.columns - column)
         back, link_bytes = max(back, int(away.max())), link_bytes + int(away.sum()) * scope.element_bytes(name)
-    _record(scope, "recall", there + back, link_bytes)
+    scope.meter.record("recall", there + back, link_bytes)

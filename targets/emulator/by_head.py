@@ -24,8 +24,8 @@ from targets.emulator.scope import Scope
 from targets.emulator.ways import Way, lines_of
 from targets.program.homes import homes
 from targets.program.instructions import CachedAttention, Instruction, is_transposed
-from targets.program.remembered import Look, Piece, Table
-from targets.program.spread import SUM_BYTES
+from targets.program.kinds import SUM_BYTES
+from targets.program.look import Look, Piece, Table
 
 Tensor = torch.Tensor
 
@@ -136,7 +136,7 @@ def count_by_head(
             ways = _ways(piece.rows, _matrix(product, scope), places, forward)
             sizes = {"enter": element_bytes, "chain": max(SUM_BYTES, element_bytes), "leave": element_bytes}
             for (collective, size), way in zip(sizes.items(), ways, strict=True):
-                scope.mesh.move(collective, way, size, tokens)
+                scope.meter.record(collective, way.hops, way.links * size * tokens)
             scope.meter.multiply_adds(tokens * heads * piece.width * piece.seen)
         rows, inputs = rows + piece.width, inputs + piece.seen
 

@@ -1,4 +1,9 @@
-"""Counting while a step runs."""
+"""Counting while a step runs.
+
+A region is a mesh of tiles. A kernel touches a tile's own memory and what came through collectives, so whatever it
+does could be done by tiles. Two figures are counted for each collective: *hops*, the links on its longest path, and
+*bytes*, summed over all links that it crosses.
+"""
 
 from __future__ import annotations
 
@@ -36,8 +41,9 @@ class Meter:
         self.work[self.op] += count
 
     def record(self, collective: str, hops: int, link_bytes: int) -> None:
-        """Count one run of ``collective``: hops on its longest path, and bytes over all links."""
-        self.moved.append((self.op, collective, hops, link_bytes))
+        """Count one run of ``collective``: hops on its longest path, bytes over all links. One of no hops is none."""
+        if hops:
+            self.moved.append((self.op, collective, hops, link_bytes))
 
     def since(self, multiply_adds: int, collectives: int) -> OpCount:
         """What was counted after so many multiply-adds and runs of collectives, all operators together."""

@@ -15,7 +15,6 @@ from ir.plan import Rectangle
 from ir.types import TensorType, for_one_token
 from targets.emulator.arithmetic import Arithmetic
 from targets.emulator.memory import TileWeights
-from targets.emulator.mesh import Mesh
 from targets.emulator.meter import Meter
 from targets.program.instructions import Program
 
@@ -84,11 +83,6 @@ class Scope:
             help_ = ("the plan lacks a transfer, or has it in the wrong direction",)
             raise CheckError(Diagnostic("W0603", message, self.program.where, {}, help_))
         return weight
-
-    @property
-    def mesh(self) -> Mesh:
-        """The mesh of the block's own region."""
-        return Mesh(self.program.placed.region, self.meter)
 
     def element_bytes(self, name: str) -> int:
         """Bytes of an element of a value on the machine."""

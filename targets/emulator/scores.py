@@ -15,7 +15,7 @@ import torch
 from ir.graph import Attributes
 from ir.layout import Ints
 from targets.emulator.arithmetic import Order
-from targets.program.spread import Sight, Spread
+from targets.program.caches import Sight, Spread
 
 Tensor = torch.Tensor
 _SCORES_AT_ONCE = 1 << 22

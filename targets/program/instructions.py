@@ -18,7 +18,7 @@ from ir.ops import OPS, Kind
 from ir.plan import PlacedBlock, Plan, Rectangle, Transfer
 from ir.types import DType, Size, symbols_of
 from targets.program.kinds import KernelKind, is_apart, kind_of
-from targets.program.remembered import Look, look_at_cache
+from targets.program.look import Look, look_at_cache
 
 WEIGHT_OPERANDS = {"linear": (1,), "grouped_linear": (1, 3), "embedding": (0,)}
 """Which operands of an operator are weights that it can read on their tiles."""

@@ -55,6 +55,8 @@ class KernelKind(StrEnum):
     reference meaning, and results go home from there (``scatter``), each by itself."""
 
 
+SUM_BYTES = 4
+"""Of a partial sum, a maximum or a sum of a softmax on the mesh: they are held in 32 bit."""
 SUMS = frozenset({"sum", "mean", "amax", "amin", "argmax", "argmin", "prod"})
 NORMS = frozenset({"layer_norm", "rms_norm"})
 ALONG = frozenset({"softmax", "log_softmax", "topk"})

@@ -15,8 +15,7 @@ from targets.emulator.kernels.tree import Tree, at_homes, over_mesh
 from targets.emulator.scope import Charge, Kernel, Scope, Tensor
 from targets.emulator.ways import combine_way
 from targets.program.instructions import Instruction
-from targets.program.kinds import SUMS
-from targets.program.spread import SUM_BYTES
+from targets.program.kinds import SUM_BYTES, SUMS
 
 
 def reduction(instruction: Instruction, scope: Scope) -> Kernel:

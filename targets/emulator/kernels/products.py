@@ -16,7 +16,7 @@ from targets.emulator.memory import TileWeights
 from targets.emulator.scope import Charge, Kernel, Scope, Tensor
 from targets.emulator.ways import Vectors, enter_way, leave_way, look_up_way
 from targets.program.instructions import Instruction, is_transposed
-from targets.program.spread import SUM_BYTES
+from targets.program.kinds import SUM_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ def product_moves(
     moved.append(("chain", length, length * sums * max(SUM_BYTES, element_bytes)))
     way = leave_way(matrix.outputs, y, region, home, matrix.transposed)
     moved.append(("leave", way.hops, way.links * element_bytes))
-    return tuple(m for m in moved if m[1])
+    return tuple(moved)
 
 
 def product_of(instruction: Instruction, scope: Scope) -> Kernel:

@@ -15,9 +15,6 @@ from ir.layout import Ints
 from ir.model import Cache
 from ir.plan import Rectangle
 
-SUM_BYTES = 4
-"""Of a partial sum, a maximum or a sum of a softmax on the mesh: they are held in 32 bit."""
-
 
 @dataclass(frozen=True, slots=True)
 class Spread:
