@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -80,16 +81,7 @@ def _record(found: Verification, opened: Opened) -> dict[str, Any]:
 
 
 def _row(place: Place) -> dict[str, Any]:
-    return {
-        "layer": place.layer,
-        "wafer": place.wafer,
-        "value": place.value,
-        "module": place.module,
-        "error": place.error,
-        "tolerance": place.tolerance,
-        "greatest": place.greatest,
-        "ok": place.ok,
-    }
+    return {**asdict(place), "ok": place.ok}
 
 
 def _print(found: Verification, record: dict[str, Any]) -> None:

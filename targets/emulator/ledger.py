@@ -80,13 +80,22 @@ class WaferLedger:
             raise CheckError(Diagnostic("W0607", f"the region {region} leaves the wafer", where))
         held = self.held(region)
         held += np.stack((amounts.weights, amounts.caches, amounts.activations))
-        total = held.sum(axis=0)
-        row, column = (int(i) for i in np.unravel_index(int(total.argmax()), total.shape))
-        if total[row, column] <= self.machine.tile_bytes:
-            return
-        weights, caches, activations = (int(amount) for amount in held[:, row, column])
-        tile = f"tile (row {region.row + row}, column {region.column + column})"
-        facts = {"weight_bytes": weights, "cache_bytes": caches, "activation_bytes": activations}
-        message = f"{tile} would hold {int(total[row, column]):,} bytes of {self.machine.tile_bytes:,}"
-        help_ = ("give the block a larger region, or plan for less context or fewer users",)
-        raise CheckError(Diagnostic("W0601", message, where, {**facts, "limit": self.machine.tile_bytes}, help_))
+        help_ = "give the block a larger region, or plan for less context or fewer users"
+        require_fits(region, held.sum(axis=0), held, self.machine.tile_bytes, where, help_)
+
+
+def require_fits(region: Rectangle, total: Ints, parts: Ints, limit: int, where: str, help_: str) -> None:
+    """Check that no tile of ``region`` holds more than ``limit`` bytes in ``total`` [rows, columns], to which an owner
+    adds the ``parts`` [weights | caches | activations, rows, columns].
+
+    Raises:
+        CheckError: W0601, a tile would.
+    """
+    row, column = (int(i) for i in np.unravel_index(int(total.argmax()), total.shape))
+    if total[row, column] <= limit:
+        return
+    weights, caches, activations = (int(amount) for amount in parts[:, row, column])
+    facts = {"weight_bytes": weights, "cache_bytes": caches, "activation_bytes": activations, "limit": limit}
+    tile = f"tile (row {region.row + row}, column {region.column + column})"
+    message = f"{tile} would hold {int(total[row, column]):,} bytes of {limit:,}"
+    raise CheckError(Diagnostic("W0601", message, where, facts, (help_,)))

@@ -6,15 +6,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ir.diagnostics import CheckError, Diagnostic
 from ir.graph import Graph
 from ir.layout import Ints
 from ir.liveness import live_bytes
 from ir.plan import Rectangle
-from targets.emulator.ledger import WaferLedger, evenly
+from targets.emulator.ledger import WaferLedger, evenly, require_fits
 from targets.program.instructions import Program
 
-_HELP = ("let fewer tokens pass at once, or plan for more: --prefill-chunk",)
+_HELP = "let fewer tokens pass at once, or plan for more: --prefill-chunk"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,15 +73,8 @@ class Room:
                 self._require(name, region, -(-live * tokens // len(self.regions)), -(-filled // len(self.regions)))
 
     def _require(self, name: str, region: Rectangle, activations: int, caches: int) -> None:
-        both = evenly(activations + caches, region)
-        over = both - self.free(region)
-        row, column = (int(i) for i in np.unravel_index(int(over.argmax()), over.shape))
-        if over[row, column] <= 0:
-            return
+        both, cached = evenly(activations + caches, region), evenly(caches, region)
         limit = self.ledger.machine.tile_bytes
-        weights, cached = int(self.ledger.held(region)[0, row, column]), int(evenly(caches, region)[row, column])
-        alive = int(both[row, column]) - cached
-        tile = f"tile (row {region.row + row}, column {region.column + column})"
-        facts = {"weight_bytes": weights, "cache_bytes": cached, "activation_bytes": alive, "limit": limit}
-        message = f"{tile} would hold {limit + int(over[row, column]):,} bytes of {limit:,}"
-        raise CheckError(Diagnostic("W0601", message, f"{name} of {self.program.where}", facts, _HELP))
+        parts = np.stack((self.ledger.held(region)[0], cached, both - cached))
+        total = limit - self.free(region) + both
+        require_fits(region, total, parts, limit, f"{name} of {self.program.where}", _HELP)
