@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from test_huggingface import shake
+from test_huggingface import own_tensors, shake
 
 from ir.machine import Machine
 from ir.model import Model
@@ -21,6 +21,7 @@ from partitioner.frontends.original import Original, open_original
 from partitioner.problem import Copy, shared_groups
 from targets.emulator import Emulator, Generated, Prompt, generate_together
 from targets.emulator.pipeline import Tick
+from targets.emulator.weights import Tensors
 
 CONTEXT = 128
 TOLERANCE = 1e-4
@@ -40,7 +41,7 @@ def original_of(given: Lowered, seed: int) -> Original:
     """With random weights from ``seed``, norms and biases not ones and zeros either."""
     found = open_original(given.origin, given.graph.parameters, seed)
     shake(found, given.graph.parameters)
-    return found
+    return replace(found, weights=Tensors(own_tensors(found)))
 
 
 def plan_over(model: Model, mesh: Mesh, workload: Workload) -> Plan:

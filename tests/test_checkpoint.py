@@ -23,12 +23,14 @@ from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from ir.diagnostics import UsageError
 from ir.ops import torch_dtype
+from ir.types import DType
 from partitioner.frontends.catalog import configuration
 from partitioner.frontends.checkpoint import match_checkpoint, open_checkpoint
 from partitioner.frontends.checkpoint.reading import read_weight
 from partitioner.frontends.checkpoint.renaming import Renaming
 from partitioner.frontends.checkpoint.schemes import StoredWeight, stored_weights
 from partitioner.frontends.huggingface import build_model
+from partitioner.frontends.load import load
 from partitioner.frontends.lowered import Origin
 from partitioner.frontends.weights import open_weights
 from targets.emulator.weights import unpacked
@@ -98,6 +100,15 @@ def test_what_is_stored_wins_over_what_the_configuration_says(folder_of, tmp_pat
     half = planned(config, write(tmp_path / "half", config, tensors))
     assert {p.name: p for p in half.parameters}[name].encoding.name == "f16"
     assert f"stored as f16, though the configuration says fp8_b128: {name}" in half.notes
+
+
+def test_without_a_stated_type_the_stored_one_is_taken(tmp_path) -> None:
+    publisher = PUBLISHERS["mixtral"]
+    config = {key: value for key, value in publisher.config.items() if key not in ("dtype", "torch_dtype")}
+    tensors = {name: tensor.float() for name, tensor in values(publisher.tensors).items()}
+    found = load(str(write(tmp_path, config, tensors)))
+    assert {parameter.type.dtype for parameter in found.graph.parameters} == {DType.F32}
+    assert "the configuration states no dtype: float32, as stored" in found.notes
 
 
 @pytest.mark.parametrize("name", PUBLISHERS)

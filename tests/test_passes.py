@@ -30,6 +30,7 @@ from partitioner.passes.blocks import find_blocks
 from partitioner.passes.localise import localise
 from partitioner.passes.origins import layer_of
 from partitioner.passes.simplify import simplify
+from targets.emulator.weights import unpacked
 
 USERS, TOKENS = Dim.symbol("users"), Dim.symbol("tokens")
 SMALL: dict[str, Any] = {
@@ -316,7 +317,7 @@ def _random_step(b: Builder, weight: str, kind: str, x: str, y: str, numbers: tu
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_whole_models_compute_the_same(name: str) -> None:
-    tensors = {**original_of(name).weights, **step_inputs(2, 5)}
+    tensors = {**unpacked(original_of(name).weights, lowered(name).parameters), **step_inputs(2, 5)}
     before = outputs(lowered(name), tensors)
     for change in (simplify, localise, lambda graph: simplify(localise(graph))):
         torch.testing.assert_close(outputs(verify(change(lowered(name))), tensors), before, rtol=0, atol=0)
@@ -408,7 +409,7 @@ def test_keys_and_values_are_recomputed_from_what_is_remembered(name: str) -> No
     """Nothing but remembered values, weights and constants takes part."""
     model = model_of(name)
     graph = model.graph
-    direct = interpret(graph, {**original_of(name).weights, **step_inputs(2, 5)})
+    direct = interpret(graph, {**unpacked(original_of(name).weights, lowered(name).parameters), **step_inputs(2, 5)})
     depends = token_dependent(graph)
     for cache in caches_of(model):
         known = {key: value for key, value in direct.items() if key not in depends or key in cache.values}

@@ -16,6 +16,7 @@ from partitioner.api import LoadOptions, lower
 from partitioner.compile import build_model as blocks_of
 from partitioner.frontends.huggingface import lower_config
 from partitioner.frontends.original import open_original
+from targets.emulator.weights import unpacked
 
 SMALL = {
     "dtype": "float32",
@@ -108,7 +109,7 @@ def test_at_fixed_sizes_the_graph_computes_what_the_model_does(model_type: str) 
     assert wanted.std() > 0.01
     graph = blocks_of(lowered.graph).graph
     (output,) = graph.outputs
-    got = interpret(graph, {**original.weights, **inputs})[output]
+    got = interpret(graph, {**unpacked(original.weights, lowered.graph.parameters), **inputs})[output]
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
 
 

@@ -82,6 +82,14 @@ def test_one_prompt_for_several_users(waferc, text_plan):
     assert len({tuple(text) for text in record["tokens"]}) == 1
 
 
+def test_guesses_change_steps_and_no_tokens(waferc, text_plan):
+    arguments = ("run", text_plan, "--prompt-ids", "7,8,9,7,8,9,7,8", "--tokens", 8, "--json")
+    plain, drafted = waferc(*arguments).record, waferc(*arguments, "--draft", 3).record
+    assert drafted["tokens"] == plain["tokens"]
+    assert drafted["proposed"] > 0 <= drafted["accepted"] == plain["steps"] - drafted["steps"]
+    assert drafted["counters"] == drafted["predicted_counters"] != plain["counters"]
+
+
 def test_native_precision_stays_within_its_bound(waferc, text_plan):
     done = waferc("run", text_plan, "--prompt-ids", "1,5,9", "--precision", "native", "--compare", "torch", "--json")
     record = done.record
@@ -177,6 +185,7 @@ def test_a_trace_has_the_counters(ran):
         (("--prompt-ids", "1;2", "--users", "1"), "W0104"),
         (("--prompt-ids", "1", "--users", "0"), "W0104"),
         (("--prompt-ids", "1", "--tokens", "-3"), "W0103"),
+        (("--prompt-ids", "1", "--draft", "-1"), "W0103"),
         (("--prompt-ids", "1", "--prompt", "hold"), "W0104"),
         (("--prompt", ""), "W0604"),
         (("--prompt-ids", "1", "--precision", "int4"), "W0104"),

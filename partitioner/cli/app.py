@@ -251,6 +251,7 @@ def run(
     tokens: Count = 16,
     compare: str = "",
     options: RunOptions = RunOptions(),  # noqa: B008 - frozen, and cyclopts reads the options off it
+    draft: Count = 0,
     spread: SpreadOptions = SpreadOptions(),  # noqa: B008 - likewise
     counters: str = "totals",
     trace: Path | None = None,
@@ -271,6 +272,8 @@ def run(
         compare: run the original too, by torch, onnxruntime, onnx, or auto, which needs not be written; exit code 6 if
             tokens or outputs differ.
         options: how the host computes.
+        draft: how many tokens to guess, from where the last ones stood before, for each step to examine at once; the
+            tokens are the same as without.
         spread: over how many processes, and what is kept of the run.
         counters: how finely --json tells counters: totals, blocks or ops.
         trace: file (.json) to write a trace of the run to, for Perfetto or Chrome.
@@ -290,6 +293,7 @@ def run(
         compare=compare,
         counters=counters,
         trace=trace,
+        draft=draft,
         spread=spread.spread(out.failure),
     )
     run_plan(folder, asked, options.how(), out, trust_code=trust_code)

@@ -210,8 +210,7 @@ def parse_parts(text: str) -> tuple[str, ...]:
 
 def with_value(arguments: Sequence[str], option: str, value: str) -> list[str]:
     """``arguments`` with ``value`` behind ``option`` where nothing, or another option, follows it."""
-    following = [*arguments[1:], "--"]
     return [
         f"{argument}={value}" if argument == option and after.startswith("-") else argument
-        for argument, after in zip(arguments, following, strict=True)
+        for argument, after in zip(arguments, [*arguments[1:], "--"], strict=False)
     ]

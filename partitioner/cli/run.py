@@ -28,6 +28,7 @@ class Asked:
         compare: the reference to compare with; empty: none.
         counters: how finely counters are told.
         trace: file to write a trace to.
+        draft: tokens to guess before each step, at most.
         spread: over how many processes, and what is kept of the run.
     """
 
@@ -39,6 +40,7 @@ class Asked:
     compare: str = ""
     counters: str = "totals"
     trace: Path | None = None
+    draft: int = 0
     spread: Spread = ONE_PROCESS
 
     def __post_init__(self) -> None:
@@ -47,6 +49,8 @@ class Asked:
             raise UsageError(Diagnostic("W0104", "give one of --prompt-ids, --prompt and --inputs", "run"))
         if self.tokens < 1:
             raise UsageError(Diagnostic("W0103", f"--tokens must be at least 1, not {self.tokens}", "--tokens"))
+        if self.draft < 0:
+            raise UsageError(Diagnostic("W0103", f"--draft must not be negative, but is {self.draft}", "--draft"))
         if self.counters not in COUNTER_DETAILS:
             known = ", ".join(COUNTER_DETAILS)
             raise UsageError(Diagnostic("W0104", f"--counters is {known}, not {self.counters!r}", "--counters"))
@@ -90,8 +94,8 @@ def _run(opened: Opened, asked: Asked, watchers: list[Trace]) -> tuple[TextRun |
         return step, step_record(step)
     words = None if asked.text is None else opened.words
     prompts = asked.prompts if words is None else (words.encode(asked.text or ""),)
-    for_users = _for_users(prompts, asked.users)
-    text = run_prompts(opened, for_users, asked.tokens, asked.compare, watchers, asked.spread)
+    given = _for_users(prompts, asked.users)
+    text = run_prompts(opened, given, asked.tokens, asked.compare, watchers, asked.spread, asked.draft)
     record = text_record(text)
     return text, record if words is None else {"text": words.decode(text.made[0].tokens), **record}
 

@@ -17,6 +17,7 @@ from targets.counters import Counters
 from targets.emulator import Generated
 from targets.emulator.distributed import Run, peak_rss_bytes, under_torchrun
 from targets.emulator.generate import OnToken, Prompt, generate_together
+from targets.emulator.speculate import PromptLookup
 from targets.emulator.turns import joined
 from targets.emulator.watch import CountedStep, Steps, Watcher
 
@@ -35,7 +36,14 @@ class Made:
 
 
 def continue_prompts(
-    opened: Opened, prompts: Prompts, tokens: int, spread: Spread, watchers: Sequence[Watcher], *, keep_logits: bool
+    opened: Opened,
+    prompts: Prompts,
+    tokens: int,
+    spread: Spread,
+    watchers: Sequence[Watcher],
+    *,
+    keep_logits: bool,
+    draft_tokens: int = 0,
 ) -> Made:
     """Continue prompts as ``spread`` says; of the processes that torchrun has started, all but the first end here.
 
@@ -43,12 +51,15 @@ def continue_prompts(
 
     Raises:
         UsageError: W0652 to W0654, the state of the run cannot be read, is another run's or cannot be written; W0656,
-            ``watchers`` are to see what other processes do.
+            ``watchers`` are to see what other processes do; W0104, these are to draft tokens.
         CheckError: W0650, a process was lost.
     """
     folder, output = opened.runnable.folder, opened.runnable.model.graph.outputs[0]
     if folder is None:
-        return _together(opened, prompts, tokens, watchers, lambda _user, _place, _token: None)
+        return _together(opened, prompts, tokens, watchers, lambda _user, _place, _token: None, draft_tokens)
+    if draft_tokens and (_is_over_processes(opened, spread) or spread.resume):
+        message = "--draft is for runs of one process, from their beginning"
+        raise UsageError(Diagnostic("W0104", message, "--draft"))
     task = _task(opened, folder, spread, prompts=prompts, tokens=tokens, keep_logits=keep_logits)
     if _is_over_processes(opened, spread):
         return _texts(_run_over_processes(task, opened, spread, watchers), len(prompts), output)
@@ -59,7 +70,7 @@ def continue_prompts(
         return _texts(run, len(prompts), output)
     keeper = task.keeper()
     keeper.begin()
-    made = _together(opened, prompts, tokens, watchers, keeper.add)
+    made = _together(opened, prompts, tokens, watchers, keeper.add, draft_tokens)
     keeper.end()
     return made
 
@@ -114,11 +125,14 @@ def _run_over_processes(task: Task, opened: Opened, spread: Spread, watchers: Se
     return run
 
 
-def _together(opened: Opened, prompts: Prompts, tokens: int, watchers: Sequence[Watcher], on_token: OnToken) -> Made:
+def _together(
+    opened: Opened, prompts: Prompts, tokens: int, watchers: Sequence[Watcher], on_token: OnToken, draft_tokens: int
+) -> Made:
     book = Steps()
     opened.emulator.watchers = (book, *watchers)
     wanted = [Prompt(ids, tokens) for ids in prompts]
-    made, _ = generate_together(opened.emulator, wanted, on_token=on_token)
+    draft = PromptLookup() if draft_tokens else None
+    made, _ = generate_together(opened.emulator, wanted, draft, draft_tokens, on_token)
     return Made(made, {}, book, (peak_rss_bytes(),), opened.weights.note)
 
 

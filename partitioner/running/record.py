@@ -27,7 +27,9 @@ def text_record(run: TextRun) -> dict[str, Any]:
             "max_abs_logit_error": run.max_abs_logit_error,
             "tolerance": run.tolerance,
         }
-    return record | {"prompts": len(run.prompts), "steps": sum(len(made.counters) for made in run.made)}
+    proposed, accepted = (sum(getattr(made, name) for made in run.made) for name in ("proposed", "accepted"))
+    drafts = {"proposed": proposed, "accepted": accepted} if proposed else {}
+    return record | {"prompts": len(run.prompts), "steps": sum(len(made.counters) for made in run.made), **drafts}
 
 
 def _one_or_all(texts: tuple[tuple[int, ...], ...]) -> list[Any]:

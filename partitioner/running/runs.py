@@ -94,8 +94,10 @@ def run_prompts(
     compare: str = "",
     watchers: Sequence[Watcher] = (),
     spread: Spread = ONE_PROCESS,
+    draft_tokens: int = 0,
 ) -> TextRun:
-    """Continue ``prompts``, all at once, by ``tokens`` tokens each; ``compare`` names the reference, if any.
+    """Continue ``prompts``, all at once, by ``tokens`` tokens each; ``compare`` names the reference, if any. With
+    ``draft_tokens``, up to so many are guessed from the text before each step, which examines them.
 
     Raises:
         UsageError: W0604, W0605, W0613 or W0660, the prompts do not fit the plan; W0661, there is no such reference.
@@ -104,7 +106,9 @@ def run_prompts(
     it = opened.runnable
     require_prompts(it.model.graph, it.plan, prompts, tokens)
     reference = opened.reference(compare) if compare else None
-    made = continue_prompts(opened, prompts, tokens, spread, watchers, keep_logits=bool(compare))
+    made = continue_prompts(
+        opened, prompts, tokens, spread, watchers, keep_logits=bool(compare), draft_tokens=draft_tokens
+    )
     taken = _taken(opened, made)
     if reference is None:
         return TextRun(prompts, made.generated, taken)
