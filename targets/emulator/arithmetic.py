@@ -80,6 +80,7 @@ class Arithmetic:
         graph: Graph, precision: Precision = Precision.FLOAT32, order: Order | None = None, device: str = "cpu"
     ) -> Arithmetic:
         """The arithmetic for ``graph``."""
+        precision, order = Precision(precision), Order(order) if order else None
         default = Order.MESH if precision is Precision.NATIVE else Order.HOST
         is_narrow = not {parameter.type.dtype for parameter in graph.parameters}.isdisjoint((DType.BF16, DType.F16))
         if precision is Precision.NATIVE:
