@@ -23,8 +23,8 @@ from typing import Any
 import torch
 
 from ir.diagnostics import CheckError, Diagnostic, WafercError
-from ir.plan import Transfer
 from partitioner.frontends.streamed import streamed_model
+from partitioner.running.compare import text_inputs
 from partitioner.running.layers import BOUNDS, LayerCheck, LayerError, compare_layers, compare_mixture, faults_of
 from partitioner.running.mixture import mixture_of
 from partitioner.running.predicted import predicted_for
@@ -77,9 +77,6 @@ class Progress(Watcher):
         self.by_kind[kind] = self.by_kind.get(kind, 0) + end_ns - begin_ns
         self.clock.show(f"emulator: {scope.program.where}")
 
-    def sent(self, user: int, scope: Any, transfer: Transfer, sent_bytes: int, at_ns: int) -> None:
-        """See :class:`Watcher`."""
-
 
 def main() -> None:
     """Run, print what was found, and exit with 6 if the run is not the original's."""
@@ -119,7 +116,6 @@ def run_step(runnable: Runnable, arguments: argparse.Namespace, clock: Clock) ->
         emulator.watchers = (book, progress)
         library = streamed_model(runnable.origin.config, source)
     ids = [int(token) for token in arguments.ids.split(",")]
-    inputs = {"input_ids": torch.tensor([ids]), "position_ids": torch.arange(len(ids))[None]}
     if not arguments.json:
         print(f"{'layer':12} {'error':>9} {'drift':>9}  experts  other choices")
 
@@ -129,8 +125,7 @@ def run_step(runnable: Runnable, arguments: argparse.Namespace, clock: Clock) ->
             print(_row(layer), flush=True)
 
     with clock.part("running and comparing"):
-        check = compare_layers(emulator, library, inputs, tell)
-    counted = sum((step.counted for step in book.steps), Counters())
+        check = compare_layers(emulator, library, text_inputs(ids), tell)
     with clock.part("predicting"):
         predicted, fault = predicted_for(Opened(runnable, How()), book)
     faults = [*faults_of(check, model.graph.name), *([fault] if fault else [])]
@@ -138,7 +133,7 @@ def run_step(runnable: Runnable, arguments: argparse.Namespace, clock: Clock) ->
     record = {
         "parameters": model.parameters,
         **_of_check(check),
-        "counters": _totals(counted),
+        "counters": _totals(book.counted),
         "predicted_counters": _totals(predicted),
     }
     return record | {"ok": not faults}, faults

@@ -256,6 +256,11 @@ def for_one_token(size: Size, context: int = 0) -> int:
     return evaluate(size, {name: context if name == "context" else 1 for name in symbols_of(size)})
 
 
+def one_token_shape(shape: Shape) -> tuple[int, ...]:
+    """``shape`` for one token of one user."""
+    return tuple(for_one_token(size) for size in shape)
+
+
 def broadcast_shapes(shapes: Iterable[Shape]) -> Shape | None:
     """The common shape under numpy's broadcasting rules, or ``None`` where sizes clash."""
     result: list[Size] = []

@@ -21,7 +21,6 @@ from targets.emulator import Arithmetic, Emulator, Order
 from targets.emulator.history import History
 from targets.program.instructions import Instruction, Program
 from targets.program.kinds import KernelKind
-from targets.program.spread import cache_bytes
 
 CONTEXT = 12
 TOKENS = 10
@@ -245,7 +244,3 @@ def test_forgetting_and_failed_steps_leave_the_rest():
     rest = {name: x[:, :, 6:] for name, x in inputs.items()}
     close(emulator.step(rest)["a"], expected[:, 6:])
     assert emulator.tokens(0) == 10
-
-
-def test_what_a_cache_takes():
-    assert [cache_bytes(Cache(0, ("k",), (), 96, window), 10) for window in (0, 4)] == [960, 384]

@@ -36,7 +36,7 @@ from partitioner.passes.profile import profile_of
 from targets.cost import paths
 from targets.cost.moves import NOTHING, sources
 from targets.cost.routing import even_routing
-from targets.cost.traffic import Predictor, Step, predict, predict_run, steps_of
+from targets.cost.traffic import Predictor, Step, predict
 from targets.counters import Counters
 from targets.emulator import Emulator, ways
 
@@ -438,16 +438,6 @@ def test_multiply_adds_are_those_that_forecasts_count(compiled, name):
         by_block[title] = by_block.get(title, 0) + op.multiply_adds
     profile = profile_of(model, None)
     assert {block.name: block.macs(context) for block in profile.blocks} == by_block
-
-
-def test_a_run_is_the_sum_of_its_steps(compiled):
-    model, plan = compiled["qwen3"].model, compiled["qwen3"].plan
-    steps = steps_of(prompt=7, generated=3, chunk=4)
-    assert [(step.tokens, step.remembered) for step in steps] == [(4, 0), (3, 4), (1, 7), (1, 8)]
-    total = predict_run(model, plan, steps)
-    parts = [predict(model, plan, step) for step in steps]
-    assert total.multiply_adds == sum(part.multiply_adds for part in parts)
-    same(total, sum(parts, Counters()))
 
 
 def test_routing_that_nobody_tells_is_even():

@@ -11,7 +11,7 @@ from ir.encoding import Encoding, plain
 from ir.graph import Graph, Node
 from ir.ops import ELEMENT_BY_ELEMENT, OPS, Kind
 from ir.profile import Product, Reduction
-from ir.types import Shape, for_one_token
+from ir.types import for_one_token, one_token_shape
 
 PRODUCTS = frozenset({"linear", "matmul", "grouped_linear", "convolution"})
 
@@ -31,20 +31,20 @@ def product_of(graph: Graph, node: Node, computed: frozenset[str]) -> Product:
     parts, experts, active = 1, 0, 0
     weight = node.inputs[1]
     if node.op == "linear":
-        rows, columns = _sizes(types[1].shape)
+        rows, columns = one_token_shape(types[1].shape)
         inputs, outputs = (rows, columns) if node.attributes["transposed"] else (columns, rows)
     elif node.op == "matmul":
         left = weight in computed and node.inputs[0] not in computed
         weight = node.inputs[0] if left else weight
-        *stack, rows, columns = _sizes(graph.types[weight].shape)
+        *stack, rows, columns = one_token_shape(graph.types[weight].shape)
         inputs, outputs = (columns, rows) if left else (rows, columns)
         parts = math.prod(stack)
     elif node.op == "grouped_linear":
-        experts, rows, columns = _sizes(types[1].shape)
+        experts, rows, columns = one_token_shape(types[1].shape)
         inputs, outputs = (rows, columns) if node.attributes["transposed"] else (columns, rows)
         active = for_one_token(types[2].shape[1])
     else:
-        inputs, outputs, parts = _convolution(_sizes(types[1].shape), node)
+        inputs, outputs, parts = _convolution(one_token_shape(types[1].shape), node)
     encoding = None if weight in computed else _stored_as(graph, weight)
     work = for_one_token(OPS[node.op].work(types, [value.type for value in node.results], node.attributes))
     return Product(
@@ -69,10 +69,6 @@ def _convolution(shape: tuple[int, ...], node: Node) -> tuple[int, int, int]:
     return (first // groups, window, groups) if node.attributes["transposed"] else (window, first // groups, groups)
 
 
-def _sizes(shape: Shape) -> tuple[int, ...]:
-    return tuple(for_one_token(size) for size in shape)
-
-
 def _stored_as(graph: Graph, name: str) -> Encoding:
     """How the weight is stored that ``name`` is, or is computed from."""
     while name not in graph.parameter:
@@ -87,7 +83,7 @@ def reduction_of(graph: Graph, node: Node) -> Reduction | None:
     """What a node of :data:`REDUCTIONS` reduces of a token's features, which lie along the last axis; ``None`` where
     nothing meets, or along another axis: the sum over the chosen experts is a part of bringing their results together.
     """
-    shape = _sizes(graph.types[node.inputs[0]].shape)
+    shape = one_token_shape(graph.types[node.inputs[0]].shape)
     elements, last = math.prod(shape), len(shape) - 1
     if node.op == "group_norm":
         met, results = elements // node.attributes["groups"], _NORMS[node.op]

@@ -9,11 +9,6 @@ from targets.counters import Counters, OpCount
 from targets.emulator.watch import CountedStep, Steps
 
 
-def counted(book: Steps) -> Counters:
-    """What all steps took together."""
-    return sum((step.counted for step in book.steps), Counters())
-
-
 def predicted_for(opened: Opened, book: Steps) -> tuple[Counters, Diagnostic | None]:
     """What the cost model says of the same steps, given which experts their tokens met; and W0662 for the first
     operator, link or operator by reference that was not counted so.

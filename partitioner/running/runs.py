@@ -12,7 +12,7 @@ from ir.diagnostics import Diagnostic
 from partitioner.running.compare import Bound, TextComparison, compare_text, error_of
 from partitioner.running.inputs import Prompts, require_prompts
 from partitioner.running.perform import Made, continue_prompts, take_step
-from partitioner.running.predicted import counted, predicted_for
+from partitioner.running.predicted import predicted_for
 from partitioner.running.setup import Opened
 from partitioner.running.spread import ONE_PROCESS, Spread
 from targets.counters import Counters
@@ -145,4 +145,4 @@ def run_step(
 
 
 def _taken(opened: Opened, made: Made) -> Taken:
-    return Taken(counted(made.book), *predicted_for(opened, made.book), made.rss_bytes, made.weights)
+    return Taken(made.book.counted, *predicted_for(opened, made.book), made.rss_bytes, made.weights)

@@ -18,7 +18,7 @@ import numpy as np
 from ir.graph import Graph, Node
 from ir.layout import Ints, MatrixLayout, matrix_layouts
 from ir.plan import Rectangle
-from ir.types import evaluate, for_one_token, symbols_of
+from ir.types import evaluate, for_one_token, one_token_shape, symbols_of
 from targets.counters import OpCount, Traffic
 from targets.program.homes import homes
 from targets.program.instructions import CachedAttention, Instruction, Program, is_transposed
@@ -204,7 +204,7 @@ def _in_step(counts: _Counts, graph: Graph, node: Node, tokens: int) -> None:
     hops = link_bytes = 0
     for name, shape in zip(node.inputs[1:3], shapes[1:], strict=True):
         own = _elements(graph, name)
-        one = [for_one_token(size) for size in graph.types[name].shape]
+        one = one_token_shape(graph.types[name].shape)
         number = np.broadcast_to(np.arange(own).reshape(one), shape).transpose(0, 2, 1, 3).reshape(stacks * keys, -1)
         row, column = homes(own, counts.region)
         longest, links = _moved(spread, places, (row[number], column[number]), start)
@@ -240,7 +240,7 @@ def _recomputed(counts: _Counts, graph: Graph, node: Node, cached: CachedAttenti
         back, link_bytes = max(back, int(away.max())), link_bytes + int(away.sum()) * _bytes(graph, name)
     counts.add("recall", hops + back, link_bytes)
     query, value = graph.types[node.inputs[0]].shape, graph.types[node.inputs[2]].shape
-    heads, key_width, value_width = (for_one_token(size) for size in (query[1], query[3], value[3]))
+    heads, key_width, value_width = one_token_shape((query[1], query[3], value[3]))
     counts.to_all("queries", tokens * heads * key_width * _bytes(graph, node.inputs[0]))
     counts.softmax(tokens * heads)
     counts.results(heads * value_width, tokens, _bytes(graph, node.result.name))

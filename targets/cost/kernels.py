@@ -12,7 +12,7 @@ import numpy as np
 from ir.graph import Node
 from ir.layout import Ints, MatrixLayout
 from ir.plan import Rectangle
-from ir.types import Dim, Size, TensorType, evaluate, for_one_token
+from ir.types import Dim, Size, TensorType, evaluate, for_one_token, one_token_shape
 from targets.cost.laid_out import LaidOut
 from targets.cost.moves import NOTHING, sources
 from targets.cost.paths import Path, Stretches, Vectors, across, at_home, between, enter, leave, look_up, travel
@@ -196,13 +196,9 @@ def _aligned(site: Site, names: list[str], elements: int) -> Iterator[OpCount]:
 
 def _move(instruction: Instruction, site: Site) -> Iterator[OpCount]:
     node, name = instruction.node, instruction.node.result.name
-    operands = tuple((_one_token(site.types[operand]), site.is_apart(operand)) for operand in node.inputs)
+    operands = tuple((one_token_shape(site.types[operand].shape), site.is_apart(operand)) for operand in node.inputs)
     attributes = tuple((key, _bound(value)) for key, value in sorted(node.attributes.items()))
     yield from moved("move", _way(node.op, attributes, operands, site.region), site.token_bytes(name))
-
-
-def _one_token(type_: TensorType) -> Sizes:
-    return tuple(for_one_token(size) for size in type_.shape)
 
 
 def _bound(value: Any) -> Any:
@@ -249,7 +245,7 @@ def _values_that_meet(instruction: Instruction, site: Site) -> int:
         return 2 * site.elements(node.result.name)
     if node.op == "gather":
         return site.elements(node.result.name)
-    shape = _one_token(site.types[node.inputs[0]])
+    shape = one_token_shape(site.types[node.inputs[0]].shape)
     axes = node.attributes["dims"] if node.op in SUMS else (len(shape) - 1,)
     rows = site.elements(node.inputs[0]) // int(np.prod([shape[axis] for axis in axes], dtype=np.int64))
     return rows * (1 if node.op in SUMS - {"argmax", "argmin"} or node.op == "rms_norm" else 2)
@@ -259,7 +255,7 @@ def _combine(instruction: Instruction, site: Site) -> Iterator[OpCount]:
     """Each element goes to the home of the one that it is added to."""
     node = instruction.node
     (name,) = node.inputs
-    path = _way_to_sums(_one_token(site.types[name]), node.attributes["dims"], site.region)
+    path = _way_to_sums(one_token_shape(site.types[name].shape), node.attributes["dims"], site.region)
     yield from moved("combine", path, site.token_bytes(name))
 
 

@@ -6,7 +6,7 @@ derived apart: here in closed form, by stretches of elements (:mod:`targets.cost
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from ir.layout import Ints
@@ -149,24 +149,3 @@ def predict(model: Model, plan: Plan, step: Step, routing: Routing | None = None
         CheckError: W0607, W0608, as :meth:`Predictor.of`.
     """
     return Predictor.of(model, plan).step(step, routing)
-
-
-def predict_run(
-    model: Model, plan: Plan, steps: Sequence[Step], routings: Iterable[Routing | None] | None = None
-) -> Counters:
-    """What ``steps`` take together (see :func:`steps_of`); ``routings`` of each, as in :func:`predict`."""
-    predictor = Predictor.of(model, plan)
-    told = list(routings) if routings is not None else [None] * len(steps)
-    total = Counters()
-    for step, routing in zip(steps, told, strict=True):
-        total += predictor.step(step, routing)
-    return total
-
-
-def steps_of(prompt: int, generated: int, chunk: int, user: int = 0) -> tuple[Step, ...]:
-    """The steps of a user who reads ``prompt`` tokens, ``chunk`` at once, and generates so many: the last one generated
-    is not read again.
-    """
-    starts = range(0, prompt, chunk)
-    read = [Step(min(chunk, prompt - start), start, user) for start in starts]
-    return (*read, *(Step(1, prompt + number, user) for number in range(generated - 1)))

@@ -18,7 +18,7 @@ import torch
 from ir.graph import Node
 from ir.layout import Ints
 from ir.plan import Rectangle
-from ir.types import for_one_token
+from ir.types import one_token_shape
 from targets.emulator.by_head import count_by_head, from_values, to_keys
 from targets.emulator.history import History, as_step, by_token
 from targets.emulator.kernels import run
@@ -283,7 +283,7 @@ def _ways(spread: Spread, place: Ints, source: tuple[Ints, ...]) -> tuple[int, I
 
 def _homes_of(scope: Scope, name: str, shape: tuple[int, ...]) -> tuple[Ints, Ints]:
     """The homes of a key or value [stacks, heads, tokens, width] as [stacks x tokens, heads x width]."""
-    one = tuple(for_one_token(size) for size in scope.types[name].shape)
+    one = one_token_shape(scope.types[name].shape)
     row, column = homes(scope.elements(name), scope.program.placed.region)
     rows, columns = (
         np.broadcast_to(side.reshape(one), shape).transpose(0, 2, 1, 3).reshape(shape[0] * shape[2], -1)

@@ -16,11 +16,12 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from ir.layout import Ints, Split
+from ir.layout import Ints
 from ir.plan import Rectangle
 from targets.emulator.arithmetic import Order
+from targets.emulator.kernels.products import Matrix
 from targets.emulator.scope import Scope
-from targets.emulator.ways import Way
+from targets.emulator.ways import Way, lines_of
 from targets.program.homes import homes
 from targets.program.instructions import CachedAttention, Instruction, is_transposed
 from targets.program.remembered import Look, Piece, Table
@@ -55,7 +56,7 @@ def _backward(query: Tensor, piece: Piece, product: Instruction, scope: Scope) -
     if scope.arithmetic.order is Order.HOST:
         return _as_heads(x @ rows, query)
     total = x.new_zeros(*x.shape[:2], rows.shape[2], dtype=torch.promote_types(x.dtype, torch.float32))
-    lines = _lines(_outputs(product, scope), piece.rows.numbers)
+    lines = lines_of(_matrix(product, scope).outputs)[piece.rows.numbers]
     for line in np.unique(lines):
         own = lines == line
         heads = torch.from_numpy(np.flatnonzero(own.any(axis=1)))
@@ -71,7 +72,7 @@ def _forward(seen: Tensor, piece: Piece, product: Instruction, scope: Scope) -> 
     if scope.arithmetic.order is Order.HOST:
         return _as_heads(x @ rows, seen)
     total = x.new_zeros(*x.shape[:2], rows.shape[2], dtype=torch.promote_types(x.dtype, torch.float32))
-    for start, end in pairwise(_inputs(product, scope).bounds().tolist()):
+    for start, end in pairwise(_matrix(product, scope).inputs.bounds().tolist()):
         if end > start:
             total += x[..., start:end].to(total) @ rows[:, start:end].to(total)
     return _as_heads(total.to(seen.dtype), seen)
@@ -100,20 +101,9 @@ def _rows(table: Table, product: Instruction, scope: Scope) -> Tensor:
     return weight.as_strided(shape, (by_head * outputs, by_element * outputs, inputs), offset)
 
 
-def _outputs(product: Instruction, scope: Scope) -> Split:
-    layout = scope.memory.own.layouts[product.weights[1].parameter]
-    return layout.inputs if is_transposed(product) else layout.outputs
-
-
-def _inputs(product: Instruction, scope: Scope) -> Split:
-    layout = scope.memory.own.layouts[product.weights[1].parameter]
-    return layout.outputs if is_transposed(product) else layout.inputs
-
-
-def _lines(split: Split, numbers: Ints) -> Ints:
-    """The line of tiles of each element."""
-    lines: Ints = np.repeat(np.arange(split.parts), np.diff(split.bounds()))[numbers]
-    return lines
+def _matrix(product: Instruction, scope: Scope) -> Matrix:
+    own = scope.memory.own
+    return Matrix.of(own.layouts[product.weights[1].parameter], is_transposed(product), own.region)
 
 
 # --- what it moves ----------------------------------------------------------------------------------------------------
@@ -142,14 +132,8 @@ def count_by_head(
     for piece in pieces:
         if piece.product is not None:
             product = cached.products[piece.product]
-            ways = _ways(
-                piece.rows,
-                _outputs(product, scope),
-                _inputs(product, scope),
-                _Places(heads, rows, width, inputs, seen),
-                scope.program.placed.region,
-                (is_transposed(product), forward),
-            )
+            places = _Places(heads, rows, width, inputs, seen)
+            ways = _ways(piece.rows, _matrix(product, scope), places, forward)
             sizes = {"enter": element_bytes, "chain": max(SUM_BYTES, element_bytes), "leave": element_bytes}
             for (collective, size), way in zip(sizes.items(), ways, strict=True):
                 scope.mesh.move(collective, way, size, tokens)
@@ -158,20 +142,16 @@ def count_by_head(
 
 
 @lru_cache(maxsize=4096)
-def _ways(
-    table: Table, outputs: Split, inputs: Split, places: _Places, region: Rectangle, turned: tuple[bool, bool]
-) -> tuple[Way, Way, Way]:
-    """Of one token: onto the lines of tiles, along them where sums meet, and home; ``turned``: rows and columns change
-    places, forward.
-    """
-    flipped, forward = turned
-    heads = places.heads
-    lines = np.repeat(_lines(outputs, table.numbers), heads // len(table.numbers), axis=0)  # [heads, width]
+def _ways(table: Table, matrix: Matrix, places: _Places, forward: bool) -> tuple[Way, Way, Way]:
+    """Of one token: onto the lines of tiles, along them where sums meet, and home."""
+    flipped, region, heads, inputs = matrix.transposed, matrix.region, places.heads, matrix.inputs
+    own = lines_of(matrix.outputs)[table.numbers]
+    lines = np.repeat(own, heads // len(table.numbers), axis=0)  # [heads, width]
     first, last = lines.min(axis=1, keepdims=True), lines.max(axis=1, keepdims=True)
     tall = (region.columns if flipped else region.rows) - 1
     low_row, low_column = _homes_of(heads, places.width, places.rows, lines.shape[1], region, flipped)
     row, column = _homes_of(heads, places.seen, places.inputs, inputs.length, region, flipped)
-    level = _lines(inputs, np.arange(inputs.length))[None]
+    level = lines_of(inputs)[None]
     if forward:
         enter = np.abs(level - row) + np.maximum(0, np.maximum(first - column, column - last)) + last - first
         chain = np.full_like(lines, tall)

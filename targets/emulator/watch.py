@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from ir.plan import Transfer
-from targets.counters import Counters
+from targets.counters import Counters, added_up
 from targets.emulator.scope import Scope
 from targets.program.instructions import Instruction
 
@@ -41,6 +41,11 @@ class Steps(Watcher):
     """A book of all steps."""
 
     steps: list[CountedStep] = field(default_factory=list)
+
+    @property
+    def counted(self) -> Counters:
+        """What all of them took together."""
+        return added_up([step.counted for step in self.steps])
 
     def done(self, user: int, remembered: int, bindings: Mapping[str, int], counted: Counters) -> None:
         """See :class:`Watcher`."""

@@ -64,7 +64,7 @@ def enter_way(inputs: Split, vectors: Vectors, home: Rectangle, region: Rectangl
     A line is a row of tiles, or, ``by_columns``, a column of tiles.
     """
     row, column = vectors.homes(inputs.length, home)
-    line = np.tile(_lines(inputs), len(vectors.which))
+    line = np.tile(lines_of(inputs), len(vectors.which))
     if by_columns:
         across, along = np.abs(region.column + line - column), _outside(row, region.row, region.rows)
         length = region.rows - 1
@@ -74,8 +74,8 @@ def enter_way(inputs: Split, vectors: Vectors, home: Rectangle, region: Rectangl
     return Way.of(across + along + length)
 
 
-def _lines(split: Split) -> Ints:
-    """The part that each element belongs to."""
+def lines_of(split: Split) -> Ints:
+    """The line of tiles, as parts of a split are, that each element belongs to."""
     return np.repeat(np.arange(split.parts), np.diff(split.bounds()))
 
 
@@ -87,7 +87,7 @@ def _outside(place: Ints, first: int, count: int) -> Ints:
 @lru_cache(maxsize=65536)
 def leave_way(outputs: Split, vectors: Vectors, region: Rectangle, home: Rectangle, by_columns: bool) -> Way:
     """From the last tiles of the lines of ``region`` that sum the outputs to their homes in ``home``."""
-    line = np.tile(_lines(outputs), len(vectors.which))
+    line = np.tile(lines_of(outputs), len(vectors.which))
     last_row, last_column = region.row + region.rows - 1, region.column + region.columns - 1
     if by_columns:
         source = (region.row + line, np.full_like(line, last_column))
@@ -100,7 +100,7 @@ def leave_way(outputs: Split, vectors: Vectors, region: Rectangle, home: Rectang
 def look_up_way(width: Split, vectors: Vectors, region: Rectangle) -> Way:
     """From the rows of tiles that hold a table's columns, along which all of them pass, to the homes."""
     row, _ = vectors.homes(width.length, region)
-    line = np.tile(_lines(width), len(vectors.which))
+    line = np.tile(lines_of(width), len(vectors.which))
     return Way.of(np.abs(region.row + line - row) + region.columns - 1)
 
 
@@ -130,8 +130,8 @@ def layout_way(
     """From the tiles of ``region`` on which a matrix [..., out, in] lies to the homes of its elements, number ``start``
     and so on of ``elements``, in ``home``; to the first tile of ``home`` if there are none.
     """
-    stack, columns = int(np.prod(shape[:-2])), region.column + _lines(outputs)
-    rows, at_once = region.row + _lines(inputs), max(1, _MOST_AT_ONCE // inputs.length)
+    stack, columns = int(np.prod(shape[:-2])), region.column + lines_of(outputs)
+    rows, at_once = region.row + lines_of(inputs), max(1, _MOST_AT_ONCE // inputs.length)
     ways = []
     for first in range(0, stack * outputs.length, at_once):
         lines = np.arange(first, min(first + at_once, stack * outputs.length))

@@ -169,14 +169,6 @@ def _misplaced(block: Block, placed: PlacedBlock | None) -> list[Diagnostic]:
     return [Diagnostic("W0607", message, block.name, {"placed_there": len(here)})]
 
 
-def flipped_weights(programs: Sequence[Program]) -> frozenset[str]:
-    """Parameters that some product reads with its inputs along the columns of tiles."""
-    everything = [i for program in programs for i in program.instructions]
-    caches = [instruction.cache for instruction in everything if instruction.cache]
-    everything += [i for cached in caches for i in (*cached.recompute, *cached.products.values())]
-    return frozenset(i.weights[1].parameter for i in everything if 1 in i.weights and is_transposed(i))
-
-
 def is_transposed(instruction: Instruction) -> bool:
     """Whether a product's weight lies on its tiles as [in, out]."""
     return bool(instruction.node.attributes["transposed"]) != instruction.weights[1].flipped

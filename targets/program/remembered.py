@@ -18,7 +18,7 @@ import numpy as np
 from ir.graph import Graph, Node
 from ir.layout import Ints
 from ir.model import Cache
-from ir.types import for_one_token, symbols_of
+from ir.types import one_token_shape, symbols_of
 
 _TOKENS = 2
 _PRODUCTS = frozenset({"linear", "matmul"})
@@ -147,7 +147,7 @@ class _Reading:
 
     def outputs(self, product: int) -> int:
         """Elements that a product makes for one token."""
-        return int(np.prod(self._shape(self.graph.nodes[product].result.name)))
+        return int(np.prod(one_token_shape(self.graph.nodes[product].result.type.shape)))
 
     def pieces(self, name: str) -> list[Piece] | None:
         """The key or value ``name`` [users, heads, tokens, width] from its first element to its last."""
@@ -172,7 +172,7 @@ class _Reading:
         node = self.graph.nodes[origin]
         taken = self._elements(node.inputs[0])
         assert taken is not None
-        inputs, outputs = taken.which.shape[-1], self._shape(node.result.name)[-1]
+        inputs, outputs = taken.which.shape[-1], one_token_shape(node.result.type.shape)[-1]
         vector = which // outputs
         if not (vector == vector[:, :1]).all():
             return None
@@ -180,11 +180,8 @@ class _Reading:
         source = self.cache.values[int(taken.origin.flat[0])]
         return Piece(source, Table(at), origin, Table(which % outputs))
 
-    def _shape(self, name: str) -> tuple[int, ...]:
-        return tuple(for_one_token(size) for size in self.graph.types[name].shape)
-
     def _numbered(self, origin: int, name: str) -> _Elements:
-        shape = self._shape(name)
+        shape = one_token_shape(self.graph.types[name].shape)
         which = np.arange(int(np.prod(shape)), dtype=np.int64).reshape(shape)
         return _Elements(np.full_like(which, origin), which)
 
@@ -207,7 +204,7 @@ class _Reading:
         operands = [self._elements(operand) for operand in node.inputs]
         if view is None or any(operand is None for operand in operands) or _cuts_tokens(self.graph, node):
             return None
-        shape = self._shape(name)
+        shape = one_token_shape(self.graph.types[name].shape)
         origins = view([o.origin for o in operands if o], node, shape)
         return _Elements(origins, view([o.which for o in operands if o], node, shape))
 

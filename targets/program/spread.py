@@ -78,8 +78,3 @@ def remembered_tokens(cache: Cache, tokens: int, seen: int) -> int:
     if not cache.window:
         return seen + tokens
     return tokens + (seen % cache.window if cache.chunked else min(seen, cache.window - 1))
-
-
-def cache_bytes(cache: Cache, seen: int) -> int:
-    """Bytes that one user's ``seen`` tokens take of a cache. They lie evenly over the tiles of its block's region."""
-    return cache.bytes_per_token * cache.tokens(seen)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ir.types import Dim, for_one_token
+from ir.types import Dim, for_one_token, one_token_shape
 from targets.emulator.kernels.meaning import meaning
-from targets.emulator.kernels.moves import charge, collect, one_token_shape, strangers
+from targets.emulator.kernels.moves import charge, collect, strangers
 from targets.emulator.scope import Charge, Kernel, Scope
 from targets.emulator.ways import move_way
 from targets.program.instructions import Instruction
@@ -29,7 +29,7 @@ def move(instruction: Instruction, scope: Scope) -> Kernel:
     """Elements go from their homes as operands to their homes as results."""
     node = instruction.node
     attributes = tuple((name, _for_one_token(value)) for name, value in sorted(node.attributes.items()))
-    operands = tuple((one_token_shape(scope.types[name]), name in scope.program.apart) for name in node.inputs)
+    operands = tuple((one_token_shape(scope.types[name].shape), name in scope.program.apart) for name in node.inputs)
     way = move_way(node.op, operands, attributes, scope.program.placed.region)
     return moving(instruction, scope, [*collect(node.inputs, scope), charge("move", way, node.result.name, scope)])
 

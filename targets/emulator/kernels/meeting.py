@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import prod
 
+from ir.types import one_token_shape
 from targets.emulator.arithmetic import Order
 from targets.emulator.kernels.elements import moving
-from targets.emulator.kernels.moves import charge, collect, one_token_shape, per_token, strangers
+from targets.emulator.kernels.moves import charge, collect, per_token, strangers
 from targets.emulator.kernels.reductions import MESH_MEANINGS
 from targets.emulator.kernels.tokens import Tokens, token_shape
 from targets.emulator.kernels.tree import Tree, at_homes, over_mesh
@@ -36,7 +37,7 @@ def reduction(instruction: Instruction, scope: Scope) -> Kernel:
 def combine(instruction: Instruction, scope: Scope) -> Kernel:
     """Elements that meet along an axis other than the last go to where their sum lies, and are added up there."""
     (name,), region = instruction.node.inputs, scope.program.placed.region
-    shape, axes = one_token_shape(scope.types[name]), _axes(instruction, scope)
+    shape, axes = one_token_shape(scope.types[name].shape), _axes(instruction, scope)
     charges = [*collect((name,), scope), charge("combine", combine_way(shape, axes, region), name, scope)]
     device = scope.arithmetic.device
     return _in_order(instruction, scope, charges, lambda shape, axes: at_homes(shape, axes, device))
@@ -85,6 +86,6 @@ def _values_that_meet(instruction: Instruction, scope: Scope) -> int:
         return 2 * scope.elements(node.result.name)
     if node.op == "gather":
         return scope.elements(node.result.name)
-    shape = one_token_shape(scope.types[node.inputs[0]])
+    shape = one_token_shape(scope.types[node.inputs[0]].shape)
     rows = prod(size for axis, size in enumerate(shape) if axis not in _axes(instruction, scope))
     return rows * (1 if node.op in SUMS - {"argmax", "argmin"} or node.op == "rms_norm" else 2)

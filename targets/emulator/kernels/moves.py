@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from math import prod
 
-from ir.types import TensorType, for_one_token
 from targets.emulator.scope import Charge, Scope
 from targets.emulator.ways import Way, layout_way, relay_way, spread_way, vector_way
 
@@ -72,11 +71,6 @@ def matrix_way(name: str, scope: Scope, *, to_homes: bool) -> Way | None:
             ways.append(layout_way(layout.inputs, layout.outputs, layout.shape, region, start, elements, home))
         start += length
     return Way(max(way.hops for way in ways), sum(way.links for way in ways)) if ways else None
-
-
-def one_token_shape(type_: TensorType) -> tuple[int, ...]:
-    """The shape for one token of one user."""
-    return tuple(for_one_token(size) for size in type_.shape)
 
 
 def arrivals(scope: Scope) -> list[tuple[str, list[Charge]]]:
