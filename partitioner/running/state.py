@@ -12,8 +12,6 @@ import msgspec
 
 from ir.diagnostics import Diagnostic, UsageError
 
-STATE = "run.json"
-"""Its name in a plan's folder."""
 _MOST_BYTES = 64 << 20
 
 
