@@ -125,7 +125,7 @@ def test_made_matrices_keep_activations_near_one(made):
     values = Seeded({made.name: made}, 7).read(made.name).unpack(torch.float32, "cpu")
     spread = float(values.square().mean().sqrt()) * made.shape[-1] ** 0.5
     assert 0.65 < spread < 1.5
-    assert abs(float(values.mean())) < 0.15 / made.shape[-1] ** 0.5
+    assert abs(float(values.mean())) < 0.02 / made.shape[-1] ** 0.5, "a mean of the inputs would grow"
 
 
 def test_the_first_bytes_of_a_made_weight_never_change():

@@ -15,6 +15,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
+from ir.graph import Node
 from ir.layout import Ints
 from ir.plan import Rectangle
 from ir.types import one_token_shape
@@ -82,7 +83,7 @@ def _looked(
     _count(instruction, scope, spread, operands, sight, query.shape[1] * seen.shape[3])
     result = from_values(seen, look, cached, scope)
     count_by_head(look.values, cached, scope, node.result.name, query.shape[1], query.shape[2], forward=True)
-    scope.values[node.result.name] = result.transpose(1, 2).to(arithmetic.dtype(node.result.type.dtype))
+    scope.values[node.result.name] = _as_result(result, node, scope)
 
 
 def _recomputed(
@@ -146,7 +147,12 @@ def _attend_whole(
     layout = Layout(spread, (at[0],), (at[1],), key.shape[2] if len(key) > 1 else 0)
     seen = attention(operands, Meaning.of(sight, node.attributes), layout, arithmetic.order).flatten(1, 2)
     _count(instruction, scope, spread, operands, sight, scope.elements(node.result.name))
-    scope.values[node.result.name] = seen.transpose(1, 2).to(arithmetic.dtype(node.result.type.dtype))
+    scope.values[node.result.name] = _as_result(seen, node, scope)
+
+
+def _as_result(seen: Tensor, node: Node, scope: Scope) -> Tensor:
+    """What each head has seen [stacks, heads, tokens, width] as the node's result."""
+    return seen.transpose(1, 2).to(scope.arithmetic.dtype(node.result.type.dtype, node.result.name))
 
 
 def _sinks(instruction: Instruction, scope: Scope, heads: int) -> Tensor | None:

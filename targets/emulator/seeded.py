@@ -5,8 +5,9 @@ expert's number and the part of the encoding (elements or scales). Element i lie
 neither on what is read before, nor in which pieces, nor on the platform. Some bits of each element are then set, which
 gives the values a spread that keeps activations near one through any number of layers:
 
-- elements of matrices: a random sign, a magnitude spread over four octaves (where the encoding has floats; integers
-  take all their values), and a root mean square of 1 / sqrt(inputs), to within a factor of sqrt(2);
+- elements of matrices: a random sign, a magnitude spread over four octaves (of integers: evenly from 0 to 7), and a
+  root mean square of 1 / sqrt(inputs), to within a factor of sqrt(2). Their mean is zero: else a mean of the inputs
+  would grow from layer to layer until nothing else was left;
 - biases: the same spread about zero, with a root mean square of about 1/64;
 - other vectors, such as the scales of norms: between 1 and 1.25.
 """
@@ -34,7 +35,7 @@ Words = npt.NDArray[np.uint64]
 _PIECE_WORDS = 1 << 17
 """Made at once by one thread: a megabyte, which stays in a processor's cache."""
 _BIAS_SPREAD = 1 / 64
-_INT4_SPREAD = math.sqrt(sum(q * q for q in range(-8, 8)) / 16)
+_INT4_SPREAD = math.sqrt(sum(q * q for q in range(8)) / 8)
 _E2M1_SPREAD = math.sqrt(2 * sum(m * m for m in (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)) / 16)
 _OCTAVE = math.sqrt(7 / 3)
 """Root mean square of numbers spread evenly between 1 and 2."""
@@ -122,15 +123,13 @@ class Seeded:
                 known here.
         """
         parameter = self.parameters[name]
+        shape = parameter.shape if expert is None else parameter.shape[1:]
         if not self.held and rows is None:
-            return Made(
-                replace(self, held=True), name, expert, parameter.shape if expert is None else parameter.shape[1:]
-            )
+            return Made(replace(self, held=True), name, expert, shape)
         if expert is None and rows is None and _is_stack(parameter):
             whole = stacked([self.read(name, index) for index in range(parameter.shape[0])])
             assert whole is not None, "experts are alike"
             return whole
-        shape = parameter.shape if expert is None else parameter.shape[1:]
         return self._matrices(parameter, expert, shape, rows or range(shape[0] if shape else 1))
 
     def _matrices(self, parameter: Parameter, expert: int | None, shape: tuple[int, ...], rows: range) -> Stored:
@@ -148,7 +147,7 @@ class Seeded:
         if encoding == "int4_g32":
             how = _octave(_FLOATS[DType.BF16], size / _INT4_SPREAD)
             scales = part("scales", how, (shape[-1] // 32,)).view(torch.bfloat16)
-            return Int4(part("elements", _ANY, (shape[-1] // 2,)).view(torch.int32), scales)
+            return Int4(_signed_nibbles(part("elements", _ANY, (shape[-1] // 2,))), scales)
         if encoding == "mxfp4":
             power = 127 + round(math.log2(size / _E2M1_SPREAD / math.sqrt(5 / 2)))
             blocks = part("elements", _ANY, (shape[-1] // 2,)).view(len(rows), -1, 16)
@@ -168,6 +167,19 @@ class Seeded:
         is_scale = len(parameter.shape) < 2 and not parameter.name.endswith("bias")
         how = _about_one(kind) if is_scale else _spread(kind, size)
         return Plain(part("elements", how, shape[1:]).view(kind.dtype).view(_taken(shape, rows)))
+
+
+def _signed_nibbles(random: torch.Tensor) -> torch.Tensor:
+    """Words i32 of four-bit values stored as q + 8, of random bytes: three bits of each are q's magnitude, from 0 to 7
+    above -7 or above 0, and the fourth says which.
+    """
+    held = random.numpy()
+    upper = (held >> 3) & 0x11
+    upper *= 7
+    held &= 0x77
+    held += upper
+    held += 0x11
+    return random.view(torch.int32)
 
 
 @dataclass(frozen=True, slots=True)
