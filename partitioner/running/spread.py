@@ -21,7 +21,7 @@ import partitioner
 from ir.diagnostics import Diagnostic, UsageError, WafercError
 from partitioner.folder import MANIFEST, read_file
 from partitioner.run_state import STATE, Keeper, RunState, finished_of, read_state
-from partitioner.running.inputs import Prompts, read_arrays
+from partitioner.running.inputs import Prompts, read_arrays, vocabulary_of
 from partitioner.running.setup import How, Opened, Runnable, open_plan, open_unchecked
 from targets.emulator.distributed import (
     Member,
@@ -68,6 +68,11 @@ class Spread:
         if not 1 <= self.timeout_s <= 86400:
             message = f"--timeout must be from 1 to 86400 seconds, not {self.timeout_s:g}"
             raise UsageError(Diagnostic("W0103", message, "--timeout"))
+
+    @property
+    def keeps(self) -> bool:
+        """Whether the state of the run was asked for."""
+        return self.resume or self.state is not None
 
 
 ONE_PROCESS = Spread()
@@ -173,8 +178,8 @@ def do(task: Task, opened: Opened, me: Member | None = None) -> Run | None:
     if task.inputs:
         run = step_over(opened.emulator, me, read_arrays(Path(task.inputs)))
         return None if run is None else replace(run, note=opened.weights.note)
-    keeper = task.keeper()
-    finished = msgspec.json.decode(me.from_first("finished", lambda: _begin(task, keeper)), type=Prompts)
+    keeper, vocabulary = task.keeper(), vocabulary_of(opened.runnable.model.graph)
+    finished = msgspec.json.decode(me.from_first("finished", lambda: _begin(task, keeper, vocabulary)), type=Prompts)
     run = generate_over(
         opened.emulator, me, task.prompts, finished, task.tokens, keep_logits=task.keep_logits, on_token=keeper.add
     )
@@ -185,11 +190,12 @@ def do(task: Task, opened: Opened, me: Member | None = None) -> Run | None:
     return replace(run, note=opened.weights.note)
 
 
-def _begin(task: Task, keeper: Keeper) -> str:
+def _begin(task: Task, keeper: Keeper, vocabulary: int) -> str:
     """Begin to keep a run's state: that of the run before, if it is to go on. The tokens that are finished, as JSON."""
     if task.resume:
         kept = read_state(keeper.path)
         kept.require_same_run(keeper.state, str(keeper.path))
+        kept.require_tokens_below(vocabulary, str(keeper.path))
         keeper.state = kept
     keeper.begin()
     return msgspec.json.encode(finished_of(keeper.state, task.tokens)).decode()

@@ -207,7 +207,7 @@ class Emulator:
         Raises:
             UsageError: W0609, the inputs are not the graph's.
         """
-        return _bind(self.model.graph, inputs)
+        return bind_inputs(self.model.graph, inputs)
 
     @property
     def turns(self) -> tuple[tuple[Stage, ...], ...]:
@@ -321,13 +321,15 @@ def _stages(programs: Sequence[Program]) -> tuple[Stage, ...]:
     return tuple(Stage(wafer, tuple(run)) for wafer, run in runs)
 
 
-def _bind(graph: Graph, inputs: Mapping[str, Tensor]) -> dict[str, int]:
-    """The symbols' values in this step; W0609 unless ``inputs`` are the graph's."""
+def bind_inputs(graph: Graph, inputs: Mapping[str, Tensor]) -> dict[str, int]:
+    """What the symbols stand for in a step with ``inputs``; W0609 unless they are the graph's."""
     try:
         bindings = bind_symbols({value.name: value.type for value in graph.inputs}, inputs)
         unknown = inputs.keys() - {value.name for value in graph.inputs}
         if unknown:
             raise ValueError(f"{sorted(unknown)[0]} is no input")
+        if empty := [name for name in ("users", "tokens") if bindings.get(name) == 0]:
+            raise ValueError(f"there are no {empty[0]}")
         for value in graph.inputs:
             wanted = tuple(evaluate(size, bindings) for size in value.type.shape)
             if tuple(inputs[value.name].shape) != wanted:
