@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -31,6 +30,7 @@ from partitioner.running.predicted import predicted_for
 from partitioner.running.setup import How, Opened, Runnable, open_plan
 from targets.counters import Counters
 from targets.emulator import Emulator, Precision
+from targets.emulator.distributed import peak_rss_bytes
 from targets.emulator.seeded import Seeded
 from targets.emulator.watch import Steps, Watcher
 from targets.program.instructions import Instruction
@@ -93,7 +93,7 @@ def main() -> None:
             print(fault, file=sys.stderr)
         sys.exit(error.exit_code)
     record["seconds"] = {name: round(seconds, 1) for name, seconds in clock.seconds.items()}
-    record["peak_rss_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    record["peak_rss_bytes"] = peak_rss_bytes()
     clock.show("")
     if arguments.json:
         print(json.dumps(record))

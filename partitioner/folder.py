@@ -7,6 +7,7 @@ model.json           where the model came from, for running it
 diagnostics.jsonl    notes on what was left out or assumed
 report.html          the placement as a page
 test_plan.py         tests of the plan beside the original, if asked for; the manifest does not name it
+run.json             what an unfinished run has generated so far; nor does it name this
 """
 
 from __future__ import annotations
@@ -27,14 +28,13 @@ from ir.plan import Plan
 from ir.text import parse_graph, print_graph
 from partitioner.frontends.lowered import Lowered, Origin
 from partitioner.manifest import Manifest, decode, encode, encode_tables, to_manifest, to_plan
-from partitioner.run_state import STATE
 
 MANIFEST = "manifest.json"
 GRAPH, ORIGIN, NOTES = "model.ir", "model.json", "diagnostics.jsonl"
 _TABLES, REPORT = "tables.safetensors", "report.html"
-TESTS = "test_plan.py"
+TESTS, STATE = "test_plan.py", "run.json"
 _FILES = (_TABLES, GRAPH, ORIGIN, NOTES, REPORT)
-_BESIDE = (TESTS, "__pycache__", ".pytest_cache")
+_BESIDE = (TESTS, STATE, "__pycache__", ".pytest_cache")
 """What may lie there beside, and goes when the plan is replaced."""
 _MOST_FILE_BYTES = 1 << 30
 
@@ -127,7 +127,7 @@ def refuse_foreign(output: Path) -> None:
         raise _unwritable(output, str(error.strerror)) from None
     except ValueError as error:
         raise _unwritable(output, str(error)) from None
-    foreign = sorted(entries - {MANIFEST, *_FILES, *_BESIDE, STATE})
+    foreign = sorted(entries - {MANIFEST, *_FILES, *_BESIDE})
     if foreign or (entries and MANIFEST not in entries):
         shown = ", ".join((foreign or sorted(entries))[:3])
         raise UsageError(

@@ -15,7 +15,7 @@ from torch.distributed import HashStore
 
 from ir.diagnostics import CheckError, Diagnostic, UsageError
 from partitioner.api import Request, compile_lowered
-from partitioner.run_state import Keeper, RunState, read_state
+from partitioner.running.state import Keeper, RunState, read_state
 from targets.emulator import Arithmetic, Emulator, Precision
 from targets.emulator.arithmetic import require_device
 from targets.emulator.distributed import alone, generate_over, launch, share_out

@@ -191,7 +191,7 @@ def placed_of(tmp_path_factory) -> Callable[[str], Placed]:
     return of
 
 
-@pytest.mark.parametrize("name", ["kimi_k26", "deepseek_v3", "gpt_oss", "llama"])
+@pytest.mark.parametrize("name", ["kimi_k26", "gpt_oss", "llama"])
 def test_runs_are_as_near_to_the_original_in_32_bit_as_is_said(name: str, placed_of) -> None:
     """Weights in INT4, FP8, MXFP4 and bf16."""
     it = placed_of(name)

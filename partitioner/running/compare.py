@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
-from ir.graph import Graph
 from ir.types import DType
 from partitioner.frontends.reference import Reference
+from partitioner.running.setup import Opened
 from targets.emulator import Generated, Precision
 from targets.emulator.arithmetic import native_tolerance
 
@@ -31,11 +31,13 @@ class Bound:
     share: float
 
     @staticmethod
-    def of(graph: Graph, precision: str, *, wide: bool) -> Bound:
-        """For a run of ``graph``; ``wide``: the original computes in 32 bit, whatever the graph states."""
+    def of(opened: Opened) -> Bound:
+        """For a run of ``opened``; the library's own models compute in 32 bit, whatever the graph states."""
+        graph = opened.runnable.model.graph
         narrow = any(graph.types[name].dtype in (DType.BF16, DType.F16) for name in graph.outputs)
         share = max(native_tolerance(graph, name) for name in graph.outputs)
-        return Bound(precision == Precision.FLOAT32 and (wide or not narrow), share)
+        wide = opened.original.module is not None
+        return Bound(opened.how.precision == Precision.FLOAT32 and (wide or not narrow), share)
 
     def of_outputs(self, theirs: Tensor) -> float:
         """The greatest error of an output beside ``theirs``."""

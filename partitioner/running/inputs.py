@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +16,14 @@ from ir.ops import torch_dtype
 from ir.plan import Plan
 from ir.types import DType, evaluate, symbols_of
 from partitioner.passes.step import TEXT_INPUTS, continues_text
-from targets.emulator.executor import bind_inputs
+from targets.emulator.generate import faults_of_prompt
+from targets.emulator.inputs import bind
+from targets.emulator.pipeline import vocabulary_of
 
 Tensor = torch.Tensor
 Prompts = tuple[tuple[int, ...], ...]
 _MOST_ARRAY_BYTES = 4 << 30
 _FEWER = ("compile with more --users", "give fewer prompts at once")
-_SHORTER = ("ask for fewer tokens", "plan for more context")
 
 
 def require_prompts(graph: Graph, plan: Plan, prompts: Prompts, tokens: int) -> None:
@@ -38,7 +39,11 @@ def require_prompts(graph: Graph, plan: Plan, prompts: Prompts, tokens: int) -> 
         needs = f": it takes {', '.join(further)}" if further else ""
         help_ = ("give the model's inputs with --inputs FILE.npz",)
         raise UsageError(Diagnostic("W0613", f"the plan is of no model of token ids alone{needs}", help=help_))
-    faults = [fault for number, ids in enumerate(prompts) for fault in _faults_of(graph, plan, number, ids, tokens)]
+    faults = [
+        fault
+        for number, ids in enumerate(prompts)
+        for fault in faults_of_prompt(graph, plan, ids, tokens, f"prompt {number}")
+    ]
     faults += _too_many(plan, len(prompts))
     if faults:
         raise UsageError(*faults)
@@ -66,22 +71,6 @@ def _too_many(plan: Plan, prompts: int) -> list[Diagnostic]:
     return [Diagnostic("W0660", message, "prompts", {"prompts": prompts, "users": planned}, _FEWER)]
 
 
-def _faults_of(graph: Graph, plan: Plan, number: int, ids: Sequence[int], tokens: int) -> list[Diagnostic]:
-    where = f"prompt {number}"
-    vocabulary, context = vocabulary_of(graph), plan.workload.context
-    outside = [token for token in ids if not 0 <= token < vocabulary]
-    faults: list[Diagnostic] = []
-    if outside:
-        message = f"the token {outside[0]} is outside the vocabulary of {vocabulary}"
-        faults.append(Diagnostic("W0604", message, where, {"outside": len(outside)}))
-    if not ids:
-        faults.append(Diagnostic("W0604", "the prompt is empty", where))
-    if len(ids) + tokens > context:
-        message = f"{len(ids)} + {tokens} tokens exceed the plan's context of {context}"
-        faults.append(Diagnostic("W0605", message, where, help=_SHORTER))
-    return faults
-
-
 def require_inputs(model: Model, plan: Plan, inputs: Mapping[str, Tensor]) -> None:
     """Refuse arrays that are no step of the plan's model.
 
@@ -90,12 +79,12 @@ def require_inputs(model: Model, plan: Plan, inputs: Mapping[str, Tensor]) -> No
             from; W0605 or W0660, the plan has no caches for so many tokens or users.
     """
     graph, faults = model.graph, []
-    sizes = bind_inputs(graph, inputs)
+    sizes = bind(graph, inputs)
     if any(block.caches for block in model.blocks):
         tokens, context = sizes.get("tokens", 0), plan.workload.context
         if tokens > context:
             message = f"{tokens} tokens exceed the plan's context of {context}"
-            faults.append(Diagnostic("W0605", message, graph.name, help=_SHORTER))
+            faults.append(Diagnostic("W0605", message, graph.name, help=("plan for more context",)))
         faults += _too_many(plan, sizes.get("users", 0))
     for name, rows in ((name, _table_rows(graph, name)) for name in inputs):
         given = inputs[name]
@@ -104,11 +93,6 @@ def require_inputs(model: Model, plan: Plan, inputs: Mapping[str, Tensor]) -> No
             faults.append(Diagnostic("W0604", message, name))
     if faults:
         raise UsageError(*faults)
-
-
-def vocabulary_of(graph: Graph) -> int:
-    """Tokens that a language model can yield, and so can read."""
-    return int(graph.types[graph.outputs[0]].shape[-1])  # type: ignore[arg-type]
 
 
 def random_prompt(graph: Graph, plan: Plan, tokens: int, seed: int) -> tuple[int, ...]:

@@ -17,8 +17,8 @@ from targets.counters import Counters
 from targets.emulator import Generated
 from targets.emulator.distributed import Run, peak_rss_bytes, under_torchrun
 from targets.emulator.generate import OnToken, Prompt, generate_together
+from targets.emulator.inputs import joined
 from targets.emulator.speculate import PromptLookup
-from targets.emulator.turns import joined
 from targets.emulator.watch import CountedStep, Steps, Watcher
 
 
@@ -87,10 +87,8 @@ def take_step(
     task = _task(opened, opened.runnable.folder, spread, inputs=str(file.absolute()))
     run = _run_over_processes(task, opened, spread, watchers)
     graph, users = opened.runnable.model.graph, len(run.steps)
-    parts: dict[str, list[tuple[range, torch.Tensor]]] = {}
-    for (user, name), value in sorted(run.made.results.items()):
-        parts.setdefault(name, []).append((range(user, users, users), value))
-    outputs = {name: joined(parts[name], graph.types[name]) for name in graph.outputs}
+    parts = {name: [run.made.results[user, name] for user in range(users)] for name in graph.outputs}
+    outputs = {name: joined(own, graph.types[name]) for name, own in parts.items()}
     return Made((), outputs, _book(run), run.rss_bytes, run.note)
 
 

@@ -112,7 +112,7 @@ def run_prompts(
     taken = _taken(opened, made)
     if reference is None:
         return TextRun(prompts, made.generated, taken)
-    bound = Bound.of(it.model.graph, opened.how.precision, wide=opened.original.module is not None)
+    bound = Bound.of(opened)
     found = tuple(compare_text(ids, text, reference, bound) for ids, text in zip(prompts, made.generated, strict=True))
     return TextRun(prompts, made.generated, taken, reference.name, found)
 
@@ -139,7 +139,7 @@ def run_step(
     if reference is None:
         return StepRun(outputs, taken)
     theirs = dict(zip(outputs, reference.run(inputs, frozenset())[0], strict=True))
-    bound = Bound.of(it.model.graph, opened.how.precision, wide=opened.original.module is not None)
+    bound = Bound.of(opened)
     errors = {name: error_of(ours, theirs[name]) for name, ours in outputs.items()}
     allowed = {name: bound.of_outputs(value) for name, value in theirs.items()}
     return StepRun(outputs, taken, reference.name, errors, allowed)

@@ -19,10 +19,10 @@ import torch
 
 import partitioner
 from ir.diagnostics import Diagnostic, UsageError, WafercError
-from partitioner.folder import MANIFEST, read_file
-from partitioner.run_state import STATE, Keeper, RunState, finished_of, read_state
-from partitioner.running.inputs import Prompts, read_arrays, vocabulary_of
+from partitioner.folder import MANIFEST, STATE, read_file
+from partitioner.running.inputs import Prompts, read_arrays
 from partitioner.running.setup import How, Opened, Runnable, open_plan, open_unchecked
+from partitioner.running.state import Keeper, RunState, finished_of, read_state
 from targets.emulator.distributed import (
     Member,
     Run,
@@ -36,6 +36,7 @@ from targets.emulator.distributed import (
     step_over,
     threads_of_each,
 )
+from targets.emulator.pipeline import vocabulary_of
 
 _WORKER = "from partitioner.running.spread import serve; serve()"
 

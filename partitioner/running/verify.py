@@ -98,11 +98,11 @@ def verify_prompts(opened: Opened, prompts: Prompts, tokens: int, asked: str = "
     """
     it = opened.runnable
     require_prompts(it.model.graph, it.plan, prompts, tokens)
-    reference, bound = opened.reference(asked), _bound(opened)
-    leaving = values_between_layers(it.model)
+    reference, bound = opened.reference(asked), Bound.of(opened)
+    leaving, output = values_between_layers(it.model), it.model.graph.outputs[0]
     parts, texts, made = [], [], []
     for ids in prompts:
-        seen = Seen(frozenset(leaving))
+        seen = Seen(frozenset((*leaving, output)))
         opened.emulator.watchers = (seen,)
         text = generate(opened.emulator, ids, tokens)
         _, theirs = reference.run(text_inputs([*ids, *text.tokens][:-1]), frozenset(leaving))
@@ -110,10 +110,10 @@ def verify_prompts(opened: Opened, prompts: Prompts, tokens: int, asked: str = "
         texts.append(compare_text(ids, text, reference, bound))
         made.append(text.tokens)
     places = _worst(parts)
-    output, last = it.model.graph.outputs[0], it.model.blocks[-1]
-    wafer = it.plan.copies[last.name][0].wafer
     worst = max(texts, key=lambda text: text.max_abs_logit_error)
-    logits = Place("logits", output, "", wafer, worst.max_abs_logit_error, worst.tolerance, worst.greatest)
+    logits = Place(
+        "logits", output, "", seen.wafers[output], worst.max_abs_logit_error, worst.tolerance, worst.greatest
+    )
     unseen = _unseen(leaving, places)
     return Verification(reference.name, places, (logits,), unseen, prompts, tuple(made), tuple(texts))
 
@@ -126,18 +126,16 @@ def verify_step(opened: Opened, inputs: Mapping[str, Tensor], asked: str = "auto
     """
     model = opened.runnable.model
     require_inputs(model, opened.runnable.plan, inputs)
-    bound = _bound(opened)
+    bound = Bound.of(opened)
     reference = opened.reference(asked)
     leaving = values_between_layers(model)
-    seen = Seen(frozenset(leaving))
+    seen = Seen(frozenset((*leaving, *model.graph.outputs)))
     opened.emulator.watchers = (seen,)
     ours = opened.emulator.step(inputs)
     outputs, theirs = reference.run(inputs, frozenset(leaving))
     places = _places(model, leaving, seen, theirs, bound)
-    home = {block.name: block.wafer for block in opened.runnable.plan.blocks}
-    makers = {name: block.name for block in model.blocks for i in block.nodes for name in _results(model, i)}
     found = [
-        Place("output", name, "", home[makers[name]], error_of(value, it), bound.of_outputs(it), greatest(it))
+        Place("output", name, "", seen.wafers[name], error_of(value, it), bound.of_outputs(it), greatest(it))
         for (name, value), it in zip(ours.items(), outputs, strict=True)
     ]
     return Verification(reference.name, places, tuple(found), _unseen(leaving, places))
@@ -177,15 +175,6 @@ def values_between_layers(model: Model) -> dict[str, str]:
 
 def _layer(block: Block) -> str:
     return block.name if block.layer is None else block.name.rpartition(".")[0]
-
-
-def _bound(opened: Opened) -> Bound:
-    wide = opened.original.module is not None
-    return Bound.of(opened.runnable.model.graph, opened.how.precision, wide=wide)
-
-
-def _results(model: Model, index: int) -> list[str]:
-    return [value.name for value in model.graph.nodes[index].results]
 
 
 def _places(

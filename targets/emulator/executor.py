@@ -16,17 +16,15 @@ from time import perf_counter_ns
 import torch
 
 from ir.diagnostics import CheckError, Diagnostic, UsageError
-from ir.graph import Graph, Parameter
-from ir.interpret import bind_symbols
+from ir.graph import Parameter
 from ir.liveness import token_dependent
 from ir.model import Model
-from ir.ops import torch_dtype
 from ir.plan import Plan
-from ir.types import evaluate
 from targets.counters import Counters, added_up
 from targets.emulator.arithmetic import Arithmetic
 from targets.emulator.attention import attend, attend_in_step
 from targets.emulator.history import History
+from targets.emulator.inputs import bind, joined, part_of
 from targets.emulator.kernels import arrive, run
 from targets.emulator.lay_out import lay_out
 from targets.emulator.ledger import WaferLedger
@@ -34,7 +32,6 @@ from targets.emulator.memory import HostMemory
 from targets.emulator.meter import Meter
 from targets.emulator.room import Room
 from targets.emulator.scope import BlockMemory, Scope
-from targets.emulator.turns import joined, part_of
 from targets.emulator.watch import Watcher
 from targets.emulator.weights import Tensors, WeightSource
 from targets.program.instructions import Instruction, Program, write_programs
@@ -168,13 +165,12 @@ class Emulator:
                 caches remember is then unchanged.
         """
         graph = self.model.graph
-        bindings = self.bind(inputs)
+        bindings = bind(graph, inputs)
         users = bindings.get("users", 1)
         self._require_users(users)
         flights = []
         for user in range(users):
-            own = range(user, users, users)
-            mine = {name: part_of(value, graph.types[name], own) for name, value in inputs.items()}
+            mine = {name: part_of(value, graph.types[name], user, users) for name, value in inputs.items()}
             flights.append(self.begin(mine, user))
         for flight in flights:
             while not self.is_done(flight):
@@ -182,15 +178,12 @@ class Emulator:
         for flight in flights:
             self.finish(flight)
         self.counters = added_up([flight.meter.counters() for flight in flights])
-        return {
-            name: joined([(range(f.user, users, users), f.outputs[name]) for f in flights], graph.types[name])
-            for name in graph.outputs
-        }
+        return {name: joined([f.outputs[name] for f in flights], graph.types[name]) for name in graph.outputs}
 
     def begin(self, inputs: Mapping[str, Tensor], user: int = 0) -> Flight:
         """One user's step, about to enter the first stage; raises as :meth:`step` does."""
         graph, device = self.model.graph, self.arithmetic.device
-        bindings = self.bind(inputs)
+        bindings = bind(graph, inputs)
         self._require_users(user + 1)
         self._require_room(self.tokens(user) + bindings.get("tokens", 0))
         held = {
@@ -200,14 +193,6 @@ class Emulator:
         values = {wafer: dict(held) for wafer in self.wafers}
         outputs = {name: held[name] for name in graph.outputs if name in held}
         return Flight(user, held, bindings, values, outputs, dict(self._histories.get(user, {})))
-
-    def bind(self, inputs: Mapping[str, Tensor]) -> dict[str, int]:
-        """What the graph's symbols stand for in a step with ``inputs``.
-
-        Raises:
-            UsageError: W0609, the inputs are not the graph's.
-        """
-        return bind_inputs(self.model.graph, inputs)
 
     @property
     def turns(self) -> tuple[tuple[Stage, ...], ...]:
@@ -319,27 +304,6 @@ class Emulator:
 def _stages(programs: Sequence[Program]) -> tuple[Stage, ...]:
     runs = groupby(programs, key=lambda program: program.placed.wafer)
     return tuple(Stage(wafer, tuple(run)) for wafer, run in runs)
-
-
-def bind_inputs(graph: Graph, inputs: Mapping[str, Tensor]) -> dict[str, int]:
-    """What the symbols stand for in a step with ``inputs``; W0609 unless they are the graph's."""
-    try:
-        bindings = bind_symbols({value.name: value.type for value in graph.inputs}, inputs)
-        unknown = inputs.keys() - {value.name for value in graph.inputs}
-        if unknown:
-            raise ValueError(f"{sorted(unknown)[0]} is no input")
-        if empty := [name for name in ("users", "tokens") if bindings.get(name) == 0]:
-            raise ValueError(f"there are no {empty[0]}")
-        for value in graph.inputs:
-            wanted = tuple(evaluate(size, bindings) for size in value.type.shape)
-            if tuple(inputs[value.name].shape) != wanted:
-                raise ValueError(f"{value.name} is {tuple(inputs[value.name].shape)}, not {wanted}")
-            if inputs[value.name].dtype != torch_dtype(torch, value.type.dtype):
-                raise ValueError(f"{value.name} is of {inputs[value.name].dtype}, not {value.type.dtype}")
-    except (KeyError, ValueError) as error:
-        names = ", ".join(f"{value.name}: {value.type}" for value in graph.inputs)
-        raise UsageError(Diagnostic("W0609", f"the step takes {names}", graph.name, {"fault": str(error)})) from None
-    return bindings
 
 
 def _read_by(programs: Iterable[Program], model: Model) -> list[Parameter]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import torch
 
 from ir.diagnostics import Diagnostic, UsageError
+from ir.graph import Graph
+from ir.plan import Plan
 from targets.counters import Counters
 from targets.emulator.executor import Emulator
 from targets.emulator.pipeline import Tick, vocabulary_of, write_together
@@ -151,19 +153,26 @@ class _Writer:
         return Generated(tuple(self.chosen), tuple(self.logits), tuple(self.counters), self.proposed, self.accepted)
 
 
-def require_prompt(emulator: Emulator, prompt_ids: Sequence[int], tokens: int) -> None:
+def require_prompt(emulator: Emulator, ids: Sequence[int], tokens: int) -> None:
     """Refuse what :func:`generate` does not continue: raises W0604 and W0605 as it does."""
-    vocabulary = vocabulary_of(emulator.model.graph)
-    outside = [token for token in prompt_ids if not 0 <= token < vocabulary]
+    if faults := [*faults_of_prompt(emulator.model.graph, emulator.plan, ids, tokens)]:
+        raise UsageError(*faults)
+
+
+def faults_of_prompt(
+    graph: Graph, plan: Plan, ids: Sequence[int], tokens: int, where: str = "prompt"
+) -> Iterator[Diagnostic]:
+    """Why a prompt cannot be continued by ``tokens`` tokens: W0604 and W0605."""
+    vocabulary, context = vocabulary_of(graph), plan.workload.context
+    outside = [token for token in ids if not 0 <= token < vocabulary]
     if outside:
-        message = f"the prompt's token {outside[0]} is outside the vocabulary of {vocabulary}"
-        raise UsageError(Diagnostic("W0604", message, "prompt", {"outside": len(outside)}))
-    if not prompt_ids:
-        raise UsageError(Diagnostic("W0604", "the prompt is empty", "prompt"))
-    context = emulator.plan.workload.context
-    if len(prompt_ids) + tokens > context:
-        message = f"{len(prompt_ids)} + {tokens} tokens exceed the plan's context of {context}"
-        raise UsageError(Diagnostic("W0605", message, "prompt", {}, ("ask for fewer tokens", "plan for more context")))
+        message = f"the token {outside[0]} is outside the vocabulary of {vocabulary}"
+        yield Diagnostic("W0604", message, where, {"outside": len(outside)})
+    if not ids:
+        yield Diagnostic("W0604", "the prompt is empty", where)
+    if len(ids) + tokens > context:
+        message = f"{len(ids)} + {tokens} tokens exceed the plan's context of {context}"
+        yield Diagnostic("W0605", message, where, help=("ask for fewer tokens", "plan for more context"))
 
 
 def _require_same_vocabulary(vocabulary: int, draft: Draft) -> None:

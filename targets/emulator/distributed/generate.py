@@ -16,7 +16,7 @@ from targets.emulator.distributed.route import Route, find_route
 from targets.emulator.distributed.schedule import Asked, Item, Round, in_pieces, plan_rounds
 from targets.emulator.executor import Emulator
 from targets.emulator.generate import OnToken, require_prompt
-from targets.emulator.turns import part_of
+from targets.emulator.inputs import bind, part_of
 
 Tensor = torch.Tensor
 
@@ -65,7 +65,7 @@ def step_over(emulator: Emulator, me: Member, inputs: Mapping[str, Tensor]) -> R
         UsageError, CheckError: as :meth:`Emulator.step` does.
     """
     types = emulator.model.graph.types
-    bindings = emulator.bind(inputs)
+    bindings = bind(emulator.model.graph, inputs)
     users = bindings.get("users", 1)
     items = tuple(
         Item(
@@ -73,7 +73,7 @@ def step_over(emulator: Emulator, me: Member, inputs: Mapping[str, Tensor]) -> R
             user,
             0,
             0,
-            {name: part_of(value, types[name], range(user, users, users)) for name, value in inputs.items()},
+            {name: part_of(value, types[name], user, users) for name, value in inputs.items()},
             {**bindings, "users": 1},
             gives=True,
         )

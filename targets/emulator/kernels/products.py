@@ -11,8 +11,8 @@ from ir.diagnostics import CheckError, Diagnostic
 from ir.layout import Ints, MatrixLayout, Split
 from ir.plan import Rectangle
 from targets.emulator.kernels.moves import broadcast, charge, collect, per_token
+from targets.emulator.kernels.sums import product
 from targets.emulator.memory import TileWeights
-from targets.emulator.products import product
 from targets.emulator.scope import Charge, Kernel, Scope, Tensor
 from targets.emulator.ways import Vectors, enter_way, leave_way, look_up_way
 from targets.program.instructions import Instruction, is_transposed

@@ -1,4 +1,6 @@
-"""Products in the order of the mesh: each line of tiles adds what it multiplied to the sums that reach it."""
+"""Products on tiles: their sums are taken by the host's routine at once, or as on the mesh, where each line of tiles
+adds what it multiplied to the sums that reach it.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +10,10 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+from torch.nn.functional import linear
 
 from ir.layout import Ints, Split
+from targets.emulator.arithmetic import Order
 
 Tensor = torch.Tensor
 _PART_ELEMENTS = 1 << 18
@@ -18,6 +22,25 @@ _SUM_ELEMENTS = 1 << 22
 """Sums of lines that are held at once, before they are added up line after line."""
 _COLUMNS = 16
 """Sums that one product of the host yields for each output, so that it is fast: several lines' where tokens are few."""
+
+
+def product(
+    x: Tensor, parts: Iterable[Tensor], inputs: Split, transposed: bool, order: Order, bias: Tensor | None = None
+) -> Tensor:
+    """X [..., in] times a weight [out, in] ([in, out] where ``transposed``) -> [..., out], summed in 32 bit.
+
+    ``parts`` are rows of the weight, one part after the other; where it is ``transposed``, the whole of it. A ``bias``
+    [out] is added where the results are at home.
+    """
+    if order is Order.MESH:
+        shares = (part.T for part in parts) if transposed else parts
+        y = _mesh_sums(x.reshape(-1, x.shape[-1]), shares, inputs).to(x.dtype).reshape(*x.shape[:-1], -1)
+        return y if bias is None else y + bias
+    whole, *more = parts
+    if not more:
+        return linear(x, whole.T if transposed else whole, bias)
+    y = torch.cat([linear(x, part) for part in (whole, *more)], dim=-1)
+    return y if bias is None else y + bias
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +64,7 @@ class _Group:
         return apart.permute(0, 2, 3, 1).flatten(0, 1)
 
 
-def mesh_sums(x: Tensor, parts: Iterable[Tensor], inputs: Split) -> Tensor:
+def _mesh_sums(x: Tensor, parts: Iterable[Tensor], inputs: Split) -> Tensor:
     """X [tokens, in] times a weight [out, in], given as parts of its rows -> [tokens, out] in 32 bit (or wider).
 
     A line's own share is summed as the host likes; from line to line the order is that of the mesh.

@@ -11,8 +11,6 @@ import msgspec
 from ir.diagnostics import Diagnostic, UsageError
 from partitioner.replaced import fault_of, replace_file
 
-STATE = "run.json"
-"""Its name in a plan's folder."""
 _MOST_BYTES = 64 << 20
 _START = b'{"plan":'
 
