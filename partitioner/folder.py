@@ -179,7 +179,11 @@ def require_manifest(folder: Path) -> None:
     Raises:
         UsageError: W0106.
     """
-    if not (folder / MANIFEST).is_file():
+    try:
+        found = (folder / MANIFEST).is_file()
+    except OSError:  # names that are too long
+        found = False
+    if not found:
         help_ = ("a plan's folder is what `waferc compile MODEL -o FOLDER` writes",)
         raise UsageError(Diagnostic("W0106", f"there is no plan in {str(folder)!r}", help=help_))
 

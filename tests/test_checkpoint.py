@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 from ir.diagnostics import UsageError
 from ir.ops import torch_dtype
 from ir.types import DType
+from partitioner.folder import read_plan
 from partitioner.frontends.catalog import configuration
 from partitioner.frontends.checkpoint import match_checkpoint, open_checkpoint
 from partitioner.frontends.checkpoint.reading import read_weight
@@ -292,6 +294,13 @@ def test_a_checkpoint_that_has_changed_is_not_run(folder_of, planned_of, tmp_pat
     assert codes(caught.value) == ["W0611"]
     with pytest.raises(UsageError) as caught:
         open_weights(Origin("config", it.config, str(tmp_path / "gone")), it.parameters, seed=0)
+    assert codes(caught.value) == ["W0611"]
+
+
+def test_weights_that_are_gone_are_not_made_up(text_plan, tmp_path) -> None:
+    it = read_plan(text_plan)
+    with pytest.raises(UsageError) as caught:
+        open_weights(replace(it.origin, path=str(tmp_path)), it.graph.parameters)
     assert codes(caught.value) == ["W0611"]
 
 

@@ -210,6 +210,14 @@ def test_a_state_is_whole_and_of_one_run_alone(tmp_path):
     path.unlink()
     with pytest.raises(UsageError, match="W0652"):
         read_state(path)
+    with pytest.raises(UsageError, match="W0652"):
+        read_state(Path("/dev/zero"))
+    with pytest.raises(UsageError, match="W0652"):
+        RunState("digest", 0, "float32", ((1,),), ((120,),)).require_tokens_below(120, "")
+    path.write_bytes(b"{}")
+    with pytest.raises(UsageError, match="W0654"):
+        keeper.begin()
+    assert path.read_bytes() == b"{}"
     with pytest.raises(UsageError, match="W0654"):
         Keeper(tmp_path / "gone" / "run.json", state, must=True).begin()
     Keeper(tmp_path / "gone" / "run.json", state, must=False).begin()

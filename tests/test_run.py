@@ -188,6 +188,8 @@ def test_a_trace_has_the_counters(ran):
         (("--prompt-ids", "1", "--draft", "-1"), "W0103"),
         (("--prompt-ids", "1", "--prompt", "hold"), "W0104"),
         (("--prompt", ""), "W0604"),
+        (("--prompt", "\udcff"), "W0604"),
+        (("--prompt-ids", "1", "--users", 10**12), "W0660"),
         (("--prompt-ids", "1", "--precision", "int4"), "W0104"),
         (("--prompt-ids", "1", "--order", "random"), "W0104"),
         (("--prompt-ids", "1", "--host-memory", "0"), "W0103"),
@@ -209,9 +211,17 @@ def test_what_does_not_fit_the_plan_is_refused(waferc, text_plan, arguments, cod
     assert (done.code, done.codes) == (2, [code]), done.out
 
 
-def test_a_trace_that_cannot_be_written_is_refused(waferc, text_plan, tmp_path):
-    done = waferc("run", text_plan, "--prompt-ids", "1", "--tokens", 1, "--trace", tmp_path / "no" / "t.json", "--json")
-    assert (done.code, done.codes) == (2, ["W0105"])
+def test_a_trace_that_cannot_be_written_is_refused_before_the_plan_is_opened(waferc, tmp_path):
+    (tmp_path / "manifest.json").write_text("{}")
+    for path in (tmp_path / "no" / "t.json", tmp_path, tmp_path / "manifest.json"):
+        done = waferc("run", tmp_path / "no plan", "--prompt-ids", "1", "--trace", path, "--json")
+        assert (done.code, done.codes) == (2, ["W0105"])
+    assert (tmp_path / "manifest.json").read_text() == "{}"
+
+
+def test_options_of_prompts_are_not_for_inputs(waferc, onnx_plan):
+    for option in (("--users", 2), ("--draft", 1), ("--resume",), ("--state", "s.json")):
+        assert waferc("run", onnx_plan, "--inputs", "x.npz", *option, "--json").codes == ["W0104"]
 
 
 def test_a_plan_without_tokenizer_takes_no_words(waferc, onnx_plan):
@@ -230,6 +240,18 @@ def _bomb(path: Path) -> None:
         archive.filelist[0].file_size = 8 << 30
 
 
+def _encrypted(path: Path) -> None:
+    np.savez(path, x0=np.zeros((4, 32), np.float32))
+    data = bytearray(path.read_bytes())
+    data[data.find(b"PK\x01\x02") + 8] |= 1
+    path.write_bytes(data)
+
+
+def _unparsable(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x0.npy", b"\x93NUMPY\x01\x00v\x00" + b"{'descr': ((".ljust(117) + b"\n")
+
+
 @pytest.mark.parametrize(
     ("arrays", "code"),
     [
@@ -244,6 +266,8 @@ def _bomb(path: Path) -> None:
         (b"", "W0614"),
         (b"no archive" * 99, "W0614"),
         (_bomb, "W0614"),
+        (_encrypted, "W0614"),
+        (_unparsable, "W0614"),
     ],
 )
 def test_wrong_inputs_are_refused(waferc, onnx_plan, tmp_path, arrays, code):
@@ -255,6 +279,21 @@ def test_wrong_inputs_are_refused(waferc, onnx_plan, tmp_path, arrays, code):
     else:
         arrays(path)
     done = waferc("run", onnx_plan, "--inputs", path, "--json")
+    assert (done.code, done.codes) == (2, [code]), done.out
+
+
+@pytest.mark.parametrize(
+    ("ids", "code"),
+    [([[1, 120]], "W0604"), ([[-1]], "W0604"), ([[1] * 33], "W0605"), ([[1]] * 4, "W0660"), ([[]], "W0609")],
+)
+@pytest.mark.parametrize("command", ["run", "verify"])
+def test_a_step_that_does_not_fit_the_plan_is_refused(waferc, text_plan, tmp_path, ids, code, command, monkeypatch):
+    import partitioner.running.setup as setup
+
+    monkeypatch.setattr(setup, "open_weights", None)
+    given = np.array(ids, np.int64)
+    np.savez(tmp_path / "x.npz", input_ids=given, position_ids=np.zeros_like(given) + np.arange(given.shape[1]))
+    done = waferc(command, text_plan, "--inputs", tmp_path / "x.npz", "--json")
     assert (done.code, done.codes) == (2, [code]), done.out
 
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ir.diagnostics import Diagnostic, InfeasibleError, TimeLimitError, UsageError
+from partitioner.replaced import fault_of
 from partitioner.viewer.failure import render_failure
 
 _START = b"<!doctype html>"
@@ -46,20 +47,8 @@ def write_page(path: Path, page: str) -> None:
 
 
 def _refuse_foreign(path: Path) -> None:
-    try:
-        if not path.parent.is_dir():
-            raise _unwritable(path, f"{path.parent} is no folder")
-        if path.exists() and (not path.is_file() or not _is_page(path)):
-            raise _unwritable(path, "something else than a page stands there")
-    except OSError as error:
-        raise _unwritable(path, str(error.strerror)) from None
-    except ValueError as error:
-        raise _unwritable(path, str(error)) from None
-
-
-def _is_page(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(len(_START)).lower() == _START
+    if reason := fault_of(path, _START, "a page"):
+        raise _unwritable(path, reason)
 
 
 def _unwritable(path: Path, reason: str) -> UsageError:

@@ -10,12 +10,15 @@ from typing import Any
 
 from ir.diagnostics import CheckError, Diagnostic, Fact, UsageError
 from partitioner.cli.output import Output
-from partitioner.running.inputs import Prompts, read_arrays
+from partitioner.replaced import fault_of, replace_file
+from partitioner.running.inputs import Prompts, for_users, read_arrays
 from partitioner.running.record import COUNTER_DETAILS, counters_record, step_record, text_record
 from partitioner.running.runs import StepRun, TextRun, run_prompts, run_step
 from partitioner.running.setup import How, Opened, Runnable, open_plan
 from partitioner.running.spread import ONE_PROCESS, Spread
 from targets.emulator.trace import Trace
+
+_TRACE_START = b'{"traceEvents":'
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +50,9 @@ class Asked:
         given = [bool(self.prompts), self.text is not None, self.inputs is not None]
         if sum(given) != 1:
             raise UsageError(Diagnostic("W0104", "give one of --prompt-ids, --prompt and --inputs", "run"))
+        if self.inputs is not None and (self.draft or self.users is not None or self.spread.keeps):
+            message = "--users, --draft, --resume and --state are for prompts, not for --inputs"
+            raise UsageError(Diagnostic("W0104", message, "run"))
         if self.tokens < 1:
             raise UsageError(Diagnostic("W0103", f"--tokens must be at least 1, not {self.tokens}", "--tokens"))
         if self.draft < 0:
@@ -60,11 +66,14 @@ def run(folder: Path, asked: Asked, how: How, out: Output, *, trust_code: bool =
     """Run a plan on emulated tiles: continue prompts, or take one step on given inputs.
 
     Raises:
-        UsageError: W0604 to W0616, W0660 or W0661, prompts, inputs or weights do not fit the plan.
+        UsageError: W0604 to W0616, W0660 or W0661, prompts, inputs or weights do not fit the plan; W0105, the trace
+            cannot be written.
         CheckError: the plan is unsound.
         SystemExit: 6 after W0620, the run differs from the original; W0662, it was not counted as predicted.
     """
     begin = time.perf_counter()
+    if asked.trace:
+        _require_place(asked.trace)
     with out.progress() as progress:
         progress("checking the plan")
         runnable = open_plan(folder, trust_code=trust_code)
@@ -94,30 +103,27 @@ def _run(opened: Opened, asked: Asked, watchers: list[Trace]) -> tuple[TextRun |
         return step, step_record(step)
     words = None if asked.text is None else opened.words
     prompts = asked.prompts if words is None else (words.encode(asked.text or ""),)
-    given = _for_users(prompts, asked.users)
+    given = for_users(opened.runnable.plan, prompts, asked.users)
     text = run_prompts(opened, given, asked.tokens, asked.compare, watchers, asked.spread, asked.draft)
     record = text_record(text)
     return text, record if words is None else {"text": words.decode(text.made[0].tokens), **record}
 
 
-def _for_users(prompts: Prompts, users: int | None) -> Prompts:
-    """A prompt for each user: those given, in turn.
-
-    Raises:
-        UsageError: W0104, there are more prompts than users.
-    """
-    count = len(prompts) if users is None else users
-    if count < len(prompts):
-        message = f"{len(prompts)} prompts are more than --users {count}"
-        raise UsageError(Diagnostic("W0104", message, "--users"))
-    return tuple(prompts[user % len(prompts)] for user in range(count))
+def _require_place(path: Path) -> None:
+    """Raise W0105 unless a trace can stand there."""
+    if reason := fault_of(path, _TRACE_START, "a trace"):
+        raise _unwritable(path, reason)
 
 
 def _write(path: Path, trace: Trace) -> None:
     try:
-        path.write_text(json.dumps(trace.record()))
+        replace_file(path, json.dumps(trace.record()).encode())
     except OSError as error:
-        raise UsageError(Diagnostic("W0105", f"the trace cannot be written: {error.strerror}", str(path))) from None
+        raise _unwritable(path, str(error.strerror)) from None
+
+
+def _unwritable(path: Path, reason: str) -> UsageError:
+    return UsageError(Diagnostic("W0105", f"the trace cannot be written: {reason}", str(path)))
 
 
 def _about(runnable: Runnable, opened: Opened, done: TextRun | StepRun, details: str) -> dict[str, Any]:

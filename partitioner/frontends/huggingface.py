@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 from traceback import walk_tb
 from typing import Any
 
@@ -18,7 +19,7 @@ from ir.encoding import plain
 from ir.graph import Graph, Parameter
 from ir.types import Dim, TensorType
 from partitioner.frontends import hooks, vision
-from partitioner.frontends.checkpoint import as_stored, most_stored_dtype
+from partitioner.frontends.checkpoint import as_stored, holds_weights, most_stored_dtype
 from partitioner.frontends.configuration import (
     bad_config,
     dtype_of,
@@ -88,7 +89,8 @@ def lower_config(
         reader = "model" if "vision" in parts else "text model"
         notes = (*notes, f"left out, as the {reader} never reads it: {modules} ({millions:,.1f} million parameters)")
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return Lowered(graph, Origin("config", dict(config), checkpoint), context, notes, grouped.stacks, fixed)
+    origin = Origin("config", dict(config), checkpoint, stored=bool(checkpoint) and holds_weights(Path(checkpoint)))
+    return Lowered(graph, origin, context, notes, grouped.stacks, fixed)
 
 
 def build_model(config: Mapping[str, Any], device: torch.device, *, traced: bool = False) -> Any:

@@ -22,6 +22,7 @@ class Origin:
         path: the file or checkpoint folder that holds the weights; empty where there is none.
         sha256: of the file; empty otherwise.
         max_context: tokens that the model has positions for; ``None`` if it does not say.
+        stored: whether the checkpoint folder held weights.
     """
 
     kind: str
@@ -29,6 +30,7 @@ class Origin:
     path: str = ""
     sha256: str = ""
     max_context: int | None = None
+    stored: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,13 @@ class Words:
     tokenizer: Any
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """The ids of ``text``, with those that the tokenizer itself puts before or after it."""
+        """The ids of ``text``, with those that the tokenizer itself puts before or after it.
+
+        Raises:
+            UsageError: W0604, it is no text, as its bytes are not UTF-8.
+        """
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise UsageError(Diagnostic("W0604", "the prompt is no text: its bytes are not UTF-8", "--prompt"))
         return tuple(self.tokenizer.encode(text).ids)
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -176,6 +176,8 @@ def _of_checkpoint(origin: Origin, model: Any, parameters: tuple[Parameter, ...]
         raise UsageError(Diagnostic("W0611", "the checkpoint's folder is not there any more", str(folder)))
     checkpoint = open_checkpoint(folder)
     if checkpoint is None:
+        if origin.stored:
+            raise UsageError(Diagnostic("W0611", "the checkpoint's weights are not there any more", str(folder)))
         return None
     match = match_checkpoint(model, checkpoint)
     for parameter in parameters:

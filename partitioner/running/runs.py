@@ -10,7 +10,7 @@ import torch
 
 from ir.diagnostics import Diagnostic
 from partitioner.running.compare import Bound, TextComparison, compare_text, error_of
-from partitioner.running.inputs import Prompts, require_prompts
+from partitioner.running.inputs import Prompts, require_inputs, require_prompts
 from partitioner.running.perform import Made, continue_prompts, take_step
 from partitioner.running.predicted import predicted_for
 from partitioner.running.setup import Opened
@@ -128,9 +128,11 @@ def run_step(
     """Run a model once; ``compare`` names the reference, if any. Other processes read the inputs from ``file``.
 
     Raises:
-        UsageError: W0609, they are not the model's inputs; W0661, there is no such reference.
+        UsageError: W0604, W0605, W0609 or W0660, they do not fit the model or plan; W0661, there is no such reference.
         CheckError: W0601 to W0603, the plan does not suffice for the run.
     """
+    it = opened.runnable
+    require_inputs(it.model, it.plan, inputs)
     reference = opened.reference(compare) if compare else None
     made = take_step(opened, inputs, file, spread, watchers)
     outputs, taken = made.outputs, _taken(opened, made)

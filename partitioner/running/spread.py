@@ -36,6 +36,7 @@ from targets.emulator.distributed import (
     step_over,
     threads_of_each,
 )
+from targets.emulator.pipeline import vocabulary_of
 
 _WORKER = "from partitioner.running.spread import serve; serve()"
 
@@ -68,6 +69,11 @@ class Spread:
         if not 1 <= self.timeout_s <= 86400:
             message = f"--timeout must be from 1 to 86400 seconds, not {self.timeout_s:g}"
             raise UsageError(Diagnostic("W0103", message, "--timeout"))
+
+    @property
+    def keeps(self) -> bool:
+        """Whether the state of the run was asked for."""
+        return self.resume or self.state is not None
 
 
 ONE_PROCESS = Spread()
@@ -173,8 +179,8 @@ def do(task: Task, opened: Opened, me: Member | None = None) -> Run | None:
     if task.inputs:
         run = step_over(opened.emulator, me, read_arrays(Path(task.inputs)))
         return None if run is None else replace(run, note=opened.weights.note)
-    keeper = task.keeper()
-    finished = msgspec.json.decode(me.from_first("finished", lambda: _begin(task, keeper)), type=Prompts)
+    keeper, vocabulary = task.keeper(), vocabulary_of(opened.runnable.model.graph)
+    finished = msgspec.json.decode(me.from_first("finished", lambda: _begin(task, keeper, vocabulary)), type=Prompts)
     run = generate_over(
         opened.emulator, me, task.prompts, finished, task.tokens, keep_logits=task.keep_logits, on_token=keeper.add
     )
@@ -185,11 +191,12 @@ def do(task: Task, opened: Opened, me: Member | None = None) -> Run | None:
     return replace(run, note=opened.weights.note)
 
 
-def _begin(task: Task, keeper: Keeper) -> str:
+def _begin(task: Task, keeper: Keeper, vocabulary: int) -> str:
     """Begin to keep a run's state: that of the run before, if it is to go on. The tokens that are finished, as JSON."""
     if task.resume:
         kept = read_state(keeper.path)
         kept.require_same_run(keeper.state, str(keeper.path))
+        kept.require_tokens_below(vocabulary, str(keeper.path))
         keeper.state = kept
     keeper.begin()
     return msgspec.json.encode(finished_of(keeper.state, task.tokens)).decode()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,8 +9,10 @@ from pathlib import Path
 import msgspec
 
 from ir.diagnostics import Diagnostic, UsageError
+from partitioner.replaced import fault_of, replace_file
 
 _MOST_BYTES = 64 << 20
+_START = b'{"plan":'
 
 
 class RunState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -32,6 +32,15 @@ class RunState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     prompts: tuple[tuple[int, ...], ...]
     tokens: tuple[tuple[int, ...], ...]
     version: int = 1
+
+    def require_tokens_below(self, vocabulary: int, where: str) -> None:
+        """Refuse a state with tokens that no model of so many tokens yields.
+
+        Raises:
+            UsageError: W0652, there is one.
+        """
+        if not all(0 <= token < vocabulary for user in self.tokens for token in user):
+            raise _damaged(Path(where), f"a token is outside the vocabulary of {vocabulary}")
 
     def require_same_run(self, other: RunState, where: str) -> None:
         """Refuse to go on from this state with ``other``.
@@ -53,6 +62,8 @@ def read_state(path: Path) -> RunState:
         UsageError: W0652, there is none, or it is damaged.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise _damaged(path, "it is no file")
         if path.stat().st_size > _MOST_BYTES:
             raise _damaged(path, "it is larger than any state")
         state = msgspec.json.decode(path.read_bytes(), type=RunState)
@@ -88,8 +99,10 @@ class Keeper:
         """Write the state as it is.
 
         Raises:
-            UsageError: W0654, it cannot be written and ``must`` be.
+            UsageError: W0654, it cannot be written and ``must`` be, or something else than a state stands there.
         """
+        if self.must and (reason := fault_of(self.path, _START, "the state of a run")):
+            raise self._unwritable(reason)
         self._tokens = [list(tokens) for tokens in self.state.tokens]
         self._write()
 
@@ -108,23 +121,13 @@ class Keeper:
     def _write(self) -> None:
         state = msgspec.structs.replace(self.state, tokens=tuple(map(tuple, self._tokens)))
         try:
-            _write_whole(self.path, msgspec.json.encode(state))
+            replace_file(self.path, msgspec.json.encode(state))
         except OSError as error:
             if self.must:
-                message = f"the state of the run cannot be written: {error.strerror}"
-                raise UsageError(Diagnostic("W0654", message, str(self.path))) from None
+                raise self._unwritable(str(error.strerror)) from None
 
-
-def _write_whole(path: Path, data: bytes) -> None:
-    """Write beside ``path`` and rename, so that a reader never sees a part."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        Path(name).replace(path)
-    except OSError:
-        Path(name).unlink(missing_ok=True)
-        raise
+    def _unwritable(self, reason: str) -> UsageError:
+        return UsageError(Diagnostic("W0654", f"the state of the run cannot be written: {reason}", str(self.path)))
 
 
 def finished_of(state: RunState, tokens: int) -> Sequence[Sequence[int]]:

@@ -12,7 +12,7 @@ from ir.model import Block, Model
 from ir.types import symbols_of
 from partitioner.passes.step import continues_text
 from partitioner.running.compare import Bound, TextComparison, compare_text, error_of, greatest, text_inputs
-from partitioner.running.inputs import Prompts, random_inputs, random_prompt, require_prompts
+from partitioner.running.inputs import Prompts, random_inputs, random_prompt, require_inputs, require_prompts
 from partitioner.running.setup import Opened
 from targets.emulator.generate import generate
 from targets.emulator.history import token_axis
@@ -122,9 +122,11 @@ def verify_step(opened: Opened, inputs: Mapping[str, Tensor], asked: str = "auto
     """Run a model once, and hold all values between layers and its outputs against the original's.
 
     Raises:
-        UsageError: W0609, they are not the model's inputs; W0661, there is no such reference.
+        UsageError: W0604, W0605, W0609 or W0660, they do not fit the model or plan; W0661, there is no such reference.
     """
-    model, bound = opened.runnable.model, Bound.of(opened)
+    model = opened.runnable.model
+    require_inputs(model, opened.runnable.plan, inputs)
+    bound = Bound.of(opened)
     reference = opened.reference(asked)
     leaving = values_between_layers(model)
     seen = Seen(frozenset((*leaving, *model.graph.outputs)))

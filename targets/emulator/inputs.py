@@ -26,6 +26,8 @@ def bind(graph: Graph, inputs: Mapping[str, Tensor]) -> dict[str, int]:
         unknown = inputs.keys() - {value.name for value in graph.inputs}
         if unknown:
             raise ValueError(f"{sorted(unknown)[0]} is no input")
+        if empty := [name for name in ("users", "tokens") if bindings.get(name) == 0]:
+            raise ValueError(f"there are no {empty[0]}")
         for value in graph.inputs:
             wanted = tuple(evaluate(size, bindings) for size in value.type.shape)
             if tuple(inputs[value.name].shape) != wanted:

@@ -67,6 +67,11 @@ def open_checkpoint(folder: Path) -> Checkpoint | None:
     return Checkpoint(folder, files, tensors)
 
 
+def holds_weights(folder: Path) -> bool:
+    """Whether there is a checkpoint in ``folder``; raises W0220 as :func:`open_checkpoint` does."""
+    return (folder / INDEX).exists() or bool(_without_index(folder))
+
+
 def _without_index(folder: Path) -> list[str]:
     single = folder / _SINGLE
     if single.exists() or single.is_symlink():
