@@ -61,7 +61,8 @@ bench-solver: $(READY) ## place published instances, models and chains beside ot
 fuzz: $(READY) ## hold the solver against all placements of random problems: make fuzz SECONDS=300 SEED=0
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz_solver --seconds $(or $(SECONDS),300) --seed $(or $(SEED),0)
 
-conformance: $(READY) ## run every family over 1, 3 and 7 wafers of odd meshes beside the original: make conformance SEED=0
+conformance: $(READY) ## the long tests, and every family over 1, 3 and 7 wafers of odd meshes: make conformance SEED=0
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m long
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.conformance --seed $(or $(SEED),0)
 
 clean: ## remove what was set up and made

@@ -23,7 +23,7 @@ def test_a_family_writes_what_the_original_does(number: int, name: str, lowered_
     others, as ``make conformance`` takes 64 of all.
     """
     (first, *others) = prompts_of((19, 6), 4, seed=number)
-    prompts = [Prompt(first.ids, 64 if number % 6 == 0 else 12), *others]
+    prompts = [Prompt(first.ids, 64 if number % 6 == 0 else 8), *others]
     write(lowered_sibling(name), Mesh(WAFERS[number % 3]), prompts, chunk=8, seed=number)
 
 

@@ -289,7 +289,14 @@ def in_order(graph: Graph) -> Graph:
     return Graph(graph.name, graph.inputs, graph.parameters, nodes, tuple(names[name] for name in graph.outputs))
 
 
-@pytest.mark.parametrize("model_type", [*FAMILIES, "bert"])
+OFTEN = ("llama", "gpt_oss", "deepseek_v3", "mixtral", "bert")
+"""Families that are exported whole in the ordinary run; the others' stamped layers run there in test_families."""
+
+
+@pytest.mark.parametrize(
+    "model_type",
+    [name if name in OFTEN else pytest.param(name, marks=pytest.mark.long) for name in (*FAMILIES, "bert")],
+)
 def test_stamped_layers_are_the_exported_ones(model_type: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The stamped graph and the export of the whole model differ in nothing but the names of values."""
     given = FAMILIES[model_type].config(model_type) if model_type in FAMILIES else {**SMALL, "model_type": model_type}
@@ -470,7 +477,17 @@ def test_norms_of_one_and_a_weight_stand_in_their_layers() -> None:
         assert all(name.startswith(own) for name in block.parameters), block.name
 
 
-@pytest.mark.parametrize("name", sorted(KNOWN.keys() | catalog()))
+LARGE = ("mixtral-8x7b", "mixtral-8x22b", "glm-4.6", "llama-4-scout")
+"""Bundled models that take long and are much like others."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.long) if name in LARGE else name
+        for name in sorted(KNOWN.keys() | catalog())
+    ],
+)
 def test_bundled_models_have_their_published_size(name: str) -> None:
     known, model = KNOWN[name], blocks_of(load(name).graph)
     assert model.parameters / 1e9 == pytest.approx(known.parameters, rel=1e-3)

@@ -69,7 +69,13 @@ def export(model: Any, form: str, path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model_type", "form"), [("gpt2", "whole"), ("gpt_oss", "step"), ("deepseek_v3", "step"), ("qwen3", "fused")]
+    ("model_type", "form"),
+    [
+        ("gpt2", "whole"),
+        ("gpt_oss", "step"),
+        pytest.param("deepseek_v3", "step", marks=pytest.mark.long),
+        pytest.param("qwen3", "fused", marks=pytest.mark.long),
+    ],
 )
 def test_an_export_is_the_model(model_type: str, form: str, tmp_path: Path) -> None:
     config, model = small(model_type)

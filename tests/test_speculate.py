@@ -93,7 +93,7 @@ def test_text_and_guesses_end_with_the_context(emulator_of: Made) -> None:
     assert (made.accepted, len(made.counters)) == (6, 1)
 
 
-@pytest.mark.parametrize("name", ["qwen2", "gpt_oss"])
+@pytest.mark.parametrize("name", ["qwen2", pytest.param("gpt_oss", marks=pytest.mark.long)])
 def test_a_model_drafts_for_several_users_at_once(name: str, emulator_of: Made) -> None:
     """The same weights guess all tokens, others hardly any; the draft has fewer places than there are texts."""
     emulator, _ = emulator_of(name, users=3, context=48)

@@ -72,16 +72,11 @@ BREAKS = {
 
 
 @pytest.mark.parametrize("name", HOLDS)
-def test_a_step_of_tokens_apart_is_accepted(name):
+def test_a_step_of_tokens_apart_is_accepted_and_computes_each_token_alone(name):
+    """The promise itself: another token's input changes nothing, save through attention to earlier ones."""
     graph = graph_of(HOLDS[name], X)
     assert takes_tokens(graph)
     assert require_step(graph) is graph
-
-
-@pytest.mark.parametrize("name", HOLDS)
-def test_what_is_accepted_computes_each_token_alone(name):
-    """The promise itself: another token's input changes nothing, save through attention to earlier ones."""
-    graph = graph_of(HOLDS[name], X)
     weights = {p.name: torch.randn(p.shape) for p in graph.parameters}
     changed = X.clone()
     changed[:, 2] += 1.0
@@ -95,20 +90,14 @@ def test_what_is_accepted_computes_each_token_alone(name):
 
 
 @pytest.mark.parametrize("name", BREAKS)
-def test_where_tokens_meet_is_named(name):
+def test_where_tokens_meet_is_named_and_at_fixed_sizes_they_may(name):
     forward, op = BREAKS[name]
-    breaches = find_breaches(graph_of(forward, X))
-    assert breaches[0].node.op == op
+    graph = graph_of(forward, X)
+    assert find_breaches(graph)[0].node.op == op
     with pytest.raises(UnsupportedModelError) as raised:
-        build_model(graph_of(forward, X))
+        build_model(graph)
     assert {fault.code for fault in raised.value.diagnostics} == {"W0308"}
     assert "--fix" in raised.value.diagnostics[0].help[0]
-
-
-@pytest.mark.parametrize("name", BREAKS)
-def test_at_fixed_sizes_tokens_may_meet(name):
-    forward, _ = BREAKS[name]
-    graph = graph_of(forward, X)
     fixed = fix_sizes(graph, {"users": 2, "tokens": 3})
     assert build_model(fixed).blocks
     weights = {p.name: torch.randn(p.shape) for p in graph.parameters}
