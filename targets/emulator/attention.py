@@ -9,7 +9,7 @@ and results instead (:mod:`targets.emulator.by_head`).
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -65,7 +65,6 @@ def _looked(
     query, values = scope.read(node.inputs[0]), history.values
     queries = to_keys(query, look, cached, scope)
     count_by_head(look.keys, cached, scope, node.inputs[0], query.shape[1], query.shape[2], forward=False)
-    starts = dict(zip(values, np.cumsum([0, *(v.shape[1] for v in values.values())]).tolist(), strict=False))
     operands = Operands(
         tuple(torch.unflatten(piece, 1, (look.heads, -1)) for piece in queries),
         tuple(_picked(values[piece.source], piece.at).to(query.dtype) for piece in look.keys),
@@ -73,11 +72,14 @@ def _looked(
         _sinks(instruction, scope, look.heads),
         history.seen - history.tokens,
     )
-    layout = Layout(
-        spread,
-        tuple(starts[piece.source] + piece.at.numbers for piece in look.keys),
-        tuple(starts[piece.source] + piece.at.numbers for piece in look.values),
-    )
+
+    def layout() -> Layout:
+        starts = dict(zip(values, np.cumsum([0, *(v.shape[1] for v in values.values())]).tolist(), strict=False))
+        keys, others = (
+            tuple(starts[piece.source] + piece.at.numbers for piece in pieces) for pieces in (look.keys, look.values)
+        )
+        return Layout(spread, keys, others)
+
     sight = Sight.of(node)
     seen = attention(operands, Meaning.of(sight, node.attributes), layout, arithmetic.order).flatten(1, 2)
     _count(instruction, scope, spread, operands, sight, query.shape[1] * seen.shape[3])
@@ -134,17 +136,17 @@ def _attend_whole(
     node, arithmetic = instruction.node, scope.arithmetic
     query, (key, value) = scope.read(node.inputs[0]), held
     heads, sight = key.shape[1], Sight.of(node)
-    numbers = np.arange(heads * (key.shape[3] + value.shape[3])) if spread.width > 1 else np.zeros(1, np.int64)
-    cut = heads * key.shape[3]
-    at = [
-        numbers[part].reshape(heads, -1) if spread.width > 1 else np.zeros((heads, width), np.int64)
-        for part, width in ((slice(cut), key.shape[3]), (slice(cut, None), value.shape[3]))
-    ]
     operands = Operands(
         (torch.unflatten(query, 1, (heads, -1)),), (key.to(query.dtype),), (value.to(query.dtype),),
         _sinks(instruction, scope, heads), first,
     )  # fmt: skip
-    layout = Layout(spread, (at[0],), (at[1],), key.shape[2] if len(key) > 1 else 0)
+
+    def layout() -> Layout:
+        cut, end = heads * key.shape[3], heads * (key.shape[3] + value.shape[3])
+        numbers = np.arange(end) if spread.width > 1 else np.zeros(end, np.int64)
+        at = (numbers[:cut].reshape(heads, -1), numbers[cut:].reshape(heads, -1))
+        return Layout(spread, (at[0],), (at[1],), key.shape[2] if len(key) > 1 else 0)
+
     seen = attention(operands, Meaning.of(sight, node.attributes), layout, arithmetic.order).flatten(1, 2)
     _count(instruction, scope, spread, operands, sight, scope.elements(node.result.name))
     scope.values[node.result.name] = _as_result(seen, node, scope)
@@ -188,33 +190,72 @@ def _count(
     homes, for each token.
     """
     node, region, meter = instruction.node, spread.region, scope.meter
-    stacks, heads = operands.queries[0].shape[0], operands.queries[0].shape[1:3].numel()
-    rows = stacks * heads * operands.new
+    looks = _Looks(
+        replace(spread, region=_at_origin(region)),
+        sight,
+        stacks=operands.queries[0].shape[0],
+        heads=operands.queries[0].shape[1:3].numel(),
+        new=operands.new,
+        first=operands.first,
+        tokens=operands.tokens,
+        key_width=sum(piece.shape[3] for piece in operands.keys),
+        value_width=sum(piece.shape[3] for piece in operands.values),
+        elements=elements,
+        query_bytes=scope.element_bytes(node.inputs[0]),
+        result_bytes=scope.element_bytes(node.result.name),
+    )
+    multiply_adds, moved = _taken(looks)
+    meter.multiply_adds(multiply_adds)
+    for collective, hops, link_bytes in moved:
+        meter.record(collective, hops, link_bytes)
     far = region.rows + region.columns - 2
-    key_width, value_width = (sum(p.shape[3] for p in part) for part in (operands.keys, operands.values))
-    query_bytes = rows * key_width * scope.element_bytes(node.inputs[0])
-    meter.record("queries", far, query_bytes * (region.tiles - 1))
-    end = operands.first + operands.tokens
-    first, last = sight.span(np.arange(end - operands.new, end), end)
-    meter.multiply_adds(int((last - first).sum()) * stacks * heads * (key_width + value_width))
-    paths, before = _paths(replace(spread, region=_at_origin(region)))
-    links, longest = 0, 0
-    for stack in range(stacks):
-        low, high = first + stack * operands.tokens, last + stack * operands.tokens
-        links += int((_up_to(before, high) - _up_to(before, low)).sum())
-        seen = np.arange(int(low.min()), int(high.max()))
-        longest = max(longest, int(paths.take(seen, mode="wrap").max(initial=0)))
-    meter.record("scores", 2 * longest, 2 * links * heads * SUM_BYTES)
-    meter.record("all_reduce", 2 * far, 2 * (region.tiles - 1) * rows * 2 * SUM_BYTES)
-    element_bytes = scope.element_bytes(node.result.name)
-    row, column = homes(elements, region)
-    away = row - region.row + column - region.column
-    sums = (region.tiles - 1) * elements * max(SUM_BYTES, element_bytes)
-    home_bytes = int(away.sum()) * element_bytes
-    meter.record("values", far + int(away.max(initial=0)), rows * value_width // elements * (sums + home_bytes))
     for name in node.inputs[3:]:
         payload = scope.elements(name) * scope.element_bytes(name)
         meter.record("broadcast", far, payload * (region.tiles - 1))
+
+
+@dataclass(frozen=True, slots=True)
+class _Looks:
+    """All that decides what an attention takes: the layers of a step often agree in it."""
+
+    spread: Spread
+    sight: Sight
+    stacks: int
+    heads: int
+    new: int
+    first: int
+    tokens: int
+    key_width: int
+    value_width: int
+    elements: int
+    query_bytes: int
+    result_bytes: int
+
+
+@lru_cache(maxsize=1024)
+def _taken(it: _Looks) -> tuple[int, tuple[tuple[str, int, int], ...]]:
+    """Multiply-adds, and what moves: collective, hops, bytes over links."""
+    region, rows = it.spread.region, it.stacks * it.heads * it.new
+    far, others = region.rows + region.columns - 2, region.tiles - 1
+    end = it.first + it.tokens
+    first, last = it.sight.span(np.arange(end - it.new, end), end)
+    multiply_adds = int((last - first).sum()) * it.stacks * it.heads * (it.key_width + it.value_width)
+    paths, before = _paths(it.spread)
+    links, longest = 0, 0
+    for stack in range(it.stacks):
+        low, high = first + stack * it.tokens, last + stack * it.tokens
+        links += int((_up_to(before, high) - _up_to(before, low)).sum())
+        seen = np.arange(int(low.min()), int(high.max()))
+        longest = max(longest, int(paths.take(seen, mode="wrap").max(initial=0)))
+    row, column = homes(it.elements, region)
+    away = row + column
+    sums = others * it.elements * max(SUM_BYTES, it.result_bytes) + int(away.sum()) * it.result_bytes
+    return multiply_adds, (
+        ("queries", far, rows * it.key_width * it.query_bytes * others),
+        ("scores", 2 * longest, 2 * links * it.heads * SUM_BYTES),
+        ("all_reduce", 2 * far, 2 * others * rows * 2 * SUM_BYTES),
+        ("values", far + int(away.max(initial=0)), rows * it.value_width // it.elements * sums),
+    )
 
 
 def _at_origin(region: Rectangle) -> Rectangle:
@@ -244,8 +285,14 @@ def _count_store(scope: Scope, spread: Spread, names: list[str], first: int, tok
 def _between_homes(scope: Scope, spread: Spread, names: list[str], first: int, tokens: int) -> tuple[int, int]:
     """Hops of the longest path between homes and tiles of cached values, and bytes over links."""
     elements = tuple(scope.elements(name) for name in names)
-    sizes = [scope.element_bytes(name) for name in names]
-    spread = replace(spread, region=_at_origin(spread.region))
+    sizes = tuple(scope.element_bytes(name) for name in names)
+    return _home_ways(replace(spread, region=_at_origin(spread.region)), elements, sizes, first, tokens)
+
+
+@lru_cache(maxsize=1024)
+def _home_ways(
+    spread: Spread, elements: tuple[int, ...], sizes: tuple[int, ...], first: int, tokens: int
+) -> tuple[int, int]:
     place = np.arange(first, first + tokens) % spread.capacity
     hops = link_bytes = 0
     for block, count in zip(*np.unique(place // _BLOCK, return_counts=True), strict=True):

@@ -77,11 +77,14 @@ class Layout:
     stack: int = 0
 
 
-def attention(operands: Operands, meaning: Meaning, layout: Layout, order: Order) -> Tensor:
-    """Results [stacks, cached heads, heads of each, queries, width], a block of queries after the other."""
+def attention(operands: Operands, meaning: Meaning, layout: Callable[[], Layout], order: Order) -> Tensor:
+    """Results [stacks, cached heads, heads of each, queries, width], a block of queries after the other; ``layout`` is
+    asked for in the order of the mesh alone.
+    """
     if order is Order.MESH:
         stacks = range(operands.queries[0].shape[0])
-        return torch.cat([_on_tiles(_stack(operands, number), meaning, layout, number) for number in stacks])
+        own = layout()
+        return torch.cat([_on_tiles(_stack(operands, number), meaning, own, number) for number in stacks])
     if not _is_plain(operands, meaning):
         return _in_blocks(operands, meaning, operands.tokens * operands.queries[0].shape[:3].numel(), _at_once)
     if _is_square(operands, meaning.sight):

@@ -61,6 +61,8 @@ class Plain:
 
     def unpack(self, dtype: torch.dtype, device: str) -> Tensor:
         """The tensor in ``dtype``; itself where it is that already."""
+        if self.tensor.dtype is dtype and device == self.tensor.device.type:
+            return self.tensor
         return self.tensor.to(device=device, dtype=dtype)
 
 

@@ -75,7 +75,8 @@ def product_of(instruction: Instruction, scope: Scope) -> Kernel:
     dtype = scope.arithmetic.dtype(result.type.dtype, result.name)
 
     def run(scope: Scope) -> tuple[Tensor, ...]:
-        x = scope.read(name).to(dtype)
+        x = scope.read(name)
+        x = x if x.dtype is dtype else x.to(dtype)
         scope.meter.multiply_adds(x.numel() * outputs)
         parts = own.parts(weight.parameter, weight.casts, matrix.transposed)
         y = product(x, parts, matrix.inputs, matrix.transposed, order, scope.read(bias[0]) if bias else None)
