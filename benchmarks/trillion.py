@@ -30,9 +30,9 @@ from partitioner.running.predicted import predicted_for
 from partitioner.running.setup import How, Opened, Runnable, open_plan
 from targets.counters import Counters
 from targets.emulator import Emulator, Precision
-from targets.emulator.distributed import peak_rss_bytes
 from targets.emulator.seeded import Seeded
 from targets.emulator.watch import Steps, Watcher
+from targets.host import peak_rss_bytes
 from targets.program.instructions import Instruction
 
 Found = tuple[dict[str, Any], list[Diagnostic]]

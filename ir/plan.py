@@ -27,6 +27,11 @@ class Rectangle:
         """Number of tiles."""
         return self.columns * self.rows
 
+    @property
+    def at_origin(self) -> Rectangle:
+        """As many rows and columns in the mesh's first corner."""
+        return Rectangle(0, 0, self.columns, self.rows)
+
     def contains(self, other: Rectangle) -> bool:
         """Whether ``other`` lies inside."""
         return (

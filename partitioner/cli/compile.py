@@ -15,7 +15,7 @@ from ir.plan import Plan, Score
 from ir.target import DeviceCluster
 from partitioner.api import CompiledModel, LoadOptions, Request, compile_lowered, lower
 from partitioner.cli.devices import run_compile_devices
-from partitioner.cli.output import Output, peak_rss_bytes
+from partitioner.cli.output import Output
 from partitioner.cli.page import page_of_failure, write_page
 from partitioner.figures import figures
 from partitioner.folder import REPORT, refuse_foreign
@@ -23,6 +23,7 @@ from partitioner.forecast import estimate
 from partitioner.planned import plan_machine, planned
 from partitioner.problem import ExpertLayout
 from partitioner.questions import ask
+from targets.host import peak_rss_bytes
 from targets.machines import load_target, load_wafers
 
 

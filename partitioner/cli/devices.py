@@ -11,11 +11,12 @@ from ir.device_plan import DevicePlan, Rank
 from ir.diagnostics import CheckError, Diagnostic, UnsupportedModelError
 from ir.verify import verify
 from partitioner.check_devices import check_devices
-from partitioner.cli.output import Output, peak_rss_bytes
+from partitioner.cli.output import Output
 from partitioner.device_folder import engine_flags, read_device_plan
 from partitioner.folder import refuse_foreign
 from partitioner.manifest import model_entry
 from partitioner.passes.blocks import find_blocks
+from targets.host import peak_rss_bytes
 from targets.machines import load_devices
 
 if TYPE_CHECKING:

@@ -7,9 +7,10 @@ from dataclasses import asdict
 
 from ir.model import BlockKind, Model
 from partitioner.api import LoadOptions, lower
-from partitioner.cli.output import Output, peak_rss_bytes, scaled
+from partitioner.cli.output import Output, scaled
 from partitioner.compile import build_model
 from partitioner.figures import Figures, figures
+from targets.host import peak_rss_bytes
 
 
 def run_inspect(model: str, options: LoadOptions, out: Output) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json as json_text
-import resource
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -93,12 +92,6 @@ def amount(value: int, unit: str) -> str:
         if abs(value) >= scale:
             return f"{value / scale:,.1f} {name}"
     return f"{value:,} {unit}"
-
-
-def peak_rss_bytes() -> int:
-    """The most memory that this process has held."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def scaled(number: float) -> str:

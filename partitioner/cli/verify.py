@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from ir.diagnostics import CheckError
-from partitioner.cli.output import Output, peak_rss_bytes
+from partitioner.cli.output import Output
 from partitioner.running.inputs import Prompts, read_arrays
 from partitioner.running.setup import How, Opened, open_plan
 from partitioner.running.verify import Place, Verification, require_same, verify_plan
+from targets.host import peak_rss_bytes
 
 _WIDTH = 20
 

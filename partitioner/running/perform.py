@@ -15,11 +15,12 @@ from partitioner.running.setup import Opened
 from partitioner.running.spread import Spread, Task, do, manifest_of, run_on_this_computer, take_part
 from targets.counters import Counters
 from targets.emulator import Generated
-from targets.emulator.distributed import Run, peak_rss_bytes, under_torchrun
+from targets.emulator.distributed import Run, under_torchrun
 from targets.emulator.generate import OnToken, Prompt, generate_together
 from targets.emulator.inputs import joined
 from targets.emulator.speculate import PromptLookup
 from targets.emulator.watch import CountedStep, Steps, Watcher
+from targets.host import peak_rss_bytes
 
 
 @dataclass(frozen=True, slots=True)

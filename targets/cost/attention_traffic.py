@@ -36,7 +36,7 @@ def count_attention(
     those instructions run too, for :func:`targets.program.caches.remembered_tokens` tokens, and count as any other;
     they are not in here.
     """
-    node, region = instruction.node, _at_origin(program.placed.region)
+    node, region = instruction.node, program.placed.region.at_origin
     counts = _Counts(region)
     cached = instruction.cache
     if cached is None:
@@ -84,10 +84,6 @@ class _Counts:
         sums = (self.region.tiles - 1) * elements * max(SUM_BYTES, element_bytes)
         longest, home_bytes = int(links.max()), int(links.sum()) * element_bytes
         self.add("values", self.across + longest, tokens * (sums + home_bytes))
-
-
-def _at_origin(region: Rectangle) -> Rectangle:
-    return Rectangle(0, 0, region.columns, region.rows)
 
 
 def _bytes(graph: Graph, name: str) -> int:

@@ -19,10 +19,7 @@ from targets.cost.paths import Path, Stretches, Vectors, across, at_home, betwee
 from targets.cost.routing import even_routing
 from targets.counters import OpCount, Routing, Traffic
 from targets.program.instructions import Instruction, Program, is_transposed
-from targets.program.kinds import SUMS, KernelKind
-
-SUM_BYTES = 4
-"""Of a value that tiles sum up, at least: sums are taken in 32 bit."""
+from targets.program.kinds import SUM_BYTES, KernelKind, values_that_meet
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,23 +229,10 @@ def _way(
 def _reduction(instruction: Instruction, site: Site) -> Iterator[OpCount]:
     node = instruction.node
     first, *others = node.inputs
-    values = _values_that_meet(instruction, site) * site.tokens(first)
+    values = values_that_meet(site.types, node) * site.tokens(first)
     yield from all_reduce(site.region, values * sum_bytes(site, first))
     further = [name for name in dict.fromkeys(others) if site.is_apart(name)]
     yield from _aligned(site, further, site.elements(first))
-
-
-def _values_that_meet(instruction: Instruction, site: Site) -> int:
-    """Of one token's elements, how many sums or choices all tiles must agree on."""
-    node = instruction.node
-    if node.op == "topk":
-        return 2 * site.elements(node.result.name)
-    if node.op == "gather":
-        return site.elements(node.result.name)
-    shape = one_token_shape(site.types[node.inputs[0]].shape)
-    axes = node.attributes["dims"] if node.op in SUMS else (len(shape) - 1,)
-    rows = site.elements(node.inputs[0]) // int(np.prod([shape[axis] for axis in axes], dtype=np.int64))
-    return rows * (1 if node.op in SUMS - {"argmax", "argmin"} or node.op == "rms_norm" else 2)
 
 
 def _combine(instruction: Instruction, site: Site) -> Iterator[OpCount]:

@@ -17,7 +17,6 @@ import torch
 
 from ir.graph import Node
 from ir.layout import Ints
-from ir.plan import Rectangle
 from ir.types import one_token_shape
 from targets.emulator.by_head import count_by_head, from_values, to_keys
 from targets.emulator.history import History, as_step, by_token
@@ -191,7 +190,7 @@ def _count(
     """
     node, region, meter = instruction.node, spread.region, scope.meter
     looks = _Looks(
-        replace(spread, region=_at_origin(region)),
+        replace(spread, region=region.at_origin),
         sight,
         stacks=operands.queries[0].shape[0],
         heads=operands.queries[0].shape[1:3].numel(),
@@ -258,10 +257,6 @@ def _taken(it: _Looks) -> tuple[int, tuple[tuple[str, int, int], ...]]:
     )
 
 
-def _at_origin(region: Rectangle) -> Rectangle:
-    return Rectangle(0, 0, region.columns, region.rows)
-
-
 @lru_cache(maxsize=256)
 def _paths(spread: Spread) -> tuple[Ints, Ints]:
     """Links between the tiles of the token at each place [capacity], and added up before each place [capacity + 1]."""
@@ -286,7 +281,7 @@ def _between_homes(scope: Scope, spread: Spread, names: list[str], first: int, t
     """Hops of the longest path between homes and tiles of cached values, and bytes over links."""
     elements = tuple(scope.elements(name) for name in names)
     sizes = tuple(scope.element_bytes(name) for name in names)
-    return _home_ways(replace(spread, region=_at_origin(spread.region)), elements, sizes, first, tokens)
+    return _home_ways(replace(spread, region=spread.region.at_origin), elements, sizes, first, tokens)
 
 
 @lru_cache(maxsize=1024)

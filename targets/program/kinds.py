@@ -13,12 +13,13 @@ has no symbols has one token.
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from enum import StrEnum
+from math import prod
 
 from ir.graph import Graph, Node
 from ir.ops import ELEMENT_BY_ELEMENT
-from ir.types import symbols_of
+from ir.types import TensorType, for_one_token, one_token_shape, symbols_of
 
 
 class KernelKind(StrEnum):
@@ -108,3 +109,17 @@ def _meeting(graph: Graph, node: Node) -> KernelKind:
     if last in axes:
         return KernelKind.REDUCTION
     return KernelKind.COMBINE if node.op in SUMS and node.op not in ("argmax", "argmin") else KernelKind.REFERENCE
+
+
+def values_that_meet(types: Mapping[str, TensorType], node: Node) -> int:
+    """Of one token's elements, how many sums or choices all tiles must agree on, where ``node`` is a reduction."""
+    chosen = for_one_token(types[node.result.name].elements)
+    if node.op == "topk":
+        return 2 * chosen
+    if node.op == "gather":
+        return chosen
+    shape = one_token_shape(types[node.inputs[0]].shape)
+    axes = node.attributes["dims"] if node.op in SUMS else (-1,)
+    met = {axis % len(shape) for axis in axes}
+    rows = prod(size for axis, size in enumerate(shape) if axis not in met)
+    return rows * (1 if node.op in SUMS - {"argmax", "argmin"} or node.op == "rms_norm" else 2)

@@ -4,7 +4,7 @@ from targets.emulator.distributed.generate import generate_over, step_over
 from targets.emulator.distributed.launch import launch
 from targets.emulator.distributed.member import Member, alone, member, threads_of_each, under_torchrun
 from targets.emulator.distributed.owners import share_out
-from targets.emulator.distributed.report import Run, decode, encode, peak_rss_bytes
+from targets.emulator.distributed.report import Run, decode, encode
 
 __all__ = [
     "Member",
@@ -15,7 +15,6 @@ __all__ = [
     "generate_over",
     "launch",
     "member",
-    "peak_rss_bytes",
     "share_out",
     "step_over",
     "threads_of_each",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +13,7 @@ import torch
 from targets.counters import Counters
 from targets.emulator.distributed.channel import Channel
 from targets.emulator.distributed.pipeline import FIRST, Made
+from targets.host import peak_rss_bytes
 
 Tensor = torch.Tensor
 _TYPES = {
@@ -74,12 +73,6 @@ class Run:
     rss_bytes: tuple[int, ...]
     steps: tuple[Taken, ...] = ()
     note: str = ""
-
-
-def peak_rss_bytes() -> int:
-    """The most memory that this process has held."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def gather(made: Made, rank: int, processes: int, channel: Channel | None) -> Run | None:

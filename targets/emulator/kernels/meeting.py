@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import prod
 
 from ir.types import one_token_shape
 from targets.emulator.arithmetic import Order
@@ -15,7 +14,7 @@ from targets.emulator.kernels.tree import Tree, at_homes, over_mesh
 from targets.emulator.scope import Charge, Kernel, Scope, Tensor
 from targets.emulator.ways import combine_way
 from targets.program.instructions import Instruction
-from targets.program.kinds import SUM_BYTES, SUMS
+from targets.program.kinds import SUM_BYTES, SUMS, values_that_meet
 
 
 def reduction(instruction: Instruction, scope: Scope) -> Kernel:
@@ -23,7 +22,7 @@ def reduction(instruction: Instruction, scope: Scope) -> Kernel:
     node, region = instruction.node, scope.program.placed.region
     first, *others = node.inputs
     hops = 2 * (region.rows + region.columns - 2)
-    payload = _values_that_meet(instruction, scope) * max(SUM_BYTES, scope.element_bytes(first))
+    payload = values_that_meet(scope.types, node) * max(SUM_BYTES, scope.element_bytes(first))
     charges = [
         *collect(node.inputs, scope),
         *strangers(others, scope.elements(first), scope),
@@ -76,15 +75,3 @@ def _axes(instruction: Instruction, scope: Scope) -> tuple[int, ...]:
     rank = len(scope.types[node.inputs[0]].shape)
     axes = node.attributes["dims"] if node.op in SUMS else (rank - 1,)
     return tuple(sorted(axis % rank for axis in axes))
-
-
-def _values_that_meet(instruction: Instruction, scope: Scope) -> int:
-    """Of one token's elements, how many sums or choices all tiles must agree on."""
-    node = instruction.node
-    if node.op == "topk":
-        return 2 * scope.elements(node.result.name)
-    if node.op == "gather":
-        return scope.elements(node.result.name)
-    shape = one_token_shape(scope.types[node.inputs[0]].shape)
-    rows = prod(size for axis, size in enumerate(shape) if axis not in _axes(instruction, scope))
-    return rows * (1 if node.op in SUMS - {"argmax", "argmin"} or node.op == "rms_norm" else 2)
